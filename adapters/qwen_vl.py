@@ -1,0 +1,36 @@
+"""Qwen-VL and its like: one packed sequence of patches, 2 × 2 merging, attention windows in Qwen2.5-VL."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vtc.adapters.generic import Adapter
+from vtc.forward import Recorded
+from vtc.layout import Layout
+
+
+class QwenVLAdapter(Adapter):
+    """The tower's patches come in groups of merge² that make one token; Qwen2.5-VL permutes the groups by window."""
+
+    families: ClassVar[tuple[str, ...]] = (
+        "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe", "qwen3_5", "qwen3_5_moe",
+    )  # fmt: skip
+
+    def to_tokens(self, values: Tensor, recorded: Recorded, layout: Layout) -> list[Tensor]:
+        """Mean over the patches of each token, in raster order."""
+        tokens = [len(image) for image in layout.images]
+        flat = values.flatten()
+        merged = flat.view(sum(tokens), -1).mean(dim=1)
+        if hasattr(self.tower, "get_window_index"):
+            merged = merged[torch.argsort(self._window_index(recorded)).to(merged.device)]
+        return list(merged.split(tokens))
+
+    def _window_index(self, recorded: Recorded) -> Tensor:
+        """The tower's order of merged tokens."""
+        features = next(iter(recorded.features.values()))
+        grid = features.arguments.get(f"{features.kind}_grid_thw")
+        if grid is None:
+            grid = next(a for a in features.arguments["args"] if not a.is_floating_point())
+        index = self.tower.get_window_index(grid)[0]
+        return torch.as_tensor(index)

@@ -1,0 +1,1 @@
+"""Harness, tasks, metrics, the embedded model, and the `vtc` command line."""

@@ -1,0 +1,103 @@
+"""Photographs, digits and fonts that installed packages carry, dealt out to the splits so that none is shared."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFont
+
+from .sample import SPLITS
+
+# package, path inside it. Both motorcycle pictures show one scene, so only the left one is used.
+PHOTOGRAPHS: dict[str, tuple[tuple[str, str], ...]] = {
+    "train": (
+        ("skimage", "data/astronaut.png"),
+        ("skimage", "data/camera.png"),
+        ("skimage", "data/chelsea.png"),
+        ("skimage", "data/coffee.png"),
+        ("skimage", "data/coins.png"),
+        ("skimage", "data/grass.png"),
+        ("skimage", "data/gravel.png"),
+        ("skimage", "data/ihc.png"),
+        ("skimage", "data/rocket.jpg"),
+        ("sklearn", "datasets/images/china.jpg"),
+    ),
+    "validation": (("skimage", "data/hubble_deep_field.jpg"), ("skimage", "data/retina.jpg")),
+    "test": (
+        ("skimage", "data/motorcycle_left.png"),
+        ("sklearn", "datasets/images/flower.jpg"),
+        ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
+    ),
+}
+
+FONTS: dict[str, tuple[str, ...]] = {
+    "train": (
+        "DejaVuSans",
+        "DejaVuSans-Bold",
+        "DejaVuSans-Oblique",
+        "DejaVuSansMono",
+        "DejaVuSansMono-Bold",
+        "DejaVuSerif-Bold",
+        "DejaVuSerif-Italic",
+        "STIXGeneralBolIta",
+        "cmss10",
+    ),
+    "validation": ("DejaVuSansMono-BoldOblique", "DejaVuSerif-BoldItalic"),
+    "test": ("DejaVuSans-BoldOblique", "DejaVuSerif", "STIXGeneralBol"),
+}
+
+# Last decimal of a digit's index in `load_digits` -> split.
+DIGIT_RESIDUES: dict[str, tuple[int, ...]] = {"train": (0, 1, 2, 3, 4, 5, 6), "validation": (7,), "test": (8, 9)}
+
+PHOTO_SIDES = (240, 320, 448)  # pixels of the shorter side, before a 224-pixel crop
+
+
+def check_split(split: str) -> None:
+    """Raises ValueError for anything but a known split."""
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r} is unknown; choose one of {', '.join(SPLITS)}")
+
+
+def _package_file(package: str, inside: str) -> Path:
+    file = import_module(package).__file__
+    assert file is not None
+    return Path(file).parent / inside
+
+
+@cache
+def photograph(split: str, index: int, scale: int) -> np.ndarray:
+    """One photograph of a split, resized. uint8 [H, W, 3] with min(H, W) = `PHOTO_SIDES[scale]`."""
+    with Image.open(_package_file(*PHOTOGRAPHS[split][index])) as file:
+        picture = file.convert("RGB")
+    factor = PHOTO_SIDES[scale] / min(picture.size)
+    size = (round(picture.width * factor), round(picture.height * factor))
+    return np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
+
+
+@cache
+def digit_indices(split: str) -> tuple[tuple[int, ...], ...]:
+    """For each class 0 to 9, the indices into `load_digits` that a split owns."""
+    labels = _digits()[1]
+    own = np.isin(np.arange(len(labels)) % 10, DIGIT_RESIDUES[split])
+    return tuple(tuple(np.flatnonzero(own & (labels == digit)).tolist()) for digit in range(10))
+
+
+@cache
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    bunch = import_module("sklearn.datasets").load_digits()
+    return bunch.images / 16.0, bunch.target
+
+
+def digit_ink(index: int) -> np.ndarray:
+    """Ink of one handwritten digit, float [8, 8] in 0 to 1."""
+    return _digits()[0][index]
+
+
+@cache
+def font(split: str, index: int, size: int) -> ImageFont.FreeTypeFont:
+    """One font of a split at a size in pixels."""
+    file = _package_file("matplotlib", f"mpl-data/fonts/ttf/{FONTS[split][index]}.ttf")
+    return ImageFont.truetype(str(file), size)

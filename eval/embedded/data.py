@@ -1,0 +1,118 @@
+"""Training batches: scenes, pixels, patch labels, and many questions packed behind one picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from .codes import patch_labels
+from .questions import ask
+from .render import render
+from .sample import GROUPS
+from .samples import generator
+from .scenes import Scene, draw_scene
+from .tokenizer import SPECIALS, build_tokenizer
+
+CHUNK = 64  # tokens; a question never crosses the border of a chunk
+QUESTION_TOKENS = 5 * CHUNK  # question and answer tokens packed behind one picture
+
+# How often each group is asked in training: more where looking alone isn't enough.
+GROUP_WEIGHTS: dict[str, float] = {
+    "existence": 1.2,
+    "colour": 1.0,
+    "count": 1.2,
+    "relation": 1.4,
+    "quadrant": 1.0,
+    "digit": 0.8,
+    "word": 0.8,
+    "choice": 1.2,
+    "scene": 0.3,
+}
+
+
+@dataclass
+class Questions:
+    """Questions packed behind each picture; S = `QUESTION_TOKENS`.
+
+    Attributes:
+        ids: int64 [B, S].
+        block: int64 [B, S], the question a token belongs to; padding has blocks of its own.
+        position: int64 [B, S], place within the question, from 0.
+        target: int64 [B, S], the next token where it is part of an answer, -100 elsewhere.
+        group: int64 [B, S], index into `GROUPS` at the answer tokens.
+    """
+
+    ids: Tensor
+    block: Tensor
+    position: Tensor
+    target: Tensor
+    group: Tensor
+
+
+@lru_cache(maxsize=1)
+def _core():
+    return build_tokenizer().backend_tokenizer
+
+
+def pack(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """Asks as many questions about a scene as fit. int64 [5, S], rows as the fields of `Questions`."""
+    weights = np.array([GROUP_WEIGHTS[g] for g in GROUPS])
+    asked, seen = [], set()
+    for index in rng.choice(len(GROUPS), size=48, p=weights / weights.sum()):
+        one = ask(scene, GROUPS[index], rng)
+        if one is not None and one.question not in seen:
+            seen.add(one.question)
+            asked.append((int(index), one))
+    encoded = _core().encode_batch(
+        [f"{one.question} ASSISTANT: {one.answer}</s>" for _, one in asked], add_special_tokens=False
+    )
+    out = np.zeros((5, QUESTION_TOKENS), np.int64)
+    out[3] = -100
+    out[1] = np.arange(QUESTION_TOKENS)  # a block is named by the place it starts at
+    filled = np.zeros(QUESTION_TOKENS // CHUNK, int)
+    for (index, one), encoding in zip(asked, encoded, strict=True):
+        ids = encoding.ids[:-1]  # the end token is predicted, never fed
+        room = np.flatnonzero(filled + len(ids) <= CHUNK)
+        if not len(room):
+            continue
+        start = int(room[0] * CHUNK + filled[room[0]])
+        filled[room[0]] += len(ids)
+        answer = 1 + len(one.answer.split())
+        where = slice(start, start + len(ids))
+        out[0, where], out[1, where], out[2, where] = ids, start, np.arange(len(ids))
+        out[3, start + len(ids) - answer : start + len(ids)] = encoding.ids[-answer:]
+        out[4, where] = index
+    return out
+
+
+def draw_batch(split: str, seed: int, first: int, size: int, purpose: str, crowded: bool = False) -> list[Scene]:
+    """Scenes number `first` to `first + size` of a stream."""
+    return [draw_scene(generator(split, seed, i, purpose), split, crowded) for i in range(first, first + size)]
+
+
+def pack_batch(scenes: list[Scene]) -> Questions:
+    """Packs questions behind each scene; which ones depends on the scene's texture seed alone."""
+    packed = np.stack([pack(s, np.random.default_rng(s.texture + 2)) for s in scenes], axis=1)
+    return Questions(*torch.from_numpy(packed))
+
+
+def label_batch(scenes: list[Scene]) -> Tensor:
+    """Patch labels, int64 [B, 256, 4]."""
+    return torch.from_numpy(np.stack([patch_labels(s) for s in scenes]))
+
+
+def pixel_batch(scenes: list[Scene]) -> Tensor:
+    """Pixels as the processor makes them, float32 [B, 3, 224, 224]."""
+    raw = torch.from_numpy(np.stack([render(s) for s in scenes])).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    return (raw - mean) / std
+
+
+def prefix_ids() -> list[int]:
+    """Ids in front of the visual tokens: `<s> USER:`."""
+    return [SPECIALS.index("<s>"), SPECIALS.index("USER:")]

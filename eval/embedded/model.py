@@ -1,0 +1,110 @@
+"""The embedded model's shape, its initialisation, and how it is written to a `from_pretrained` folder."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import CLIPVisionConfig, GenerationConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from .scenes import GRID, PATCH, SIZE
+from .tokenizer import SPECIALS, build_processor, build_tokenizer
+
+WIDTH = 192
+
+
+def build_config() -> LlavaConfig:
+    """A LLaVA of about 6 million parameters: 6-layer CLIP tower, MLP projector, 8-layer Llama with grouped heads."""
+    tower = CLIPVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        projection_dim=WIDTH,
+        num_hidden_layers=6,
+        num_attention_heads=3,
+        image_size=SIZE,
+        patch_size=PATCH,
+        hidden_act="gelu_pytorch_tanh",
+    )
+    text = LlamaConfig(
+        vocab_size=len(build_tokenizer()),
+        hidden_size=WIDTH,
+        intermediate_size=512,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=48,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        pad_token_id=SPECIALS.index("<pad>"),
+        bos_token_id=SPECIALS.index("<s>"),
+        eos_token_id=SPECIALS.index("</s>"),
+    )
+    return LlavaConfig(
+        vision_config=tower,
+        text_config=text,
+        image_token_index=SPECIALS.index("<image>"),
+        projector_hidden_act="gelu",
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        image_seq_length=GRID * GRID,
+        tie_word_embeddings=True,
+    )
+
+
+def _sincos(tokens: int, width: int) -> torch.Tensor:
+    """Sine-cosine table of a square grid, [tokens, width]: a quarter of the channels each for sin/cos of x and y."""
+    rate = 100.0 ** -(torch.arange(width // 4) / (width // 4))
+    side = int(tokens**0.5)
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    angles = [v.reshape(-1, 1) * rate for v in (x, y)]
+    return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=1)
+
+
+def build_model(seed: int = 0) -> LlavaForConditionalGeneration:
+    """A freshly initialised model in fp32.
+
+    Residual branches start at zero, the tower's position table as sines and cosines, and the decoder's last norm
+    small, so that tied embeddings of unit size give calm logits.
+    """
+    torch.manual_seed(seed)
+    model = LlavaForConditionalGeneration(build_config())
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("out_proj.weight", "fc2.weight", "o_proj.weight", "down_proj.weight")):
+                weight.zero_()
+            elif weight.ndim == 2 and "embed" not in name:
+                weight.normal_(0, weight.shape[1] ** -0.5)
+            elif name.endswith("position_embedding.weight"):
+                weight[1:] = 0.5 * _sincos(GRID * GRID, WIDTH)
+            elif name.endswith("patch_embedding.weight"):
+                weight.normal_(0, weight[0].numel() ** -0.5)
+            elif name.endswith("embed_tokens.weight"):
+                weight.normal_(0, 0.5)
+        model.model.language_model.norm.weight.fill_(0.15)
+    return model
+
+
+def export(state: dict[str, torch.Tensor], folder: Path) -> None:
+    """Writes weights, configs, tokenizer and processor as a `from_pretrained` folder, each file replaced at once.
+
+    Args:
+        state: State dict of `build_model()`, any float type; saved as float16.
+        folder: Where the files go.
+    """
+    model = build_model()
+    model.load_state_dict(state)
+    model.half()
+    model.generation_config = GenerationConfig(
+        max_new_tokens=8,
+        pad_token_id=SPECIALS.index("<pad>"),
+        bos_token_id=SPECIALS.index("<s>"),
+        eos_token_id=SPECIALS.index("</s>"),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        model.save_pretrained(temporary)
+        build_processor().save_pretrained(temporary)
+        for file in sorted(Path(temporary).iterdir()):
+            os.replace(file, folder / file.name)

@@ -1,0 +1,43 @@
+"""The training recipe as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of training.
+
+    Attributes:
+        name: Also the checkpoint's name.
+        teaches: "tower" (pixels to patch labels and codes), "decoder" (codes to answers) or "model" (pixels to answers).
+        starts_from: Stages whose weights this one continues.
+        steps: Optimizer steps.
+        batch: Pictures per step, over all processes.
+        muon_lr: Step size of hidden matrices.
+        adam_lr: Step size of everything else.
+        decay: Share of the steps, at the end, over which both fall linearly to zero.
+        dense: Weight of the patch-label loss beside the answer loss ("model" stages).
+        visual: Visual tokens per picture of a "decoder" stage, one entry per step in turn; below 256, all tokens
+            that show a thing and a random part of the background.
+    """
+
+    name: str
+    teaches: str
+    starts_from: tuple[str, ...]
+    steps: int
+    batch: int
+    muon_lr: float
+    adam_lr: float
+    decay: float = 0.0
+    dense: float = 0.0
+    visual: tuple[int, ...] = (256,)
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage("tower", "tower", (), steps=100000, batch=16, muon_lr=0.02, adam_lr=3e-3),
+    Stage("decoder", "decoder", (), steps=100000, batch=8, muon_lr=0.02, adam_lr=3e-3, visual=(64, 64, 96)),
+    Stage("joint", "model", ("tower", "decoder"), steps=2000, batch=16, muon_lr=0.01, adam_lr=1e-3, dense=0.3),
+    Stage("final", "model", ("joint",), steps=1000, batch=16, muon_lr=0.01, adam_lr=1e-3, decay=1.0),
+)

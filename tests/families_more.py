@@ -1,0 +1,39 @@
+"""More families, as `families.py` has them: variants of its twelve, decoders of other makes, and videos."""
+
+from tiny_base import Family
+from tiny_own import Ernie4_5VLMoe, Gemma4, Granite4Vision, Lfm2Vl, Llama4, MiniCPMV4_6, Molmo2, Qwen3_5, Qwen3VLMoe
+from tiny_plain import (
+    Aria,
+    AyaVision,
+    Cohere2Vision,
+    DeepseekVL,
+    GotOcr2,
+    Idefics3,
+    Janus,
+    LlavaNextVideo,
+    Ovis2,
+    PaliGemma2,
+    SmolVLM,
+    VideoLlama3,
+    VideoLlava,
+)
+from tiny_videos import LlavaNextVideoVideo, LlavaOnevisionVideo, Qwen2_5VLVideo, Qwen3VLVideo, VideoLlavaVideo
+
+PLAIN = (
+    PaliGemma2,
+    LlavaNextVideo,
+    VideoLlava,
+    AyaVision,
+    Cohere2Vision,
+    Ovis2,
+    VideoLlama3,
+    DeepseekVL,
+    Janus,
+    Aria,
+    GotOcr2,
+    SmolVLM,
+    Idefics3,
+)
+OWN = (Qwen3VLMoe, Qwen3_5, MiniCPMV4_6, Gemma4, Granite4Vision, Ernie4_5VLMoe, Lfm2Vl, Llama4, Molmo2)
+VIDEOS = (LlavaOnevisionVideo, LlavaNextVideoVideo, VideoLlavaVideo, Qwen2_5VLVideo, Qwen3VLVideo)
+MORE: dict[str, Family] = {family.name: family() for family in (*PLAIN, *OWN, *VIDEOS)}

@@ -1,0 +1,33 @@
+"""The one budget word: `keep`, a share in (0, 1] or a count, per image or video."""
+
+import math
+from numbers import Integral, Real
+
+Keep = float | int
+
+
+def check_keep(keep: object, name: str = "keep") -> None:
+    """Check that `keep` is a float in (0, 1] or a positive int.
+
+    Raises:
+        TypeError: `keep` is not a number (bool included).
+        ValueError: `keep` is NaN, out of (0, 1] as a float, or below 1 as an int.
+    """
+    way_out = "give a share in (0, 1] such as 0.25, or a count of tokens per image such as 64"
+    if isinstance(keep, bool) or not isinstance(keep, Real):
+        raise TypeError(f"{name}={keep!r} is a {type(keep).__name__}; {way_out}")
+    if isinstance(keep, Integral):
+        if keep < 1:
+            raise ValueError(f"{name}={keep!r} keeps no token; {way_out}")
+    elif math.isnan(keep) or not 0 < keep <= 1:
+        raise ValueError(f"{name}={keep!r} is not in (0, 1]; {way_out}")
+
+
+def resolve(keep: Keep, present: int, minimum: int = 1) -> int:
+    """Number of tokens that `keep` means where `present` tokens are.
+
+    A share is rounded half to even (as the released code of most methods does); the result is at least `minimum`
+    (where that many are present) and at most `present`.
+    """
+    count = int(keep) if isinstance(keep, Integral) else round(present * float(keep))
+    return min(max(count, minimum), present)

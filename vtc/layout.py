@@ -1,0 +1,85 @@
+"""Where in the sequence the visual tokens of each image or video are, and the grid behind them."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A T × H × W block of the visual tokens of one image, in raster order.
+
+    Attributes:
+        start: index of the first token within the image.
+        t, h, w: frames, rows, columns.
+        row_end: separator tokens (newlines) after each row.
+        end: separator tokens after the whole block.
+        kind: "image" (the whole picture), "thumbnail" (an overview beside tiles), "tiles" (the joined tiles).
+    """
+
+    start: int
+    t: int
+    h: int
+    w: int
+    row_end: int = 0
+    end: int = 0
+    kind: str = "image"
+
+    def __len__(self) -> int:
+        return self.t * self.h * (self.w + self.row_end) + self.end
+
+    def tokens(self) -> Tensor:
+        """LongTensor [T, H, W]: index within the image of the token of each cell (separators left out)."""
+        stride = self.w + self.row_end
+        rows = torch.arange(self.t * self.h).view(self.t, self.h, 1) * stride
+        return self.start + rows + torch.arange(self.w)
+
+
+@dataclass(frozen=True)
+class VisualInput:
+    """One image or video in the sequence.
+
+    Attributes:
+        row: row of the batch.
+        kind: "image" or "video".
+        positions: LongTensor [N] on the CPU: places in the row, ascending (separators of mistral3 may sit between).
+        grids: the blocks that make up the N tokens, in order.
+        ordinal: how many images stand before it in its row.
+    """
+
+    row: int
+    kind: str
+    positions: Tensor
+    grids: tuple[Grid, ...]
+    ordinal: int = 0
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def separators(self) -> Tensor:
+        """BoolTensor [N]: True at newline tokens, which stand for no place in the picture."""
+        mask = torch.ones(len(self), dtype=torch.bool)
+        for grid in self.grids:
+            mask[grid.tokens().flatten()] = False
+        return mask
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The visual tokens of one forward pass.
+
+    Attributes:
+        shape: (batch, length) of the sequence that was given.
+        images: every image and video, row by row, in order.
+    """
+
+    shape: tuple[int, int]
+    images: tuple[VisualInput, ...] = field(default=())
+
+    def tokens_per_row(self) -> list[int]:
+        """Visual tokens in each row of the batch."""
+        counts = [0] * self.shape[0]
+        for image in self.images:
+            counts[image.row] += len(image)
+        return counts

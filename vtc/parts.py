@@ -1,0 +1,53 @@
+"""The places of a model that the seams hold on to, as an adapter found them."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Modules of one vision-language model.
+
+    Attributes:
+        family: the model's `config.model_type`.
+        composite: the module that owns `get_placeholder_mask` and calls the decoder.
+        decoder: the module that owns `.layers` and takes `inputs_embeds`.
+        layers: its decoder layers.
+        blocks: the blocks of the vision tower; empty where the adapter found none.
+        has_cls: whether row 0 of the tower's sequence is a CLS token.
+        feature_layer: index (negative from the end) of the tower block whose output the projector reads.
+    """
+
+    family: str
+    composite: nn.Module
+    decoder: nn.Module
+    layers: tuple[nn.Module, ...]
+    blocks: tuple[nn.Module, ...]
+    has_cls: bool
+    feature_layer: int
+
+    def block(self, index: int, wanted_by: str) -> int:
+        """`index` of a tower block, negative from the end, as an index from 0.
+
+        Raises:
+            ValueError: the tower has no such block.
+        """
+        count = len(self.blocks)
+        if not count:
+            raise ValueError(f"{wanted_by} reads the attention of the vision tower, and none was found in {self.family}")
+        if not -count <= index < count:
+            raise ValueError(f"{wanted_by}: tower layer {index} is out of range; {self.family} has {count} blocks")
+        return index % count
+
+    def layer(self, index: int, wanted_by: str) -> int:
+        """`index` of a decoder layer, checked.
+
+        Raises:
+            ValueError: the decoder has no such layer.
+        """
+        if not 0 <= index < len(self.layers):
+            raise ValueError(
+                f"{wanted_by}: decoder layer {index} is out of range; {self.family} has layers 0 to {len(self.layers) - 1}"
+            )
+        return index

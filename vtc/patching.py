@@ -1,0 +1,92 @@
+"""Patch a model, give it back, read what happened."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from vtc import spec as specs
+from vtc.registry import adapter_class
+from vtc.seam import Seam
+from vtc.trace import Trace
+
+_MARK = "_vtc_seam"  # on the model and on its decoder, while patched
+
+
+def patch(model: nn.Module, *methods: specs.Spec, **fields: Any) -> nn.Module:
+    """Compress the visual tokens of `model` from now on.
+
+    Args:
+        model: a vision-language model of transformers, already loaded.
+        *methods: a spec such as "divprune", "divprune:keep=0.25+fastv:layer=2", or methods such as `DivPrune(keep=64)`.
+        **fields: fields of the method where one is named, e.g. `keep=0.25`.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: unknown method or field, a value out of range, methods that do not compose, a model that lacks what
+            a method needs, or a model that is patched already. The model is unchanged then.
+        TypeError: an argument of the wrong type.
+    """
+    if (seam := _seam_of(model)) is not None:
+        raise ValueError(f"this {type(model).__name__} is patched already ({seam.spec}); call vtc.unpatch first")
+    if not methods:
+        raise ValueError("no method given; name one, e.g. vtc.patch(model, 'divprune', keep=0.25)")
+    if len(methods) > 1 and fields:
+        raise ValueError(f"{', '.join(fields)}=… beside several methods is ambiguous; put each field into its method")
+    parsed = specs.parse(methods[0], **fields) if len(methods) == 1 else specs.parse(methods)
+    config = getattr(model, "config", None)
+    adapter = adapter_class(getattr(config, "model_type", "*"))(model)
+    seam = Seam(adapter, parsed, specs.to_string(parsed))
+    if (inside := _seam_of(seam.parts.decoder)) is not None:
+        raise ValueError(f"a part of this model is patched already ({inside.spec}); call vtc.unpatch on it first")
+    seam.install()
+    for module in (model, seam.parts.decoder):
+        object.__setattr__(module, _MARK, seam)
+    return model
+
+
+def unpatch(model: nn.Module) -> nn.Module:
+    """Give the model back exactly as it was before `patch`.
+
+    Raises:
+        ValueError: the model is not patched.
+    """
+    seam = _seam_of(model)
+    if seam is None:
+        raise ValueError(f"this {type(model).__name__} is not patched; call vtc.patch(model, 'divprune', keep=0.25) first")
+    seam.remove()
+    for module in {model, seam.parts.decoder}:
+        object.__delattr__(module, _MARK)
+    return model
+
+
+@contextmanager
+def patched(model: nn.Module, *methods: specs.Spec, **fields: Any) -> Iterator[nn.Module]:
+    """`patch` for the length of a `with` block; the model is given back also after an exception."""
+    patch(model, *methods, **fields)
+    try:
+        yield model
+    finally:
+        if _seam_of(model) is not None:
+            unpatch(model)
+
+
+def trace(model: nn.Module) -> Trace:
+    """What the last prefill of a patched model did.
+
+    Raises:
+        ValueError: the model is not patched, or has not run yet.
+    """
+    seam = _seam_of(model)
+    if seam is None:
+        raise ValueError(f"this {type(model).__name__} is not patched, so there is no trace; call vtc.patch first")
+    if seam.trace is None:
+        raise ValueError("the patched model has not run yet; call it or model.generate once, then ask for the trace")
+    return seam.trace
+
+
+def _seam_of(module: nn.Module) -> Seam | None:
+    return getattr(module, _MARK, None)

@@ -1,0 +1,1 @@
+"""Methods that act in front of chosen decoder layers, during prefill: one file each."""

@@ -1,0 +1,58 @@
+"""FastV: after a few layers, drop the visual tokens that the last token does not look at (arXiv 2403.06764, ECCV 2024)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vtc import fields
+from vtc.budget import Keep
+from vtc.method import Prune, Rows, Watch
+from vtc.registry import register
+from vtc.scores import Attention
+
+
+def last_query_attention(attention: Attention) -> Tensor:
+    """Attention probability that each new token gets from the last one, mean over heads; Tensor [B, n] in float32.
+
+    The row is a softmax over all keys (text, visual, cached). The paper writes of attention from all tokens; the code
+    behind its numbers takes the last query.
+    """
+    batch, _, queries, _ = attention.query.shape
+    last = torch.full((batch, 1), queries - 1, device=attention.query.device)
+    return attention.rows(last)[:, 0, -queries:]
+
+
+@register("fastv")
+@dataclass
+class FastV(Prune):
+    """Drop, in front of one decoder layer, the visual tokens that got least attention in the layer before it.
+
+    Attention is that of the last prompt token. Done once, in prefill; the survivors keep their position ids. Several
+    images of a row share one budget. https://arxiv.org/abs/2403.06764
+
+    Attributes:
+        layer: decoder layer, from 0, that is the first to see fewer tokens: K of the paper, so K layers run in full.
+        keep: share in (0, 1] or count of the row's visual tokens; a share is rounded half to even and can leave 0.
+    """
+
+    layer: int = 2
+    keep: Keep = 0.5
+    positions: ClassVar[str] = "original"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fields.check_int("layer", self.layer, "FastV reads the attention of the layer before, so give 1 or more", 1)
+
+    def schedule(self, num_layers: int) -> tuple[int, ...]:
+        return (self.layer,)
+
+    def watch(self, num_layers: int) -> Watch:
+        return Watch(attention=(self.layer - 1,))
+
+    def on_attention(self, layer: int, attention: Attention, memory: dict[str, Tensor]) -> None:
+        memory["attention"] = last_query_attention(attention)
+
+    def score(self, rows: Rows, memory: dict[str, Tensor]) -> Tensor:
+        return memory["attention"]

@@ -1,0 +1,54 @@
+"""What a method decided: the surviving positions, and how old tokens mix into new ones."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """A sparse matrix W of shape [k, N] per image, in coordinate form: new tokens = W · old tokens.
+
+    Attributes:
+        source: LongTensor [G, M]: old token (column of W), in 0…N-1.
+        target: LongTensor [G, M]: new token (row of W), in 0…k-1.
+        weight: Tensor [G, M]: the entry; rows of a plain average sum to 1.
+    """
+
+    source: Tensor
+    target: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """The decision for G images of N visual tokens each.
+
+    Attributes:
+        kept: LongTensor [G, k]: surviving positions within the image, ascending. A merged token sits at the position
+            of its centre.
+        mixing: how the old tokens make up the new ones; None means that each survivor stays as it is.
+    """
+
+    kept: Tensor
+    mixing: Mixing | None = None
+
+    @classmethod
+    def of(cls, picks: Tensor) -> "Reduction":
+        """Keep the tokens `picks` [G, k] (any order, no duplicates)."""
+        return cls(picks.sort(dim=-1).values)
+
+    @classmethod
+    def top(cls, scores: Tensor, k: int) -> "Reduction":
+        """Keep the `k` highest of `scores` [G, N]; equal scores: lowest index first; NaN counts as lowest."""
+        return cls.of(top_k(scores, k))
+
+
+def top_k(scores: Tensor, k: int) -> Tensor:
+    """Indices [.., k] of the k highest of `scores` [.., N], best first; stable: the lowest index wins a tie.
+
+    NaN counts as the lowest score, so the result never holds a duplicate or an index out of range.
+    """
+    scores = torch.where(scores.isnan(), float("-inf"), scores)
+    return scores.argsort(dim=-1, descending=True, stable=True)[..., :k]

@@ -1,0 +1,111 @@
+"""Attention scores from q and k alone: chosen rows or column means, never an N × N matrix kept."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The q and k of one attention call, after rotary embedding, heads split.
+
+    Attributes:
+        query: Tensor [B, H, Q, d].
+        key: Tensor [B, H_kv, S, d]; H is a multiple of H_kv. Cached keys first, so the Q newest come last.
+        scaling: factor of the logits, usually d ** -0.5.
+        mask: what the attention was called with: None, a [B, S] mask of valid keys, or a [B, 1, Q, S] mask (bool:
+            True may attend; float: added to the logits).
+        causal: whether query i may see only keys up to its own.
+        window: sliding-window length in tokens, or None.
+        softcap: c of c · tanh(logits / c), or None.
+    """
+
+    query: Tensor
+    key: Tensor
+    scaling: float
+    mask: Tensor | None = None
+    causal: bool = True
+    window: int | None = None
+    softcap: float | None = None
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Attention probabilities of chosen queries, mean over heads, in float32.
+
+        Args:
+            index: LongTensor [B, R], queries in 0…Q-1.
+
+        Returns:
+            Tensor [B, R, S].
+        """
+        query = self.query.gather(2, index[:, None, :, None].expand(-1, self.query.shape[1], -1, self.query.shape[3]))
+        bias = self._bias(index)
+        return attention_rows(query, self.key, self.scaling, bias, self.softcap).mean(dim=1)
+
+    def _bias(self, index: Tensor) -> Tensor:
+        """What is added to the logits of queries `index` [B, R]: [B, 1, R, S], 0 or -inf (or the float mask's values)."""
+        batch, _, queries, _ = self.query.shape
+        keys = self.key.shape[2]
+        place = index[:, :, None] + (keys - queries)  # of the query among the keys
+        column = torch.arange(keys, device=index.device)
+        if self.mask is not None and self.mask.dim() == 4:
+            mask = self.mask[..., -keys:] if self.mask.shape[-1] >= keys else self.mask
+            mask = mask.expand(batch, -1, -1, -1)[:, 0]
+            mask = mask.gather(1, index[:, :, None].expand(-1, -1, mask.shape[-1]))[:, None]
+            return mask.float() if mask.is_floating_point() else _minus_infinity(mask)
+        seen = column <= place if self.causal else torch.ones_like(place, dtype=torch.bool).expand(-1, -1, keys)
+        if self.window is not None:
+            seen = seen & (column > place - self.window)
+        if self.mask is not None:
+            seen = seen & self.mask.bool()[:, None, -keys:]
+        return _minus_infinity(seen)[:, None]
+
+
+def _minus_infinity(seen: Tensor) -> Tensor:
+    return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, float("-inf"))
+
+
+def attention_rows(
+    query: Tensor, key: Tensor, scaling: float, bias: Tensor | None = None, softcap: float | None = None
+) -> Tensor:
+    """Rows of softmax(Q Kᵀ) for few queries, grouped heads, in float32.
+
+    Args:
+        query: [B, H, R, d].
+        key: [B, H_kv, S, d].
+        scaling: factor of the logits.
+        bias: added to the logits, broadcast to [B, H, R, S].
+        softcap: c of c · tanh(logits / c), before the bias.
+
+    Returns:
+        Tensor [B, H, R, S]; a row that may see nothing is all zeros.
+    """
+    batch, heads, rows, dim = query.shape
+    groups = key.shape[1]
+    grouped = query.float().reshape(batch, groups, heads // groups * rows, dim)
+    logits = (grouped @ key.float().transpose(-1, -2) * scaling).reshape(batch, heads, rows, -1)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    if bias is not None:
+        logits = logits + bias
+    return torch.softmax(logits, dim=-1).nan_to_num(0.0)
+
+
+def attention_received(query: Tensor, key: Tensor, scaling: float, chunk: int = 256) -> Tensor:
+    """Mean attention probability that each key receives, over all queries and heads: column means of softmax(Q Kᵀ).
+
+    Works through the queries in chunks, so that memory stays O(chunk · N).
+
+    Args:
+        query: [B, H, Q, d], no mask: the towers attend both ways.
+        key: [B, H_kv, S, d].
+        scaling: factor of the logits.
+        chunk: queries at a time.
+
+    Returns:
+        Tensor [B, S] in float32; sums to 1.
+    """
+    total = torch.zeros(key.shape[0], key.shape[2], device=key.device)
+    for part in query.split(chunk, dim=2):
+        total += attention_rows(part, key, scaling).sum(dim=(1, 2))
+    return total / (query.shape[1] * query.shape[2])

@@ -1,0 +1,337 @@
+"""Seam 1: hooks on one model instance. Nothing is subclassed, copied or replaced by class."""
+
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtc.conversation import Conversation, conversation_of
+from vtc.flops import Cost, attention_width, lengths_of, linear_weights
+from vtc.forward import ForwardPass, Recorded
+from vtc.method import Method, Needs, Prune, Selector
+from vtc.scores import Attention, attention_received, attention_rows
+from vtc.tap import Tap
+from vtc.trace import Trace
+
+
+class Seam:
+    """The hooks that one patch put into one model.
+
+    Args:
+        adapter: where things are in the model.
+        methods: at most one selector, and prunes that act in front of different layers.
+        spec: the methods as a spec string, for the trace.
+
+    Raises:
+        ValueError: the methods do not compose, or the model lacks what they need. Nothing was changed then.
+    """
+
+    def __init__(self, adapter: Any, methods: Sequence[Method], spec: str):
+        self.adapter = adapter
+        self.parts = adapter.parts
+        self.spec = spec
+        self.selector, self.prunes = split_kinds(methods)
+        depth = len(self.parts.layers)
+        self.prune_at: dict[int, tuple[Prune, int]] = {}
+        for prune in self.prunes:
+            for stage, layer in enumerate(prune.schedule(depth)):
+                self.parts.layer(layer, prune.name)
+                if layer in self.prune_at:
+                    other = self.prune_at[layer][0].name
+                    raise ValueError(f"{prune.name} and {other} both prune in front of layer {layer}; move one of them")
+                self.prune_at[layer] = (prune, stage)
+        self.boundaries = [0, *sorted(self.prune_at)]
+        self.needs = self.selector.needs(self.parts) if self.selector else Needs()
+        self.packs_inside = any(prune.positions == "packed" for prune in self.prunes)
+        self.decoder_config = getattr(self.parts.decoder, "config", None)
+        self.trace: Trace | None = None
+        self._local = threading.local()
+        self._undo: list[Callable[[], None]] = []
+        self._conversations: list[Any] = []
+        self._masks_outside = False
+
+    # ---------------------------------------------------------------- putting in and taking out
+
+    def install(self) -> None:
+        """Put the hooks in. If one can't be placed, those before it are taken out again."""
+        try:
+            self._install()
+        except BaseException:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        """Take every hook out and give configs and methods back."""
+        while self._undo:
+            self._undo.pop()()
+        import weakref
+
+        for reference in self._conversations:
+            conversation = reference() if isinstance(reference, weakref.ref) else reference
+            if conversation is not None:
+                conversation.active = False
+
+    def _install(self) -> None:
+        composite, decoder = self.parts.composite, self.parts.decoder
+        self._hook(composite.register_forward_pre_hook(self._before_composite, with_kwargs=True))
+        self._hook(composite.register_forward_hook(self._after_composite, always_call=True))
+        self._wrap(composite, "get_placeholder_mask", self._record_placeholders)
+        self.adapter.record_features(self)
+        self._hook(decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True))
+        self._hook(decoder.register_forward_hook(self._after_decoder))
+        for index, block in enumerate(self.parts.blocks):
+            self._hook(block.register_forward_pre_hook(functools.partial(self._before_block, index), with_kwargs=True))
+        if self.prunes:
+            for index, layer in enumerate(self.parts.layers):
+                hook = functools.partial(self._before_layer, index)
+                self._hook(layer.register_forward_pre_hook(hook, with_kwargs=True))
+            self._watch_modules()
+        if self.packs_inside:
+            for module in self.adapter.rotary_modules():
+                self._hook(module.register_forward_hook(self._record_rotary, with_kwargs=True))
+        listeners = {**self._tower_listeners(), **self._decoder_listeners()}
+        if listeners:
+            self._undo.append(Tap(listeners).close)
+
+    def _hook(self, handle: Any) -> None:
+        self._undo.append(handle.remove)
+
+    def _wrap(self, owner: nn.Module, name: str, record: Callable[..., None]) -> None:
+        """Let `record(output, args, kwargs)` see every call of a method of this instance."""
+        original = getattr(owner, name)
+
+        @functools.wraps(original)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            output = original(*args, **kwargs)
+            record(output, args, kwargs)
+            return output
+
+        object.__setattr__(owner, name, wrapper)
+        self._undo.append(lambda: object.__delattr__(owner, name))
+
+    # ---------------------------------------------------------------- what belongs to the call in this thread
+
+    @property
+    def recorded(self) -> Recorded:
+        """What was seen of the call that runs in this thread."""
+        if not hasattr(self._local, "recorded"):
+            self._local.recorded = Recorded()
+        return self._local.recorded
+
+    @property
+    def running(self) -> ForwardPass | None:
+        """The decoder call that runs in this thread."""
+        return getattr(self._local, "running", None)
+
+    def publish(self, trace: Trace) -> None:
+        self.trace = trace
+
+    def remember(self, conversation: Conversation) -> None:
+        """Know a conversation, to end it with the patch."""
+        import weakref
+
+        self._conversations = [r for r in self._conversations if r() is not None and r() is not conversation]
+        self._conversations.append(weakref.ref(conversation))
+        deltas = getattr(self.parts.composite, "rope_deltas", None)
+        conversation.rope_deltas = deltas
+
+    def cost(self, sequences: list[Any]) -> Cost:
+        """What the FLOPs count needs of this model."""
+        if not hasattr(self, "_sizes"):
+            layers = [
+                (linear_weights(layer), attention_width(self.adapter.attention(layer), self.decoder_config))
+                for layer in self.parts.layers
+            ]
+            config = getattr(self.adapter.tower, "config", None)
+            blocks = [(linear_weights(block), attention_width(block, config)) for block in self.parts.blocks]
+            self._sizes = layers, blocks
+        return Cost(*self._sizes, sequences=list(sequences))
+
+    # ---------------------------------------------------------------- hooks
+
+    def _before_composite(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        recorded = Recorded()
+        self._local.recorded = recorded
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            recorded.mask = mask
+        conversation = conversation_of(kwargs.get("past_key_values"))
+        if conversation is None:
+            return None
+        if conversation.rope_deltas is not None:
+            module.rope_deltas = conversation.rope_deltas
+        if not self._masks_outside:
+            return None
+        ids = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
+        length = (ids if ids is not None else args[0]).shape[1]
+        old = conversation.held_valid[0]
+        if recorded.mask is None and old is None:
+            return None
+        new = recorded.mask
+        if new is None:
+            new = torch.ones(len(old), length, dtype=torch.long, device=old.device)  # type: ignore[arg-type]
+        if old is None:
+            old = new.new_ones(len(new), conversation.slots)
+        return args, {**kwargs, "attention_mask": torch.cat([old.to(new), new[:, -length:]], dim=1)}
+
+    def _after_composite(self, module: nn.Module, args: tuple, output: Any) -> None:
+        self._local.recorded = Recorded()
+        self._local.running = None
+
+    def _record_placeholders(self, output: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        kinds = [kind for kind in ("image", "video") if kwargs.get(f"{kind}_features") is not None]
+        masks = output if isinstance(output, tuple) else (output,)
+        if not kinds:
+            kinds = ["image"]
+        for kind in kinds:
+            mask = masks[1] if kind == "video" and len(masks) > 1 else masks[0]
+            if mask is not None:
+                self.recorded.placeholders.append((kind, mask[..., 0] if mask.dim() == 3 else mask))
+
+    def _before_decoder(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        self._local.running = None
+        if kwargs.get("inputs_embeds") is None:
+            return None
+        if not isinstance(kwargs.get("attention_mask"), Tensor | None) or _is_ready(kwargs.get("attention_mask")):
+            self._masks_outside = True
+        running = ForwardPass(self, self.recorded)
+        kwargs = running.enter(kwargs)
+        self._local.running = running
+        return args, kwargs
+
+    def _after_decoder(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        running, self._local.running = self.running, None
+        return running.leave(output) if running is not None else None
+
+    def _before_layer(self, index: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        running = self.running
+        return running.before_layer(index, args, kwargs) if running is not None else None
+
+    def _before_block(self, index: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        hidden = args[0] if args else kwargs.get("hidden_states")
+        if isinstance(hidden, Tensor):
+            self.recorded.sequences.append((index, lengths_of(hidden, kwargs.get("cu_seqlens"))))
+
+    def _record_rotary(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        if self.running is not None:
+            self.running.rotary.append((module, args, kwargs, output))
+
+    # ---------------------------------------------------------------- what methods asked to see
+
+    def _tower_listeners(self) -> dict[nn.Module, Callable[..., None]]:
+        """Attention scores of the tower, reduced to one value per patch while the tower runs."""
+        listeners: dict[nn.Module, Callable[..., None]] = {}
+        for block in sorted({*self.needs.received, *self.needs.cls}):
+            listeners[self.adapter.attention(self.parts.blocks[block])] = functools.partial(self._hear_tower, block)
+        return listeners
+
+    def _hear_tower(self, block: int, attention: Attention, kwargs: dict[str, Any]) -> None:
+        lengths = kwargs.get("cu_seq_lens_q")
+        with torch.no_grad():
+            if block in self.needs.received:
+                self._add_scores("received", block, _received(attention, lengths))
+            if block in self.needs.cls:
+                row = attention_rows(attention.query[:, :, :1], attention.key, attention.scaling)[:, :, 0].mean(dim=1)
+                self._add_scores("cls", block, row)
+
+    def _add_scores(self, what: str, block: int, values: Tensor) -> None:
+        self.recorded.scores.setdefault((what, block), []).append(values)  # type: ignore[arg-type]
+
+    def _decoder_listeners(self) -> dict[nn.Module, Callable[..., None]]:
+        """Attention modules of the decoder that some prune watches, or probes."""
+        listeners: dict[nn.Module, Callable[..., None]] = {}
+        depth = len(self.parts.layers)
+        watched: dict[int, list[Prune]] = {layer: [] for layer in self.prune_at}
+        for prune in self.prunes:
+            for layer in prune.watch(depth).attention:
+                watched.setdefault(layer, []).append(prune)
+        for layer, prunes in watched.items():
+            module = self.adapter.attention(self.parts.layers[layer])
+            listeners[module] = functools.partial(self._hear_decoder, layer, prunes)
+        return listeners
+
+    def _hear_decoder(self, layer: int, prunes: list[Prune], attention: Attention, kwargs: dict[str, Any]) -> None:
+        running = self.running
+        if running is not None and running.prunes_ahead(layer):
+            for prune in prunes:
+                with torch.no_grad():
+                    prune.on_attention(layer, attention, running.memory[id(prune)])
+
+    def _watch_modules(self) -> None:
+        """Hooks on attention and MLP modules that some prune watches."""
+        depth = len(self.parts.layers)
+        for prune in self.prunes:
+            for layer in prune.watch(depth).modules:
+                module = self.parts.layers[self.parts.layer(layer, prune.name)]
+                for name, part in (("attention", self.adapter.attention(module)), ("mlp", self.adapter.mlp(module))):
+                    hook = functools.partial(self._see_module, prune, layer, name)
+                    self._hook(part.register_forward_hook(hook, with_kwargs=True))
+
+    def _see_module(
+        self, prune: Prune, layer: int, name: str, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any
+    ) -> None:
+        running = self.running
+        if running is None or not running.prunes_ahead(layer):
+            return
+        before = args[0] if args else kwargs["hidden_states"]
+        after = output[0] if isinstance(output, tuple) else output
+        valid = running.segments[running.current].cut.valid.to(before.device)
+        with torch.no_grad():
+            prune.on_modules(layer, name, before, after, valid, running.memory[id(prune)])
+
+    # ---------------------------------------------------------------- refusals
+
+    def check_call(self, kwargs: dict[str, Any], length: int) -> None:
+        """Refuse what can't be done, before anything is computed.
+
+        Raises:
+            ValueError: static caches, attention outputs, gradient checkpointing with a prune.
+        """
+        cache = kwargs.get("past_key_values")
+        if cache is not None and getattr(cache, "is_compileable", False) and len(getattr(cache, "layers", [])):
+            raise ValueError(
+                f"a {type(cache).__name__} has a fixed length for all layers, so a compressed model can't use it; "
+                "use the default dynamic cache (cache_implementation=None)"
+            )
+        if kwargs.get("output_attentions"):
+            raise ValueError(
+                "output_attentions=True is not available while a model is compressed, since layers see different "
+                "tokens; unpatch the model for it, or read vtc.trace(model)"
+            )
+        decoder = self.parts.decoder
+        if self.prunes and decoder.training and getattr(decoder, "gradient_checkpointing", False):
+            raise ValueError(
+                f"{', '.join(p.name for p in self.prunes)} can't run under gradient checkpointing, which calls layers "
+                "again out of order; call model.gradient_checkpointing_disable() or use a selector"
+            )
+
+
+def split_kinds(methods: Sequence[Method]) -> tuple[Selector | None, list[Prune]]:
+    """The selector (or None) and the prunes among `methods`; "none" is neither.
+
+    Raises:
+        ValueError: more than one selector.
+    """
+    selectors = [method for method in methods if isinstance(method, Selector) and method.name != "none"]
+    if len(selectors) > 1:
+        names = " and ".join(method.name for method in selectors)
+        raise ValueError(f"{names} can't be composed: both select before the first decoder layer; keep one of them")
+    return (selectors[0] if selectors else None), [method for method in methods if isinstance(method, Prune)]
+
+
+def _is_ready(mask: Any) -> bool:
+    return isinstance(mask, Tensor) and mask.dim() > 2
+
+
+def _received(attention: Attention, boundaries: Tensor | None) -> Tensor:
+    """Attention received [sequences, P], or [1, total] where sequences of several lengths are packed in one call."""
+    if boundaries is None:
+        return attention_received(attention.query, attention.key, attention.scaling)
+    parts = []
+    for begin, end in zip(boundaries[:-1].tolist(), boundaries[1:].tolist()):
+        query, key = attention.query[:, :, begin:end], attention.key[:, :, begin:end]
+        parts.append(attention_received(query, key, attention.scaling))
+    return torch.cat(parts, dim=1)

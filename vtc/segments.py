@@ -1,0 +1,124 @@
+"""The stretches of decoder layers between two removals, and what every argument looks like in each."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtc.conversation import Conversation
+from vtc.sequence import Cut, cut_mask, map_tensors, token_dim
+
+
+@dataclass
+class Segment:
+    """Layers from `first_layer` up to the next segment's; all see the same tokens.
+
+    Attributes:
+        first_layer: index from 0.
+        cut: from the tokens of this call, as the user gave them, to those alive here.
+        in_slots: from the tokens that the decoder was entered with (segment 0) to those alive here.
+        positions: LongTensor [B, n] of the alive tokens; None where the model has several position axes.
+        shift: LongTensor [B, 1]: by how much packed positions lag behind the logical ones after this call.
+        visual: BoolTensor [B, n]: visual tokens.
+        visual_counts: visual tokens of each row.
+        cache: results of argument reduction, by id of the argument (which is kept alive beside its result).
+    """
+
+    first_layer: int
+    cut: Cut
+    in_slots: Cut
+    positions: Tensor | None
+    shift: Tensor
+    visual: Tensor
+    visual_counts: list[int]
+    cache: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+def renumber(positions: Tensor, valid: Tensor, cut: Cut, delta: Tensor, packed: bool) -> tuple[Tensor, Tensor]:
+    """Positions of the survivors of `cut`, and the lag that this adds to the tokens of later calls.
+
+    Args:
+        positions: LongTensor [B, L], ascending over the valid tokens of each row.
+        valid: BoolTensor [B, L].
+        cut: what survives.
+        delta: LongTensor [B, 1]: lag from earlier calls, subtracted from all.
+        packed: number the survivors without gaps from the row's first position on; else each keeps its own.
+
+    Returns:
+        Positions [B, n] and lag [B, 1] (with `delta`).
+    """
+    if not packed or cut.identity:
+        return cut.take(positions) - delta, delta
+    first = positions.masked_fill(~valid, torch.iinfo(torch.long).max).amin(dim=1, keepdim=True) - delta
+    last = positions.masked_fill(~valid, torch.iinfo(torch.long).min).amax(dim=1, keepdim=True)
+    rank = cut.valid.cumsum(dim=1) - 1
+    count = rank[:, -1:] + 1
+    return (first + rank).clamp_min(0), last + 1 - (first + count)
+
+
+def cut_argument(name: str, value: Any, cut: Cut, visual_index: Tensor | None, visual_total: int, family: str) -> Any:
+    """Reduce one extra argument of the decoder or of a layer.
+
+    A tensor whose dimensions (batch, length) match is gathered there; one with a row for each visual token of the
+    batch is gathered by visual index; anything else that does not mention the length passes.
+
+    Raises:
+        ValueError: a tensor has the old length somewhere else; the message names family and argument.
+    """
+    batch, length = cut.index.shape[0], cut.length
+
+    def reduce(tensor: Tensor) -> Tensor:
+        dim = token_dim(tensor, batch, length)
+        if dim is not None:
+            return cut.take(tensor, dim)
+        if visual_index is not None and tensor.dim() >= 2 and tensor.shape[0] == visual_total:
+            return tensor.index_select(0, visual_index.to(tensor.device))
+        if length > 1 and length != len(cut) and length in tensor.shape:
+            raise ValueError(
+                f"{family}: argument {name!r} of shape {tuple(tensor.shape)} has the length {length} of the uncompressed "
+                "sequence in a place that vtc does not know; please report the family, and use 'none' for it until then"
+            )
+        return tensor
+
+    return map_tensors(value, reduce)
+
+
+def layer_mask(
+    mask: Tensor | None, segment: int, now: Segment, conversation: Conversation | None, held: int | None, flash: bool
+) -> Tensor | None:
+    """The attention mask for a layer of a segment, from the one that the model made for segment 0.
+
+    Args:
+        mask: None, or a tensor [B, S] or [B, h, Q, S] over all slots.
+        segment: index of the segment.
+        now: the segment.
+        conversation: what earlier calls left; None in a fresh one.
+        held: keys that the layer's cache holds already; None for layers that keep none (recurrent ones).
+        flash: whether the attention takes [B, S] masks only.
+    """
+    new = now.in_slots
+    old = conversation.slots if conversation is not None else 0
+    if held is None or (mask is not None and mask.dim() == 2 and mask.shape[1] == new.length < old + new.length):
+        if mask is None:  # a recurrent layer wants a mask of this call's tokens
+            return new.valid if new.padded and not new.identity else None
+        return mask if new.identity else new.take(mask) * new.valid.to(mask.device)
+    seen = conversation.held_valid[segment] if conversation is not None else None
+    if mask is None and not new.padded and seen is None:
+        return None
+    if mask is not None and new.identity and held == mask.shape[-1] - new.length and (segment == 0 or not old):
+        return mask
+    columns, visible = new.index + old, new.valid
+    if held and conversation is not None:
+        before = conversation.held[segment]
+        before = torch.arange(old, device=columns.device).expand(len(columns), old) if before is None else before
+        seen = torch.ones_like(before, dtype=torch.bool) if seen is None else seen
+        columns = torch.cat([before[:, before.shape[1] - held :].to(columns.device), columns], dim=1)
+        visible = torch.cat([seen[:, seen.shape[1] - held :].to(columns.device), visible], dim=1)
+    if mask is not None:
+        return cut_mask(mask, None if new.identity else new, columns, visible)
+    if flash:
+        return visible
+    queries, keys = new.valid.shape[1], visible.shape[1]
+    causal = torch.ones(queries, keys, dtype=torch.bool, device=visible.device).tril(keys - queries)
+    return causal & visible[:, None, None, :]

@@ -1,0 +1,125 @@
+"""What every method is to be compared with: nothing, chance, a uniform grid, downsampling."""
+
+import zlib
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vtc import fields
+from vtc.budget import Keep
+from vtc.layout import Grid
+from vtc.method import Selector, VisualTokens
+from vtc.reduction import Mixing, Reduction
+from vtc.registry import register
+from vtc.selectors.places import boxes, candidates
+
+
+def random_positions(tokens: int, k: int, seed: int, ordinal: int) -> Tensor:
+    """`k` of `tokens` positions, LongTensor [k] in random order; a smaller k gives a prefix.
+
+    They depend on nothing but the arguments: not on the batch, the image, the device or torch's global generator.
+    """
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed},{tokens},{ordinal}".encode()))
+    return torch.randperm(tokens, generator=generator)[:k]
+
+
+def stride_positions(grids: tuple[Grid, ...], k: int) -> Tensor:
+    """`k` positions spread evenly over the grids: the centres of equal boxes. LongTensor [k], no certain order."""
+    return boxes(grids, k)[2]
+
+
+def pool_mixing(grids: tuple[Grid, ...], k: int) -> tuple[Tensor, Mixing]:
+    """Average-pool the grids into `k` tokens: the mean of each of k boxes, at the box's centre.
+
+    Returns:
+        LongTensor [k], the centres, ascending, and the Mixing for one image (tensors [1, M]) whose rows sum to 1.
+    """
+    tokens, box_of, centres = boxes(grids, k)
+    kept, order = centres.sort()
+    target = order.argsort()[box_of]
+    weight = 1.0 / torch.bincount(target, minlength=k)[target].float()
+    return kept, Mixing(tokens[None], target[None], weight[None])
+
+
+@register("none")
+@dataclass
+class NoCompression(Selector):
+    """Keep every visual token: the row that a table starts with."""
+
+    keep: ClassVar[Keep] = 1.0
+
+
+@register("random")
+@dataclass
+class Random(Selector):
+    """Keep tokens at random.
+
+    The positions are a function of (seed, N, which image of its row it is) alone, so that a row of a batch gets what
+    it gets by itself, and two images of equal size in one row differ.
+
+    Attributes:
+        keep: share in (0, 1] or count of the visual tokens of an image.
+        seed: any int.
+    """
+
+    keep: Keep = 0.25
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fields.check_int("seed", self.seed, "give an int such as 0")
+
+    def select(self, visual: VisualTokens, k: int) -> Reduction:
+        tokens = visual.features.shape[1]
+        picks = [random_positions(tokens, k, self.seed, ordinal) for ordinal in visual.ordinals]
+        return Reduction.of(torch.stack(picks).to(visual.features.device))
+
+
+@register("stride")
+@dataclass
+class Stride(Selector):
+    """Keep tokens on a uniform grid.
+
+    Exactly k tokens, spread over the grids of the image in proportion to their size; separators only when k is more
+    than the grids have.
+
+    Attributes:
+        keep: share in (0, 1] or count of the visual tokens of an image.
+    """
+
+    keep: Keep = 0.25
+
+    def select(self, visual: VisualTokens, k: int) -> Reduction:
+        places = candidates(visual, k)
+        kept = places if len(places) == k else stride_positions(visual.grids, k)
+        return Reduction.of(_for_each(kept, visual))
+
+
+@register("pool")
+@dataclass
+class Pool(Selector):
+    """Average-pool the visual tokens: what a lower resolution would cost.
+
+    Each new token is the mean of one of k boxes that tile the grids, and sits at the box's centre. Separators are
+    dropped (where k is more than the grids have, nothing is pooled and the first separators fill up).
+
+    Attributes:
+        keep: share in (0, 1] or count of the visual tokens of an image.
+    """
+
+    keep: Keep = 0.25
+
+    def select(self, visual: VisualTokens, k: int) -> Reduction:
+        places = candidates(visual, k)
+        if len(places) == k:
+            return Reduction.of(_for_each(places, visual))
+        kept, mixing = pool_mixing(visual.grids, k)
+        each = (_for_each(part[0], visual) for part in (mixing.source, mixing.target, mixing.weight))
+        return Reduction(_for_each(kept, visual), Mixing(*each))
+
+
+def _for_each(values: Tensor, visual: VisualTokens) -> Tensor:
+    """[M] as [G, M] on the device of the features."""
+    return values.to(visual.features.device).expand(visual.features.shape[0], -1)

@@ -1,0 +1,137 @@
+"""HiPrune: what a middle layer of the vision tower attends to, its surroundings, and the rest by a deep layer.
+
+arXiv 2508.00553.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vtc import fields
+from vtc.budget import Keep
+from vtc.method import Needs, Selector, VisualTokens
+from vtc.parts import Parts
+from vtc.reduction import Reduction, top_k
+from vtc.registry import register
+from vtc.selectors.places import candidates, share_out
+
+
+def hiprune(
+    object_score: Tensor, deep_score: Tensor, k: int, grid: tuple[int, int], alpha: float = 0.1, compat: bool = False
+) -> Tensor:
+    """Which tokens survive.
+
+    Anchors are the round(alpha·k/5) tokens with the highest object score, buffers their four neighbours, registers
+    the tokens with the highest deep score among the rest (Sec. 3.3).
+
+    Args:
+        object_score: [G, T·h·w], attention received in a middle layer of the tower, in raster order.
+        deep_score: [G, T·h·w], the same in a deep layer.
+        k: tokens to keep, 1 <= k <= T·h·w.
+        grid: (h, w) of a frame.
+        alpha: share of the budget for anchors and buffers.
+        compat: exclude chosen tokens by subtracting 1 from their deep score, as the released Qwen code does to scores
+            whose mean is 1, so that some are chosen twice and fewer than k survive. Give scores of that scale.
+
+    Returns:
+        BoolTensor [G, T·h·w]; k True in each row, or fewer with `compat`. Where anchors and buffers are more than k
+        (the released code fails there), anchors go first, then buffers, each by object score.
+    """
+    anchors = top_k(object_score, round(alpha * k / 5))
+    tier = torch.zeros_like(object_score, dtype=torch.int8)
+    tier.scatter_(1, _neighbours(anchors, *grid), 1)
+    tier.scatter_(1, anchors, 2)
+    chosen = tier > 0
+    if compat:
+        rank = top_k(deep_score - chosen.float(), deep_score.shape[1]).argsort(dim=1)
+        return chosen | (rank < k - chosen.sum(dim=1, keepdim=True))
+    order = top_k(torch.where(chosen, object_score, deep_score), deep_score.shape[1])
+    by_tier = tier.gather(1, order).argsort(dim=1, descending=True, stable=True)
+    return torch.zeros_like(chosen).scatter_(1, order.gather(1, by_tier)[:, :k], True)
+
+
+def _neighbours(anchors: Tensor, h: int, w: int) -> Tensor:
+    """Raster indices [G, 4·a] left, right, above and below `anchors` [G, a], clamped to the frame.
+
+    As in the paper's pseudocode and the released code: left and right run on into the next row, and a neighbour outside
+    the frame is its first or last token.
+    """
+    frame, inside = anchors // (h * w) * (h * w), anchors % (h * w)
+    return torch.cat([frame + (inside + step).clamp(0, h * w - 1) for step in (-1, 1, -w, w)], dim=1)
+
+
+@register("hiprune")
+@dataclass
+class HiPrune(Selector):
+    """Keep anchors and buffers from a middle layer of the vision tower, and registers from a deep one.
+
+    Middle layers attend to objects, deep ones to tokens that hold the whole. Reads the attention that each token
+    receives; no text. With tiles, thumbnail and tiles are selected each by itself, with a part of the budget in
+    proportion to their tokens; separators are dropped. https://arxiv.org/abs/2508.00553
+
+    Attributes:
+        keep: share in (0, 1] or count of the visual tokens of an image. Default 1/3 (192 of LLaVA-1.5's 576).
+        alpha: share of the budget that goes to anchors and buffers, in [0, 1].
+        object_layer: middle block of the tower, from 0 or negative from the end. None: the published one, scaled to the
+            tower's depth (index 8 of CLIP-L's 24; 15 of Qwen2.5-VL's 32).
+        deep_layer: deep block. None: the published one (with CLS the one that the projector reads, else the last).
+        compat: keep fewer tokens than asked for, like the released Qwen code, behind whose published numbers this is.
+            One image at a time; only for towers without CLS.
+    """
+
+    keep: Keep = 1 / 3
+    alpha: float = 0.1
+    object_layer: int | None = None
+    deep_layer: int | None = None
+    compat: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fields.check_share("alpha", self.alpha, "give the share of the budget for anchors and buffers, e.g. 0.1")
+        for name in ("object_layer", "deep_layer"):
+            if getattr(self, name) is not None:
+                fields.check_int(name, getattr(self, name), "give a block of the vision tower, or None for the default")
+        fields.check_bool("compat", self.compat)
+
+    def needs(self, parts: Parts) -> Needs:
+        depth = len(parts.blocks)
+        middle = round(depth * 3 / 8) - 1 if parts.has_cls else depth // 2 - 1
+        last = parts.feature_layer if parts.has_cls else depth - 1
+        middle = parts.block(max(middle, 0) if self.object_layer is None else self.object_layer, "hiprune")
+        deep = parts.block(last if self.deep_layer is None else self.deep_layer, "hiprune")
+        if middle > deep:
+            raise ValueError(f"hiprune: object_layer is block {middle}, behind deep_layer, block {deep}; exchange them")
+        if self.compat and parts.has_cls:
+            raise ValueError(
+                f"hiprune: compat=True is what the released code does on Qwen2.5-VL, and {parts.family} has a tower with "
+                "CLS, where that code keeps the budget; use compat=False"
+            )
+        return Needs(received=(middle, deep))
+
+    def select(self, visual: VisualTokens, k: int) -> Reduction:
+        object_score, deep_score = visual.received[min(visual.received)], visual.received[max(visual.received)]
+        if self.compat:
+            deep_score = deep_score / deep_score.nanmean(dim=1, keepdim=True)
+        places = candidates(visual, k)
+        if len(places) == k:
+            return Reduction.of(places.to(object_score.device).expand(len(object_score), -1))
+        kept = torch.zeros_like(object_score, dtype=torch.bool)
+        for grid, part in zip(visual.grids, share_out(k, [grid.t * grid.h * grid.w for grid in visual.grids])):
+            if part:
+                inside = grid.tokens().flatten().to(kept.device)
+                kept[:, inside] = hiprune(
+                    object_score[:, inside], deep_score[:, inside], part, (grid.h, grid.w), self.alpha, self.compat
+                )
+        return self._reduction(kept, k)
+
+    def _reduction(self, kept: Tensor, k: int) -> Reduction:
+        if self.compat:
+            counts = kept.sum(dim=1)
+            k = int(counts[0])
+            if (counts != k).any():
+                raise ValueError(
+                    f"hiprune: compat=True leaves {counts.tolist()} tokens in images of one size; give them one at a time, "
+                    "or use compat=False"
+                )
+        return Reduction(top_k(kept.float(), k).sort(dim=1).values)

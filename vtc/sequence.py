@@ -1,0 +1,133 @@
+"""Index arithmetic on batched sequences: one index reduces everything that is per token."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Which tokens of a sequence of `length` survive, right-aligned, with padding on the left.
+
+    Attributes:
+        index: LongTensor [B, n]: place in the old sequence; 0 at padding.
+        valid: BoolTensor [B, n]: False at padding.
+        length: tokens per row of the old sequence.
+        padded: whether any row has padding (known without asking the device).
+        identity: whether the sequence stays as it is, its own padding included.
+    """
+
+    index: Tensor
+    valid: Tensor
+    length: int
+    padded: bool
+    identity: bool = False
+
+    @classmethod
+    def whole(cls, valid: Tensor, padded: bool) -> "Cut":
+        """Nothing is removed: valid [B, L]."""
+        index = torch.arange(valid.shape[1], device=valid.device).expand(valid.shape)
+        return cls(index, valid, valid.shape[1], padded, identity=True)
+
+    @classmethod
+    def keep(cls, alive: Tensor, counts: Sequence[int]) -> "Cut":
+        """Keep the tokens where `alive` [B, L] is True; `counts` says how many these are in each row."""
+        longest = max(max(counts), 1)
+        index = alive.to(torch.uint8).argsort(dim=1, stable=True)[:, alive.shape[1] - longest :]
+        valid = alive.gather(1, index)
+        padded = min(counts) < longest
+        return cls(index.masked_fill(~valid, 0) if padded else index, valid, alive.shape[1], padded)
+
+    def __len__(self) -> int:
+        return self.index.shape[1]
+
+    def to(self, device: torch.device) -> "Cut":
+        """The same cut on another device."""
+        if self.index.device == device:
+            return self
+        return Cut(self.index.to(device), self.valid.to(device), self.length, self.padded, self.identity)
+
+    def then(self, later: "Cut") -> "Cut":
+        """This cut followed by `later`, as one cut of the first sequence."""
+        if later.identity:
+            return self
+        later = later.to(self.index.device)
+        index = self.index.gather(1, later.index)
+        valid = self.valid.gather(1, later.index) & later.valid
+        return Cut(index, valid, self.length, later.padded)
+
+    def take(self, value: Tensor, dim: int = 1) -> Tensor:
+        """Gather a tensor whose dimensions `dim - 1`, `dim` are (batch or 1, length)."""
+        cut = self.to(value.device)
+        batch = cut.index.shape[0]
+        shape = list(value.shape)
+        shape[dim - 1] = batch
+        value = value.expand(shape)
+        index = cut.index.view([1] * (dim - 1) + [batch, len(cut)] + [1] * (value.dim() - dim - 1))
+        shape[dim] = len(cut)
+        return value.gather(dim, index.expand(shape))
+
+    def scatter(self, value: Tensor, dim: int = 1) -> Tensor:
+        """Put tokens [B, n, ..] back where they came from in a sequence of the old length; zeros elsewhere."""
+        cut = self.to(value.device)
+        shape = [1] * (value.dim())
+        shape[dim - 1], shape[dim] = cut.index.shape
+        index = torch.where(cut.valid, cut.index, cut.length).view(shape)  # padding goes to an extra place at the end
+        size = list(value.shape)
+        size[dim] = cut.length + 1
+        return value.new_zeros(size).scatter(dim, index.expand(value.shape), value).narrow(dim, 0, cut.length)
+
+
+def token_dim(value: Tensor, batch: int, length: int) -> int | None:
+    """The dimension of `value` that runs over the tokens: the one of size `length` right after one of batch size or 1."""
+    for dim in range(1, value.dim()):
+        if value.shape[dim] == length and value.shape[dim - 1] in (batch, 1):
+            return dim
+    return None
+
+
+def cut_mask(mask: Tensor, rows: Cut | None, columns: Tensor, visible: Tensor | None) -> Tensor:
+    """Gather an attention mask on its query and key axes.
+
+    Args:
+        mask: [B or 1, h, Q, S] (bool: True may attend; float: added) or [B, S] (valid keys).
+        rows: the surviving queries; None keeps all.
+        columns: LongTensor [B, S']: the surviving keys.
+        visible: BoolTensor [B, S']: False at padding keys; None where there are none.
+
+    Returns:
+        The mask [B, h, Q', S'] or [B, S'].
+    """
+    device = mask.device
+    columns = columns.to(device)
+    visible = visible.to(device) if visible is not None else None
+    if mask.dim() == 2:
+        mask = mask.expand(columns.shape[0], -1).gather(1, columns)
+        return mask if visible is None else mask * visible.to(mask.dtype)
+    if rows is not None:
+        mask = rows.take(mask.transpose(1, 2), dim=1).transpose(1, 2)
+    mask = mask.expand(columns.shape[0], -1, -1, -1)
+    mask = mask.gather(3, columns[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1))
+    if visible is None:
+        return mask
+    hidden = ~visible[:, None, None, :]
+    return mask & ~hidden if mask.dtype == torch.bool else mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
+
+
+def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """`value` with `function` applied to every tensor in it, through lists, tuples and dicts.
+
+    Containers in which nothing changed are returned as they are.
+    """
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        new = {key: map_tensors(item, function) for key, item in value.items()}
+        return value if all(new[key] is value[key] for key in value) else new
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        items = [map_tensors(item, function) for item in value]
+        return value if all(new is old for new, old in zip(items, value)) else type(value)(items)
+    return value

@@ -1,0 +1,153 @@
+"""Seam 2: hand q and k of chosen attention modules to whoever asked, under every attention implementation.
+
+Every attention of transformers >= 5 goes through the attention interface that `config._attn_implementation` names.
+`vtc_<name>` delegates to `<name>` and tells the listeners of the calling module first. Modules nobody listens to run
+exactly as before; a model is switched over only while a method needs it.
+"""
+
+import copy
+import inspect
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from vtc.scores import Attention
+
+Listener = Callable[[Attention, dict[str, Any]], None]
+
+PREFIX = "vtc_"
+
+_listeners: "weakref.WeakKeyDictionary[nn.Module, Listener]" = weakref.WeakKeyDictionary()
+_probing = threading.local()
+
+
+class _Probed(Exception):
+    """Leaves a layer once its attention has been seen. Never reaches the user."""
+
+    def __init__(self, attention: Attention):
+        super().__init__()
+        self.attention = attention
+
+
+class Tap:
+    """Listens to the attention of some modules of one model.
+
+    Args:
+        listeners: attention module -> called with the `Attention` and the interface's other keyword arguments.
+
+    Raises:
+        ValueError: a module does not go through transformers' attention interface.
+    """
+
+    def __init__(self, listeners: dict[nn.Module, Listener]):
+        self._modules = tuple(listeners)
+        self._configs: dict[int, tuple[Any, str]] = {}
+        for module in listeners:
+            config = getattr(module, "config", None)
+            name = getattr(config, "_attn_implementation", None)
+            if name is None:
+                raise ValueError(
+                    f"{type(module).__name__} does not use transformers' attention interface, so its attention cannot "
+                    "be read; choose a method that reads no attention, such as 'divprune'"
+                )
+            if not name.startswith(PREFIX):
+                self._configs[id(config)] = (config, name)
+        for config, name in self._configs.values():
+            _register(name)
+            config._attn_implementation_internal = PREFIX + name
+        _listeners.update(listeners)
+
+    def close(self) -> None:
+        """Give the configs back and stop listening."""
+        for config, name in self._configs.values():
+            config._attn_implementation_internal = name
+        for module in self._modules:
+            _listeners.pop(module, None)
+
+
+@contextmanager
+def probing(module: nn.Module) -> Iterator[None]:
+    """While open in this thread, the attention of `module` raises as soon as its q and k are known."""
+    _probing.module = module
+    try:
+        yield
+    finally:
+        _probing.module = None
+
+
+def probe(layer: nn.Module, attention: nn.Module, *args: Any, **kwargs: Any) -> Attention:
+    """The q and k that `layer` would attend with, without running its attention or touching a cache.
+
+    Args:
+        layer: a decoder layer.
+        attention: its attention module, which must be tapped.
+        *args, **kwargs: the layer's arguments, cache withheld.
+    """
+    try:
+        with probing(attention):
+            layer.forward(*args, **kwargs)
+    except _Probed as probed:
+        return probed.attention
+    raise RuntimeError(f"{type(attention).__name__} did not pass transformers' attention interface while probed")
+
+
+def _register(name: str) -> None:
+    if PREFIX + name in ALL_ATTENTION_FUNCTIONS:
+        return
+    if name in ALL_MASK_ATTENTION_FUNCTIONS:
+        AttentionMaskInterface.register(PREFIX + name, ALL_MASK_ATTENTION_FUNCTIONS[name])
+
+    def attend(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        listener = _listeners.get(module)
+        if listener is not None:
+            scaling = kwargs.get("scaling")
+            causal = kwargs.get("is_causal")
+            attention = Attention(
+                query,
+                key,
+                scaling=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+                mask=attention_mask,
+                causal=bool(getattr(module, "is_causal", True) if causal is None else causal),
+                window=kwargs.get("sliding_window"),
+                softcap=kwargs.get("softcap"),
+            )
+            if getattr(_probing, "module", None) is module:
+                raise _Probed(attention)
+            listener(attention, kwargs)
+        return _original(name, module)(_as_before(name, module), query, key, value, attention_mask, **kwargs)
+
+    AttentionInterface.register(PREFIX + name, attend)
+
+
+def _original(name: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """The function behind `name`; eager attention is the one that the module's own file defines."""
+    if name != "eager":
+        return ALL_ATTENTION_FUNCTIONS[name]
+    forward = inspect.unwrap(type(module).forward)
+    names = [word for word in forward.__code__.co_names if word.endswith("eager_attention_forward")]
+    return forward.__globals__[names[0]]
+
+
+class _View:
+    """A module whose config still names the original implementation (flash attention reads it from there)."""
+
+    def __init__(self, module: nn.Module, name: str):
+        self._module = module
+        self.config = copy.copy(module.config)
+        self.config._attn_implementation_internal = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._module, attribute)
+
+
+def _as_before(name: str, module: nn.Module) -> nn.Module | _View:
+    return module if name in ("sdpa", "eager") else _View(module, name)

@@ -1,0 +1,128 @@
+"""The record of a prefill: which visual tokens were alive in front of which decoder layer, and what it cost."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vtc.flops import Cost, Flops
+from vtc.layout import Layout, VisualInput
+from vtc.reduction import Mixing
+from vtc.sequence import Cut
+
+
+@dataclass(frozen=True)
+class Stage:
+    """From decoder layer `first_layer` on, the tokens of `cut` are alive."""
+
+    first_layer: int
+    cut: Cut
+
+
+@dataclass(frozen=True)
+class ImageTrace:
+    """What became of one image or video.
+
+    Attributes:
+        row: row of the batch.
+        kind: "image" or "video".
+        source: where its tokens were, and its grids.
+    """
+
+    row: int
+    kind: str
+    source: VisualInput
+    _stages: tuple[Stage, ...] = field(repr=False)
+    _mixing: tuple[Tensor, Mixing] | None = field(repr=False, default=None)
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """(T, H, W) of its main grid: the whole picture, or the joined tiles."""
+        main = self.source.grids[-1]
+        return main.t, main.h, main.w
+
+    def kept(self, layer: int = -1) -> Tensor:
+        """Ascending LongTensor on the CPU: tokens (indices within this image) that enter decoder `layer`.
+
+        Args:
+            layer: index from 0; -1 means after the last removal.
+        """
+        stage = _stage_at(self._stages, layer)
+        cut = stage.cut
+        alive = torch.zeros(cut.length + 1, dtype=torch.bool)
+        alive[torch.where(cut.valid[self.row], cut.index[self.row], cut.length).cpu()] = True
+        return alive[self.source.positions].nonzero().flatten()
+
+    def merged_into(self, layer: int = -1) -> Tensor | None:
+        """LongTensor [N]: for each token, the survivor (index within this image) that it was mixed into, -1 for none.
+
+        None where nothing was merged. A token that went into several survivors names the one with the largest weight.
+        """
+        if self._mixing is None:
+            return None
+        kept, mixing = self._mixing
+        order = mixing.weight.argsort(stable=True)  # the largest weight is written last
+        into = torch.full((len(self.source),), -1, dtype=torch.long)
+        into[mixing.source[order].cpu()] = kept[mixing.target[order]].cpu()
+        alive = torch.isin(into, self.kept(layer))
+        return into.masked_fill(~alive, -1)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What the last prefill did.
+
+    Attributes:
+        spec: the methods, as a spec string.
+        layout: where the visual tokens were.
+        images: one `ImageTrace` for each image and video, row by row.
+        tokens_per_layer: LongTensor [layers, batch]: visual tokens entering each decoder layer, merged ones counted.
+        text_tokens: LongTensor [batch]: text tokens of each row, padding left out.
+        selection_ms: wall time of all decisions, gathers included, in milliseconds.
+    """
+
+    spec: str
+    layout: Layout
+    images: tuple[ImageTrace, ...]
+    tokens_per_layer: Tensor
+    text_tokens: Tensor
+    _selection: Callable[[], float] = field(repr=False)
+    _cost: Cost = field(repr=False)
+
+    @property
+    def selection_ms(self) -> float:
+        return self._selection()
+
+    @property
+    def original_tokens(self) -> Tensor:
+        """LongTensor [batch]: visual tokens that were given."""
+        return torch.tensor(self.layout.tokens_per_row())
+
+    @property
+    def equivalent_tokens(self) -> Tensor:
+        """Float tensor [batch]: mean over decoder layers of the visual tokens entering the layer."""
+        return self.tokens_per_layer.double().mean(dim=0).float()
+
+    def flops(self) -> Flops:
+        """Prefill FLOPs of the batch, decoder and tower, with and without compression; see `vtc.flops`."""
+        return self._cost.flops(self.tokens_per_layer, self.original_tokens, self.text_tokens)
+
+    def __str__(self) -> str:
+        flops = self.flops()
+        original, equivalent = self.original_tokens.tolist(), self.equivalent_tokens.tolist()
+        last = self.tokens_per_layer[-1].tolist()
+        rows = ", ".join(
+            f"{n} -> {k} visual tokens (equivalent {e:.1f})" for n, k, e in zip(original, last, equivalent)
+        )
+        return (
+            f"vtc {self.spec}: {rows or 'no visual tokens'}\n"
+            f"prefill {flops.total / 1e9:.2f} of {flops.unpatched_total / 1e9:.2f} GFLOP "
+            f"(decoder x{flops.unpatched_decoder / max(flops.decoder, 1):.2f}), selection {self.selection_ms:.2f} ms"
+        )
+
+
+def _stage_at(stages: tuple[Stage, ...], layer: int) -> Stage:
+    if layer < 0:
+        return stages[-1]
+    return [stage for stage in stages if stage.first_layer <= layer][-1]
