@@ -12,7 +12,7 @@ from vtc.parts import Parts
 
 _DECODERS = ("language_model", "text_model")
 _TOWERS = ("vision_tower", "visual", "vision_model", "vision_embed_tokens", "vision_encoder", "encoder")
-_ATTENTIONS = ("self_attn", "attn", "attention", "linear_attn", "self_attention")
+_ATTENTIONS = ("self_attn", "attn", "attention", "self_attention")
 _MLPS = ("mlp", "feed_forward", "block_sparse_moe", "moe", "ffn")
 
 
@@ -95,24 +95,32 @@ class Adapter:
         """The attention module of a decoder layer or tower block.
 
         Raises:
-            ValueError: none of the usual names.
+            ValueError: it has none, or not under one of the usual names.
         """
-        return self._child(layer, _ATTENTIONS, "attention")
+        attention = self.find_attention(layer)
+        if attention is None:
+            raise ValueError(
+                f"{self.family}: no attention was found in {type(layer).__name__} (a recurrent or convolution layer has "
+                "none); choose a layer that has one, or a method that reads no attention, such as 'divprune'"
+            )
+        return attention
+
+    def find_attention(self, layer: nn.Module) -> nn.Module | None:
+        """The attention module of a layer, or None."""
+        attention = _child(layer, _ATTENTIONS)
+        inner = attention._modules.get("attention") if attention is not None else None  # BERT-like towers nest it
+        return attention if inner is None else inner
 
     def mlp(self, layer: nn.Module) -> nn.Module:
         """The MLP of a decoder layer.
 
         Raises:
-            ValueError: none of the usual names.
+            ValueError: none under one of the usual names.
         """
-        return self._child(layer, _MLPS, "MLP")
-
-    def _child(self, layer: nn.Module, names: tuple[str, ...], what: str) -> nn.Module:
-        child = next((layer._modules[name] for name in names if layer._modules.get(name) is not None), None)
-        if child is None:
-            raise ValueError(f"{self.family}: no {what} module was found in {type(layer).__name__}")
-        inner = child._modules.get("attention")  # BERT-like towers nest it once more
-        return inner if what == "attention" and inner is not None else child
+        mlp = _child(layer, _MLPS)
+        if mlp is None:
+            raise ValueError(f"{self.family}: no MLP was found in {type(layer).__name__}")
+        return mlp
 
     def rotary_modules(self) -> list[nn.Module]:
         """The decoder's rotary embeddings that are shared by its layers."""
@@ -245,6 +253,10 @@ def _aligned(values: list[Tensor]) -> list[Tensor]:
     """Scores of several calls as rows of equal length where they are; else joined into one row."""
     lengths = {value.shape[-1] for value in values}
     return values if len(lengths) == 1 else [torch.cat([value.flatten() for value in values])[None]]
+
+
+def _child(layer: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
+    return next((layer._modules[name] for name in names if layer._modules.get(name) is not None), None)
 
 
 def _longest_list(module: nn.Module) -> tuple[nn.Module, ...]:

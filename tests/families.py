@@ -9,6 +9,7 @@ from tiny_base import (
     END,
     IMAGE,
     SCENARIOS,
+    SLIDING,
     START,
     VIDEO,
     Family,
@@ -16,6 +17,7 @@ from tiny_base import (
     clip,
     decoder,
     images,
+    kinds,
     scenario,
     siglip,
     square_pixels,
@@ -205,10 +207,8 @@ class Gemma3(Family):
     needs_4d_mask = True
 
     def config(self, text):
-        kinds = ["sliding_attention", "sliding_attention", "full_attention"]
-        layers = int(text.get("num_hidden_layers", 6))
-        kinds = {"layer_types": (kinds * layers)[:layers], "sliding_window": 12, "num_hidden_layers": layers}
-        text = decoder(text, head_dim=16, query_pre_attn_scalar=16, **kinds)
+        more = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 12, **kinds(text, SLIDING)}
+        text = decoder(text, **more)
         ids = {"image_token_index": IMAGE, "boi_token_index": START, "eoi_token_index": END}
         options = {"mm_tokens_per_image": 16, "tie_word_embeddings": False, **ids}
         return Gemma3Config(text_config=text, vision_config=siglip(image_size=32), **options)

@@ -173,7 +173,7 @@ def test_packed_questions_get_the_logits_of_questions_asked_alone():
     positions = torch.cat((torch.arange(14)[None], asked.position + 14), dim=1)
     bias = packed.question_bias(asked.block, data.CHUNK, prefix)
     hidden = packed.packed_hidden(decoder, prefix, decoder.embed_tokens(asked.ids), positions, bias)
-    blocks = asked.block[asked.target >= 0].unique()
+    blocks = asked.block[asked.group >= 0].unique()
     assert len(blocks) > 10
     for block in blocks[[0, 3, -1]]:
         rows = asked.block[0] == block

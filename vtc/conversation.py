@@ -10,25 +10,35 @@ from transformers import Cache
 class Conversation:
     """Lengths and padding of one cache whose layers may hold different numbers of tokens.
 
-    The decoder's layers fall into segments: layers between two prunes see the same tokens. Segment 0 is what the
-    model itself sees; its places are the *slots* that masks are made of.
+    The decoder's layers fall into segments: layers between two prunes see the same tokens. Masks are made of *slots*.
+    Where the decoder makes its masks itself, a slot is a token that entered it; where they are made outside, before
+    tokens are removed, a slot is a token that the user fed.
+
+    Args:
+        segments: number of segments.
+        logical: tokens that the cache holds already.
+        valid: BoolTensor [B, logical]: False at padding; None where there is none.
+        outside: whether masks are made outside the decoder.
+        batch: rows.
+        device: where indices are kept.
 
     Attributes:
         logical: tokens that the user fed; what `get_seq_length()` answers.
-        slots: keys in the layers of segment 0, padding included.
-        valid: BoolTensor [B, slots]: False at padding; None where there is none.
-        held: per segment, LongTensor [B, n]: slot of each key in its layers. Segment 0's is None: all slots.
-        held_valid: per segment, BoolTensor [B, n] or None.
+        slots: length of a mask's key axis.
+        held: per segment, LongTensor [B, n]: slot of each key in its layers; None: all slots.
+        held_valid: per segment, BoolTensor [B, n]: False at padding; None where there is none.
         shift: per segment, LongTensor [B, 1]: by how much packed positions lag behind the logical ones.
         rope_deltas: the model's M-RoPE offset that belongs to this conversation.
     """
 
-    def __init__(self, segments: int, logical: int, valid: Tensor | None, batch: int, device: torch.device):
+    def __init__(
+        self, segments: int, logical: int, valid: Tensor | None, outside: bool, batch: int, device: torch.device
+    ):
         self.logical = logical
         self.slots = logical
-        self.valid = valid
+        self.outside = outside
         everything = torch.arange(logical, device=device).expand(batch, logical)
-        self.held: list[Tensor | None] = [None] + [everything] * (segments - 1)
+        self.held: list[Tensor | None] = [everything if outside else None] + [everything] * (segments - 1)
         self.held_valid: list[Tensor | None] = [valid] * segments
         self.shift = [torch.zeros(batch, 1, dtype=torch.long, device=device)] * segments
         self.rope_deltas: Tensor | None = None
@@ -43,12 +53,12 @@ class Conversation:
     def choose_rows(self, index: Tensor) -> None:
         """Reorder, repeat or select rows of the batch."""
         self._map(lambda kept: kept[index.to(kept.device)] if kept is not None else None)
+        rows = len(self.shift[0])
         self.shift = [shift[index.to(shift.device)] for shift in self.shift]
-        if self.rope_deltas is not None and self.rope_deltas.shape[0] > 1:
+        if self.rope_deltas is not None and len(self.rope_deltas) == rows:
             self.rope_deltas = self.rope_deltas[index.to(self.rope_deltas.device)]
 
     def _map(self, function: Any) -> None:
-        self.valid = function(self.valid)
         self.held = [function(kept) for kept in self.held]
         self.held_valid = [function(kept) for kept in self.held_valid]
 
@@ -70,8 +80,8 @@ class CompressedCache:
         return self._vtc.slots
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """Length and offset of the keys that a mask covers: all slots, where layers hold different tokens."""
-        if len(self._vtc.held) > 1:
+        """Length and offset of the keys that a mask covers: all slots, where layers may hold fewer."""
+        if len(self._vtc.held) > 1 or self._vtc.outside:
             return self._vtc.slots + query_length, 0
         return super().get_mask_sizes(query_length, layer_idx)  # type: ignore[misc]
 

@@ -46,8 +46,10 @@ def linear_weights(module: nn.Module) -> int:
     return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
 
 
-def attention_width(attention: nn.Module, config: object) -> int:
-    """heads · head_dim of an attention module: the width of its queries."""
+def attention_width(attention: nn.Module | None, config: object) -> int:
+    """heads · head_dim of an attention module: the width of its queries. 0 for a layer without attention."""
+    if attention is None:
+        return 0
     heads = getattr(config, "num_attention_heads", None) or getattr(config, "num_heads", 0)
     head_dim = getattr(attention, "head_dim", None) or getattr(config, "head_dim", None)
     width = getattr(config, "hidden_size", None) or getattr(config, "embed_dim", 0)

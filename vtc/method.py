@@ -133,10 +133,12 @@ class Watch:
     Attributes:
         attention: layers whose q, k are handed to `on_attention`.
         modules: layers whose attention and MLP inputs and outputs are handed to `on_modules`.
+        probe: whether `score` calls `rows.probe()`.
     """
 
     attention: tuple[int, ...] = ()
     modules: tuple[int, ...] = ()
+    probe: bool = False
 
 
 class Prune(Method, ABC):

@@ -42,7 +42,7 @@ def max_min(features: Tensor, k: int, seed: Tensor | None = None, rule: str = "m
     fits = images * tokens * tokens <= _MATRIX_ENTRIES
     if images > 1 and not fits:
         seeds = [None] * images if seed is None else seed.split(1)
-        return torch.cat([max_min(one, k, first, rule) for one, first in zip(features.split(1), seeds)])
+        return torch.cat([max_min(one, k, first, rule) for one, first in zip(features.split(1), seeds, strict=True)])
     if fits and (seed is None or images > 1 or 3 * k >= tokens):
         similarity = unit @ unit.transpose(1, 2)
         if seed is None:

@@ -2,6 +2,7 @@
 
 import functools
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from vtc.conversation import Conversation, conversation_of
 from vtc.flops import Cost, attention_width, lengths_of, linear_weights
 from vtc.forward import ForwardPass, Recorded
+from vtc.inside import Inside
+from vtc.layout import Layout
 from vtc.method import Method, Needs, Prune, Selector
 from vtc.scores import Attention, attention_received, attention_rows
 from vtc.tap import Tap
@@ -50,8 +53,7 @@ class Seam:
         self.trace: Trace | None = None
         self._local = threading.local()
         self._undo: list[Callable[[], None]] = []
-        self._conversations: list[Any] = []
-        self._masks_outside = False
+        self._conversations: "weakref.WeakSet[Conversation]" = weakref.WeakSet()
 
     # ---------------------------------------------------------------- putting in and taking out
 
@@ -67,12 +69,8 @@ class Seam:
         """Take every hook out and give configs and methods back."""
         while self._undo:
             self._undo.pop()()
-        import weakref
-
-        for reference in self._conversations:
-            conversation = reference() if isinstance(reference, weakref.ref) else reference
-            if conversation is not None:
-                conversation.active = False
+        for conversation in self._conversations:
+            conversation.active = False
 
     def _install(self) -> None:
         composite, decoder = self.parts.composite, self.parts.decoder
@@ -84,11 +82,9 @@ class Seam:
         self._hook(decoder.register_forward_hook(self._after_decoder))
         for index, block in enumerate(self.parts.blocks):
             self._hook(block.register_forward_pre_hook(functools.partial(self._before_block, index), with_kwargs=True))
-        if self.prunes:
-            for index, layer in enumerate(self.parts.layers):
-                hook = functools.partial(self._before_layer, index)
-                self._hook(layer.register_forward_pre_hook(hook, with_kwargs=True))
-            self._watch_modules()
+        for index, layer in enumerate(self.parts.layers):
+            self._hook(layer.register_forward_pre_hook(functools.partial(self._before_layer, index), with_kwargs=True))
+        self._watch_modules()
         if self.packs_inside:
             for module in self.adapter.rotary_modules():
                 self._hook(module.register_forward_hook(self._record_rotary, with_kwargs=True))
@@ -126,56 +122,36 @@ class Seam:
         """The decoder call that runs in this thread."""
         return getattr(self._local, "running", None)
 
-    def publish(self, trace: Trace) -> None:
-        self.trace = trace
-
     def remember(self, conversation: Conversation) -> None:
         """Know a conversation, to end it with the patch."""
-        import weakref
-
-        self._conversations = [r for r in self._conversations if r() is not None and r() is not conversation]
-        self._conversations.append(weakref.ref(conversation))
-        deltas = getattr(self.parts.composite, "rope_deltas", None)
-        conversation.rope_deltas = deltas
+        self._conversations.add(conversation)
+        conversation.rope_deltas = getattr(self.parts.composite, "rope_deltas", None)
 
     def cost(self, sequences: list[Any]) -> Cost:
         """What the FLOPs count needs of this model."""
         if not hasattr(self, "_sizes"):
             layers = [
-                (linear_weights(layer), attention_width(self.adapter.attention(layer), self.decoder_config))
+                (linear_weights(layer), attention_width(self.adapter.find_attention(layer), self.decoder_config))
                 for layer in self.parts.layers
             ]
             config = getattr(self.adapter.tower, "config", None)
-            blocks = [(linear_weights(block), attention_width(block, config)) for block in self.parts.blocks]
+            blocks = [
+                (linear_weights(block), attention_width(self.adapter.find_attention(block), config))
+                for block in self.parts.blocks
+            ]
             self._sizes = layers, blocks
         return Cost(*self._sizes, sequences=list(sequences))
 
     # ---------------------------------------------------------------- hooks
 
-    def _before_composite(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-        recorded = Recorded()
-        self._local.recorded = recorded
+    def _before_composite(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        self._local.recorded = Recorded()
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() == 2:
-            recorded.mask = mask
+            self.recorded.mask = mask
         conversation = conversation_of(kwargs.get("past_key_values"))
-        if conversation is None:
-            return None
-        if conversation.rope_deltas is not None:
+        if conversation is not None and conversation.rope_deltas is not None:
             module.rope_deltas = conversation.rope_deltas
-        if not self._masks_outside:
-            return None
-        ids = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
-        length = (ids if ids is not None else args[0]).shape[1]
-        old = conversation.held_valid[0]
-        if recorded.mask is None and old is None:
-            return None
-        new = recorded.mask
-        if new is None:
-            new = torch.ones(len(old), length, dtype=torch.long, device=old.device)  # type: ignore[arg-type]
-        if old is None:
-            old = new.new_ones(len(new), conversation.slots)
-        return args, {**kwargs, "attention_mask": torch.cat([old.to(new), new[:, -length:]], dim=1)}
 
     def _after_composite(self, module: nn.Module, args: tuple, output: Any) -> None:
         self._local.recorded = Recorded()
@@ -195,8 +171,6 @@ class Seam:
         self._local.running = None
         if kwargs.get("inputs_embeds") is None:
             return None
-        if not isinstance(kwargs.get("attention_mask"), Tensor | None) or _is_ready(kwargs.get("attention_mask")):
-            self._masks_outside = True
         running = ForwardPass(self, self.recorded)
         kwargs = running.enter(kwargs)
         self._local.running = running
@@ -216,8 +190,8 @@ class Seam:
             self.recorded.sequences.append((index, lengths_of(hidden, kwargs.get("cu_seqlens"))))
 
     def _record_rotary(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        if self.running is not None:
-            self.running.rotary.append((module, args, kwargs, output))
+        if self.running is not None and self.running.inside is not None:
+            self.running.inside.rotary.append((module, args, kwargs, output))
 
     # ---------------------------------------------------------------- what methods asked to see
 
@@ -244,21 +218,28 @@ class Seam:
         """Attention modules of the decoder that some prune watches, or probes."""
         listeners: dict[nn.Module, Callable[..., None]] = {}
         depth = len(self.parts.layers)
-        watched: dict[int, list[Prune]] = {layer: [] for layer in self.prune_at}
+        probed = (layer for layer, (prune, _) in self.prune_at.items() if prune.watch(depth).probe)
+        watched: dict[int, list[Prune]] = {layer: [] for layer in probed}
         for prune in self.prunes:
             for layer in prune.watch(depth).attention:
                 watched.setdefault(layer, []).append(prune)
         for layer, prunes in watched.items():
+            self.parts.layer(layer, prunes[0].name if prunes else "probe")
             module = self.adapter.attention(self.parts.layers[layer])
             listeners[module] = functools.partial(self._hear_decoder, layer, prunes)
         return listeners
 
     def _hear_decoder(self, layer: int, prunes: list[Prune], attention: Attention, kwargs: dict[str, Any]) -> None:
-        running = self.running
-        if running is not None and running.prunes_ahead(layer):
+        inside = self._inside_before_prune(layer)
+        if inside is not None:
             for prune in prunes:
                 with torch.no_grad():
-                    prune.on_attention(layer, attention, running.memory[id(prune)])
+                    prune.on_attention(layer, attention, inside.memory[id(prune)])
+
+    def _inside_before_prune(self, layer: int) -> Inside | None:
+        """The decoder call of this thread, if what happens in `layer` may matter to a prune of it."""
+        inside = self.running.inside if self.running is not None else None
+        return inside if inside is not None and inside.prunes_ahead(layer) else None
 
     def _watch_modules(self) -> None:
         """Hooks on attention and MLP modules that some prune watches."""
@@ -273,18 +254,24 @@ class Seam:
     def _see_module(
         self, prune: Prune, layer: int, name: str, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any
     ) -> None:
-        running = self.running
-        if running is None or not running.prunes_ahead(layer):
-            return
-        before = args[0] if args else kwargs["hidden_states"]
-        after = output[0] if isinstance(output, tuple) else output
-        valid = running.segments[running.current].cut.valid.to(before.device)
-        with torch.no_grad():
-            prune.on_modules(layer, name, before, after, valid, running.memory[id(prune)])
+        inside = self._inside_before_prune(layer)
+        if inside is not None:
+            before = args[0] if args else kwargs["hidden_states"]
+            after = output[0] if isinstance(output, tuple) else output
+            valid = inside.now.cut.valid.to(before.device)
+            with torch.no_grad():
+                prune.on_modules(layer, name, before, after, valid, inside.memory[id(prune)])
 
-    # ---------------------------------------------------------------- refusals
+    # ---------------------------------------------------------------- plans and refusals
 
-    def check_call(self, kwargs: dict[str, Any], length: int) -> None:
+    def removes(self, layout: Layout) -> bool:
+        """Whether any method will remove anything from a call, told from counts alone."""
+        if self.selector is not None and any(self.selector.count(len(image)) < len(image) for image in layout.images):
+            return True
+        rows = [n for n in layout.tokens_per_row() if n]
+        return any(prune.count_at(stage, n) < n for prune, stage in self.prune_at.values() for n in rows)
+
+    def check_call(self, kwargs: dict[str, Any]) -> None:
         """Refuse what can't be done, before anything is computed.
 
         Raises:
@@ -320,10 +307,6 @@ def split_kinds(methods: Sequence[Method]) -> tuple[Selector | None, list[Prune]
         names = " and ".join(method.name for method in selectors)
         raise ValueError(f"{names} can't be composed: both select before the first decoder layer; keep one of them")
     return (selectors[0] if selectors else None), [method for method in methods if isinstance(method, Prune)]
-
-
-def _is_ready(mask: Any) -> bool:
-    return isinstance(mask, Tensor) and mask.dim() > 2
 
 
 def _received(attention: Attention, boundaries: Tensor | None) -> Tensor:

@@ -17,22 +17,36 @@ class Segment:
     Attributes:
         first_layer: index from 0.
         cut: from the tokens of this call, as the user gave them, to those alive here.
-        in_slots: from the tokens that the decoder was entered with (segment 0) to those alive here.
+        in_entry: from the tokens that the decoder was entered with to those alive here.
+        in_slots: from this call's slots (see `Conversation`) to the tokens alive here.
         positions: LongTensor [B, n] of the alive tokens; None where the model has several position axes.
         shift: LongTensor [B, 1]: by how much packed positions lag behind the logical ones after this call.
         visual: BoolTensor [B, n]: visual tokens.
         visual_counts: visual tokens of each row.
-        cache: results of argument reduction, by id of the argument (which is kept alive beside its result).
+        done: arguments already reduced, by their id (each is kept alive beside its result).
     """
 
     first_layer: int
     cut: Cut
+    in_entry: Cut
     in_slots: Cut
     positions: Tensor | None
     shift: Tensor
     visual: Tensor
     visual_counts: list[int]
-    cache: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    done: dict[tuple[int, int | None], tuple[Any, Any]] = field(default_factory=dict)
+
+
+def visual_index(visual: Tensor, cut: Cut) -> Tensor:
+    """Index of the surviving visual tokens among all visual tokens of the batch, row by row.
+
+    Args:
+        visual: BoolTensor [B, L] before the cut.
+        cut: what survives.
+    """
+    number = (visual.flatten().cumsum(0) - 1).view_as(visual)
+    alive = cut.take(visual) & cut.valid.to(visual.device)
+    return cut.take(number)[alive]
 
 
 def renumber(positions: Tensor, valid: Tensor, cut: Cut, delta: Tensor, packed: bool) -> tuple[Tensor, Tensor]:
@@ -74,7 +88,7 @@ def cut_argument(name: str, value: Any, cut: Cut, visual_index: Tensor | None, v
             return cut.take(tensor, dim)
         if visual_index is not None and tensor.dim() >= 2 and tensor.shape[0] == visual_total:
             return tensor.index_select(0, visual_index.to(tensor.device))
-        if length > 1 and length != len(cut) and length in tensor.shape:
+        if 1 < length != len(cut) and length in tensor.shape[: max(tensor.dim() - 1, 1)]:
             raise ValueError(
                 f"{family}: argument {name!r} of shape {tuple(tensor.shape)} has the length {length} of the uncompressed "
                 "sequence in a place that vtc does not know; please report the family, and use 'none' for it until then"

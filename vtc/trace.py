@@ -78,7 +78,6 @@ class Trace:
         layout: where the visual tokens were.
         images: one `ImageTrace` for each image and video, row by row.
         tokens_per_layer: LongTensor [layers, batch]: visual tokens entering each decoder layer, merged ones counted.
-        text_tokens: LongTensor [batch]: text tokens of each row, padding left out.
         selection_ms: wall time of all decisions, gathers included, in milliseconds.
     """
 
@@ -86,7 +85,7 @@ class Trace:
     layout: Layout
     images: tuple[ImageTrace, ...]
     tokens_per_layer: Tensor
-    text_tokens: Tensor
+    _valid: Tensor = field(repr=False)
     _selection: Callable[[], float] = field(repr=False)
     _cost: Cost = field(repr=False)
 
@@ -98,6 +97,11 @@ class Trace:
     def original_tokens(self) -> Tensor:
         """LongTensor [batch]: visual tokens that were given."""
         return torch.tensor(self.layout.tokens_per_row())
+
+    @property
+    def text_tokens(self) -> Tensor:
+        """LongTensor [batch]: text tokens of each row, padding left out."""
+        return self._valid.sum(dim=1).cpu() - self.tokens_per_layer[0]
 
     @property
     def equivalent_tokens(self) -> Tensor:

@@ -1,7 +1,7 @@
 """What a patch shows, as numbers and as one vector: the dense teaching signal of the first training stages.
 
 Each patch has four labels (kind of thing or background, colour, content, whether the thing's centre is in it) and a
-place. `Codes` gives each label a fixed random vector and adds them up. The decoder first learns to answer from such
+place. `Codes` gives each label the decoder's embedding of its word and adds them up. The decoder first learns to answer from such
 sums; the tower and projector learn at the same time to produce them from pixels.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .render import patch_owner
 from .scenes import BACKGROUNDS, COLOURS, GRID, KINDS, PATCH, WORDS, Scene
@@ -34,29 +35,38 @@ def patch_labels(scene: Scene) -> np.ndarray:
 
 
 class Codes:
-    """Fixed random vectors of the labels and smooth ones of the places.
+    """One vector per label, the decoder's own embedding of the word for it, and smooth ones for the places.
 
     Args:
-        width: Size of a code.
-        seed: Seed of the vectors.
+        embedding: The decoder's word embeddings [V, width]; kept fixed while codes teach.
+        ids: Token id of every word.
+        seed: Seed of the places' waves.
     """
 
-    def __init__(self, width: int, seed: int = 1) -> None:
+    def __init__(self, embedding: Tensor, ids: dict[str, int], seed: int = 1) -> None:
         generator = torch.Generator().manual_seed(seed)
+        table = embedding.detach().float()
+        nothing = torch.zeros_like(table[0])
 
-        def table(rows: int, scale: float) -> torch.Tensor:
-            return scale * torch.randn(rows, width, generator=generator)
+        def words(names) -> Tensor:
+            return torch.stack([table[ids[name]] if name else nothing for name in names])
 
-        self.tables = {name: table(size, 0.3 if name == "centre" else 0.55) for name, size in LABELS.items()}
-        for name in ("colour", "content", "centre"):
-            self.tables[name][0] = 0
+        self.tables = {
+            "kind": words(_KIND),
+            "colour": words(("", *COLOURS)),
+            "content": words(_CONTENT),
+            "centre": torch.stack((nothing, table[ids["one"]])),
+        }
         at = (torch.arange(GRID) - (GRID - 1) / 2) / (GRID / 2)
-        waves = [at * 1.7] + [f(np.pi * k * at) for k in (1, 2, 4) for f in (torch.sin, torch.cos)]
-        axis = torch.stack(waves, dim=1)  # [16, 7]
-        down, across = (axis @ table(7, 0.2) for _ in range(2))
-        self.places = (down[:, None] + across[None, :]).reshape(GRID * GRID, width)
+        waves = torch.stack([f(np.pi * k * at) for k in (0.5, 1, 2, 4) for f in (torch.sin, torch.cos)], dim=1)
+        axes = [
+            at[:, None] * (table[ids[more]] - table[ids[less]]) / 2
+            + waves @ (0.15 * torch.randn(waves.shape[1], len(nothing), generator=generator))
+            for less, more in (("top", "bottom"), ("left", "right"))
+        ]
+        self.places = (axes[0][:, None] + axes[1][None, :]).reshape(GRID * GRID, -1)
 
-    def __call__(self, labels: torch.Tensor) -> torch.Tensor:
+    def __call__(self, labels: Tensor) -> Tensor:
         """Adds up the codes. int64 [..., 256, 4] -> float32 [..., 256, width]."""
         total = self.places.expand(*labels.shape[:-1], -1)
         for column, name in enumerate(LABELS):

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from .codes import patch_labels
-from .questions import ask
+from .questions import ask, state
 from .render import render
 from .sample import GROUPS
 from .samples import generator
@@ -19,7 +19,7 @@ from .scenes import Scene, draw_scene
 from .tokenizer import SPECIALS, build_tokenizer
 
 CHUNK = 64  # tokens; a question never crosses the border of a chunk
-QUESTION_TOKENS = 5 * CHUNK  # question and answer tokens packed behind one picture
+QUESTION_TOKENS = 4 * CHUNK  # question and answer tokens packed behind one picture
 
 # How often each group is asked in training: more where looking alone isn't enough.
 GROUP_WEIGHTS: dict[str, float] = {
@@ -30,7 +30,7 @@ GROUP_WEIGHTS: dict[str, float] = {
     "quadrant": 1.0,
     "digit": 0.8,
     "word": 0.8,
-    "choice": 1.2,
+    "choice": 0.6,
     "scene": 0.3,
 }
 
@@ -43,8 +43,8 @@ class Questions:
         ids: int64 [B, S].
         block: int64 [B, S], the question a token belongs to; padding has blocks of its own.
         position: int64 [B, S], place within the question, from 0.
-        target: int64 [B, S], the next token where it is part of an answer, -100 elsewhere.
-        group: int64 [B, S], index into `GROUPS` at the answer tokens.
+        target: int64 [B, S], the next token, -100 where there is none.
+        group: int64 [B, S], index into `GROUPS` where the next token is part of an answer, -1 elsewhere.
     """
 
     ids: Tensor
@@ -59,34 +59,47 @@ def _core():
     return build_tokenizer().backend_tokenizer
 
 
-def pack(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """Asks as many questions about a scene as fit. int64 [5, S], rows as the fields of `Questions`."""
+def _texts(scene: Scene, rng: np.random.Generator, statements: float) -> list[tuple[int, int, str]]:
+    """Different questions and statements about a scene: (group or -1, tokens of the answer, text)."""
     weights = np.array([GROUP_WEIGHTS[g] for g in GROUPS])
-    asked, seen = [], set()
-    for index in rng.choice(len(GROUPS), size=48, p=weights / weights.sum()):
-        one = ask(scene, GROUPS[index], rng)
-        if one is not None and one.question not in seen:
-            seen.add(one.question)
-            asked.append((int(index), one))
-    encoded = _core().encode_batch(
-        [f"{one.question} ASSISTANT: {one.answer}</s>" for _, one in asked], add_special_tokens=False
-    )
+    texts: dict[str, tuple[int, int, str]] = {}
+    for index in rng.choice(len(GROUPS), size=40, p=weights / weights.sum()).tolist():
+        if rng.random() < statements:
+            said = state(scene, rng)
+            if said is not None:
+                texts.setdefault(said, (-1, 0, f"{said}</s>"))
+        elif (one := ask(scene, GROUPS[index], rng)) is not None:
+            text = f"{one.question} ASSISTANT: {one.answer}</s>"
+            texts.setdefault(one.question, (index, 1 + len(one.answer.split()), text))
+    return list(texts.values())
+
+
+def pack(scene: Scene, rng: np.random.Generator, statements: float = 0.0) -> np.ndarray:
+    """Asks as many questions about a scene as fit.
+
+    Args:
+        scene: What they are about.
+        rng: Source of every choice.
+        statements: Share of true statements among the questions.
+
+    Returns:
+        int64 [5, S], rows as the fields of `Questions`.
+    """
+    texts = _texts(scene, rng, statements)
+    encoded = _core().encode_batch([text for _, _, text in texts], add_special_tokens=False)
     out = np.zeros((5, QUESTION_TOKENS), np.int64)
-    out[3] = -100
-    out[1] = np.arange(QUESTION_TOKENS)  # a block is named by the place it starts at
+    out[1], out[3], out[4] = np.arange(QUESTION_TOKENS), -100, -1  # a block is named by the place it starts at
     filled = np.zeros(QUESTION_TOKENS // CHUNK, int)
-    for (index, one), encoding in zip(asked, encoded, strict=True):
+    for (group, answer, _), encoding in zip(texts, encoded, strict=True):
         ids = encoding.ids[:-1]  # the end token is predicted, never fed
         room = np.flatnonzero(filled + len(ids) <= CHUNK)
         if not len(room):
             continue
         start = int(room[0] * CHUNK + filled[room[0]])
+        end = start + len(ids)
         filled[room[0]] += len(ids)
-        answer = 1 + len(one.answer.split())
-        where = slice(start, start + len(ids))
-        out[0, where], out[1, where], out[2, where] = ids, start, np.arange(len(ids))
-        out[3, start + len(ids) - answer : start + len(ids)] = encoding.ids[-answer:]
-        out[4, where] = index
+        out[:4, start:end] = ids, [start] * len(ids), range(len(ids)), encoding.ids[1:]
+        out[4, end - answer : end] = group
     return out
 
 
@@ -95,9 +108,9 @@ def draw_batch(split: str, seed: int, first: int, size: int, purpose: str, crowd
     return [draw_scene(generator(split, seed, i, purpose), split, crowded) for i in range(first, first + size)]
 
 
-def pack_batch(scenes: list[Scene]) -> Questions:
-    """Packs questions behind each scene; which ones depends on the scene's texture seed alone."""
-    packed = np.stack([pack(s, np.random.default_rng(s.texture + 2)) for s in scenes], axis=1)
+def pack_batch(scenes: list[Scene], statements: float = 0.0) -> Questions:
+    """Packs questions behind each scene; which ones depends on the scene's texture seed and the share of statements."""
+    packed = np.stack([pack(s, np.random.default_rng(s.texture + 2), statements) for s in scenes], axis=1)
     return Questions(*torch.from_numpy(packed))
 
 

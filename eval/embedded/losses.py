@@ -75,13 +75,16 @@ def code_loss(visual: Tensor, codes: Codes, labels: Tensor) -> Tensor:
     return (error * weight).sum() / weight.sum()
 
 
-def answer_loss(model: LlavaForConditionalGeneration, visual: Tensor, questions: Questions) -> tuple[Tensor, dict]:
+def answer_loss(
+    model: LlavaForConditionalGeneration, visual: Tensor, questions: Questions, words: float = 0.0
+) -> tuple[Tensor, dict]:
     """Cross-entropy of the answers.
 
     Args:
         model: The model; only its decoder is used.
         visual: Visual tokens [B, N, D].
         questions: Packed questions.
+        words: Weight of the cross-entropy of the questions' and statements' own words.
 
     Returns:
         The loss, and per group (questions answered entirely right, questions asked).
@@ -95,9 +98,13 @@ def answer_loss(model: LlavaForConditionalGeneration, visual: Tensor, questions:
     positions = torch.cat((positions, questions.position + length), dim=1)
     bias = question_bias(questions.block, CHUNK, prefix)
     hidden = packed_hidden(decoder, prefix, embed(questions.ids), positions, bias)
-    where = questions.target >= 0
+    where = questions.group >= 0
     logits, wanted = model.lm_head(hidden[where]).float(), questions.target[where]
-    return cross_entropy(logits, wanted), _per_group(logits.detach().argmax(-1) == wanted, questions, where)
+    loss, right = cross_entropy(logits, wanted), logits.detach().argmax(-1) == wanted
+    if words:
+        rest = ~where & (questions.target >= 0)
+        loss = loss + words * cross_entropy(model.lm_head(hidden[rest]).float(), questions.target[rest])
+    return loss, _per_group(right, questions, where)
 
 
 def _per_group(right: Tensor, questions: Questions, where: Tensor) -> dict[str, tuple[int, int]]:

@@ -66,7 +66,8 @@ def build_model(seed: int = 0) -> LlavaForConditionalGeneration:
     """A freshly initialised model in fp32.
 
     Residual branches start at zero, the tower's position table as sines and cosines, and the decoder's last norm
-    small, so that tied embeddings of unit size give calm logits.
+    small, so that tied embeddings of unit size give calm logits. Every other query head of the decoder starts as a
+    copy of its key head, so that a token looks at tokens like itself (mimetic initialisation, arXiv 2305.09828).
     """
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(build_config())
@@ -83,6 +84,10 @@ def build_model(seed: int = 0) -> LlavaForConditionalGeneration:
             elif name.endswith("embed_tokens.weight"):
                 weight.normal_(0, 0.5)
         model.model.language_model.norm.weight.fill_(0.15)
+        for layer in model.model.language_model.layers:
+            head, groups = layer.self_attn.head_dim, layer.self_attn.num_key_value_groups
+            queries = layer.self_attn.q_proj.weight.view(-1, groups, head, WIDTH)
+            queries[:, 0] = layer.self_attn.k_proj.weight.view(-1, head, WIDTH)
     return model
 
 

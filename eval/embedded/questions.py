@@ -163,6 +163,22 @@ def ask(scene: Scene, group: str, rng: np.random.Generator) -> Asked | None:
     return _ASK[group](scene, rng)
 
 
+def state(scene: Scene, rng: np.random.Generator) -> str | None:
+    """Says something true about one thing of a scene, for the early stages of training; None where nothing fits."""
+    template = int(rng.integers(3))
+    if template == 0:
+        asked = _colour(scene, rng)
+        return asked and f"{asked.question.removeprefix('What colour is ').rstrip('?')} is {asked.answer}"
+    if template == 1:
+        asked = _quadrant(scene, rng)
+        return asked and f"{asked.question.removeprefix('Which corner is ').removesuffix(' in?')} is {asked.answer}"
+    asked = _relation(scene, rng)
+    if asked is None:
+        return None
+    first, second = asked.question.removeprefix("Where is ").rstrip("?").split(" relative to ")
+    return f"relative to {second} {first} is {asked.answer}"
+
+
 def vocabulary() -> list[str]:
     """Every word that questions and answers can hold, lower case, sorted."""
     from .scenes import WORDS

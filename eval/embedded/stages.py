@@ -19,6 +19,8 @@ class Stage:
         adam_lr: Step size of everything else.
         decay: Share of the steps, at the end, over which both fall linearly to zero.
         dense: Weight of the patch-label loss beside the answer loss ("model" stages).
+        words: Weight of the loss on the questions' own words beside the answer loss.
+        statements: Share of true statements ("the star is red") among the questions.
         visual: Visual tokens per picture of a "decoder" stage, one entry per step in turn; below 256, all tokens
             that show a thing and a random part of the background.
     """
@@ -32,12 +34,14 @@ class Stage:
     adam_lr: float
     decay: float = 0.0
     dense: float = 0.0
+    words: float = 0.0
+    statements: float = 0.0
     visual: tuple[int, ...] = (256,)
 
 
 STAGES: tuple[Stage, ...] = (
     Stage("tower", "tower", (), steps=100000, batch=16, muon_lr=0.02, adam_lr=3e-3),
-    Stage("decoder", "decoder", (), steps=100000, batch=8, muon_lr=0.02, adam_lr=3e-3, visual=(64, 64, 96)),
+    Stage("decoder", "decoder", (), steps=100000, batch=8, muon_lr=0.01, adam_lr=2e-3, words=0.5, statements=0.3, visual=(64, 64, 96)),
     Stage("joint", "model", ("tower", "decoder"), steps=2000, batch=16, muon_lr=0.01, adam_lr=1e-3, dense=0.3),
     Stage("final", "model", ("joint",), steps=1000, batch=16, muon_lr=0.01, adam_lr=1e-3, decay=1.0),
 )

@@ -23,8 +23,9 @@ from .losses import Heads, answer_loss, code_loss, dense_loss, see
 from .model import WIDTH, build_model, export
 from .optim import MuonAdamW
 from .stages import STAGES, Stage
+from .tokenizer import build_tokenizer
 
-SAVE_SECONDS = 120
+SAVE_SECONDS = 60
 LOG_STEPS = 20
 WARMUP_STEPS = 50
 
@@ -61,7 +62,7 @@ class Trainer:
         )
         self.model = build_model()
         self.heads = Heads(WIDTH)
-        self.codes = Codes(WIDTH)
+        self.codes = Codes(self.model.model.language_model.embed_tokens.weight, build_tokenizer().get_vocab())
         self.codes.places = self.codes.places.to(device)
         self.codes.tables = {name: t.to(device) for name, t in self.codes.tables.items()}
         self._start()
@@ -72,7 +73,9 @@ class Trainer:
             self.optimizer.load_state_dict(self._load(stage.name)["optimizer"])
 
     def _trained(self):
-        parts = {"tower": ("model.vision_tower", "model.multi_modal_projector"), "decoder": ("model.language_model",)}
+        parts = {
+            "tower": ("model.vision_tower", "model.multi_modal_projector"), "decoder": ("model.language_model.layers", "model.language_model.norm"),
+        }
         wanted = parts.get(self.stage.teaches, ("model.",))
         yield from ((n, p) for n, p in self.model.named_parameters() if n.startswith(wanted))
         yield from ((f"heads.{n}", p) for n, p in self.heads.named_parameters())
@@ -117,21 +120,21 @@ class Trainer:
         labels = label_batch(scenes).to(self.device)
         if self.stage.teaches == "decoder":
             visual = self._from_codes(labels)
-            return answer_loss(self.model, visual, self._questions(scenes))
+            return answer_loss(self.model, visual, self._questions(scenes), self.stage.words)
         pixels = pixel_batch(scenes).to(self.device, torch.bfloat16)
         features, visual, cls = see(self.model, pixels)
         if self.stage.teaches == "tower":
             loss, report = dense_loss(self.heads, features, cls, labels, pixels)
             code = code_loss(visual, self.codes, labels)
             return loss + 4 * code, {**report, "code": code.item()}
-        loss, report = answer_loss(self.model, visual, self._questions(scenes))
+        loss, report = answer_loss(self.model, visual, self._questions(scenes), self.stage.words)
         if self.stage.dense:
             dense, labels_right = dense_loss(self.heads, features, cls, labels, pixels)
             loss, report = loss + self.stage.dense * dense, {**report, **labels_right}
         return loss, report
 
     def _questions(self, scenes):
-        questions = pack_batch(scenes)
+        questions = pack_batch(scenes, self.stage.statements)
         return type(questions)(*(t.to(self.device) for t in vars(questions).values()))
 
     def _from_codes(self, labels: torch.Tensor) -> torch.Tensor:

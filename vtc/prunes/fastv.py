@@ -1,4 +1,4 @@
-"""FastV: after a few layers, drop the visual tokens that the last token does not look at (arXiv 2403.06764, ECCV 2024)."""
+"""FastV: after a few layers, drop the visual tokens that the last token ignores (arXiv 2403.06764, ECCV 2024)."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from numbers import Integral
 
 import torch
@@ -51,7 +52,7 @@ def instruction_attention(attention: Attention, instruction: Tensor) -> Tensor:
         Tensor [B, n] in float32.
     """
     batch, length = instruction.shape
-    tail = int((length - instruction.int().argmax(dim=1)).max())
+    tail = max(int((instruction * torch.arange(length, 0, -1, device=instruction.device)).max()), 1)
     index = torch.arange(length - tail, length, device=instruction.device).expand(batch, -1)
     weight = instruction[:, length - tail :].float()
     rows = attention.rows(index)[:, :, -length:]
@@ -59,7 +60,7 @@ def instruction_attention(attention: Attention, instruction: Tensor) -> Tensor:
 
 
 def share_of_visual(values: Tensor, visual: Tensor) -> Tensor:
-    """`values` [B, n] of the visual tokens divided by their sum; 0 for other tokens, and for values that aren't finite."""
+    """`values` [B, n] divided by their sum over the visual tokens; 0 at others, and where not finite."""
     values = values.nan_to_num(0.0, 0.0, 0.0) * visual
     return values / (values.sum(dim=-1, keepdim=True) + 1e-8)
 
@@ -69,13 +70,13 @@ def share_of_visual(values: Tensor, visual: Tensor) -> Tensor:
 class TransPrune(Prune):
     """Drop, in front of three decoder layers, the visual tokens that change least and that the instruction ignores.
 
-    Adds two scores, each normalised over the visual tokens: the transition variation of attention and MLP modules, summed
-    over all layers from the first prune point on, and the attention from the instruction in the layer about to run.
-    Needs no attention matrix. Survivors are numbered anew. https://arxiv.org/abs/2507.20630
+    Adds two scores, each normalised over the visual tokens: the transition variation of attention and MLP modules,
+    summed over the layers from the one before the first prune point on, and the attention from the instruction in the
+    layer about to run. Needs no attention matrix. Survivors are numbered anew. https://arxiv.org/abs/2507.20630
 
     Attributes:
-        keep: share in (0, 1] or count of the row's visual tokens that is left in the end. On the way 1/7, then 3/7, then
-            all of the rest goes, so that the default 0.125 gives the published 0.875, 0.625, 0.125. Shares round down,
+        keep: share in (0, 1] or count of the row's visual tokens that is left in the end. Of what is to go, 1/7, 3/7
+            and all has gone after the three layers: 0.125 gives the published 0.875, 0.625, 0.125. Shares round down,
             and can leave 0.
         layers: decoder layers, from 0, in front of which tokens go (n of them have run then). None: the published
             7, 9, 12 of 32, scaled to the model's depth.
@@ -94,14 +95,17 @@ class TransPrune(Prune):
         if self.layers is not None:
             way_out = "give decoder layers from 1 on, ascending, such as (7, 9, 12), or None for the published ones"
             self.layers = fields.as_tuple("layers", self.layers, way_out)
-            for layer in self.layers:
-                fields.check_int("layers", layer, way_out, 1)
+            for index, layer in enumerate(self.layers):
+                fields.check_int(f"layers[{index}]", layer, way_out, 1)
             if list(self.layers) != sorted(set(self.layers)):
                 raise ValueError(f"layers={self.layers!r} is not ascending; {way_out}")
         if self.keeps is not None:
-            self.keeps = fields.as_tuple("keeps", self.keeps, "give what is left after each layer, e.g. (0.5, 0.25, 0.1)")
-            for keep in self.keeps:
-                budget.check_keep(keep, "keeps")
+            way_out = "give what is left after each layer, e.g. (0.875, 0.625, 0.125)"
+            self.keeps = fields.as_tuple("keeps", self.keeps, way_out)
+            for index, keep in enumerate(self.keeps):
+                budget.check_keep(keep, f"keeps[{index}]")
+            if any(type(a) is type(b) and b > a for a, b in pairwise(self.keeps)):
+                raise ValueError(f"keeps={self.keeps!r} rises; {way_out}")
         stages = len(self.layers or _LAYERS)
         if len(self.keeps or _GONE) != stages:
             raise ValueError(
@@ -124,7 +128,7 @@ class TransPrune(Prune):
 
     def watch(self, num_layers: int) -> Watch:
         schedule = self.schedule(num_layers)
-        return Watch(modules=tuple(range(schedule[0] - 1, schedule[-1])))
+        return Watch(modules=tuple(range(schedule[0] - 1, schedule[-1])), probe=True)
 
     def on_modules(self, layer: int, module: str, before: Tensor, after: Tensor, valid: Tensor, memory: dict) -> None:
         memory["transition"] = memory.get("transition", 0.0) + transition(before, after, valid, self.direction)

@@ -17,13 +17,18 @@ from vtc.registry import register
 from vtc.selectors.places import candidates, share_out
 
 
+def anchor_count(k: int, alpha: float) -> int:
+    """Anchors that a budget of `k` tokens has: alpha·k/5, since each brings four buffers; rounded half to even."""
+    return round(alpha * k / 5)
+
+
 def hiprune(
     object_score: Tensor, deep_score: Tensor, k: int, grid: tuple[int, int], alpha: float = 0.1, compat: bool = False
 ) -> Tensor:
     """Which tokens survive.
 
-    Anchors are the round(alpha·k/5) tokens with the highest object score, buffers their four neighbours, registers
-    the tokens with the highest deep score among the rest (Sec. 3.3).
+    Anchors are the tokens with the highest object score, buffers their four neighbours, registers the tokens with the
+    highest deep score among the rest (Sec. 3.3).
 
     Args:
         object_score: [G, T·h·w], attention received in a middle layer of the tower, in raster order.
@@ -38,7 +43,7 @@ def hiprune(
         BoolTensor [G, T·h·w]; k True in each row, or fewer with `compat`. Where anchors and buffers are more than k
         (the released code fails there), anchors go first, then buffers, each by object score.
     """
-    anchors = top_k(object_score, round(alpha * k / 5))
+    anchors = top_k(object_score, anchor_count(k, alpha))
     tier = torch.zeros_like(object_score, dtype=torch.int8)
     tier.scatter_(1, _neighbours(anchors, *grid), 1)
     tier.scatter_(1, anchors, 2)
@@ -104,8 +109,8 @@ class HiPrune(Selector):
             raise ValueError(f"hiprune: object_layer is block {middle}, behind deep_layer, block {deep}; exchange them")
         if self.compat and parts.has_cls:
             raise ValueError(
-                f"hiprune: compat=True is what the released code does on Qwen2.5-VL, and {parts.family} has a tower with "
-                "CLS, where that code keeps the budget; use compat=False"
+                f"hiprune: compat=True is what the released code does on Qwen2.5-VL; {parts.family} has a CLS token, "
+                "where that code keeps the budget, so use compat=False"
             )
         return Needs(received=(middle, deep))
 
@@ -117,7 +122,8 @@ class HiPrune(Selector):
         if len(places) == k:
             return Reduction.of(places.to(object_score.device).expand(len(object_score), -1))
         kept = torch.zeros_like(object_score, dtype=torch.bool)
-        for grid, part in zip(visual.grids, share_out(k, [grid.t * grid.h * grid.w for grid in visual.grids])):
+        sizes = [grid.t * grid.h * grid.w for grid in visual.grids]
+        for grid, part in zip(visual.grids, share_out(k, sizes), strict=True):
             if part:
                 inside = grid.tokens().flatten().to(kept.device)
                 kept[:, inside] = hiprune(
@@ -131,7 +137,7 @@ class HiPrune(Selector):
             k = int(counts[0])
             if (counts != k).any():
                 raise ValueError(
-                    f"hiprune: compat=True leaves {counts.tolist()} tokens in images of one size; give them one at a time, "
-                    "or use compat=False"
+                    f"hiprune: compat=True leaves {counts.tolist()} tokens in images of one size; give them one at a "
+                    "time, or use compat=False"
                 )
         return Reduction(top_k(kept.float(), k).sort(dim=1).values)

@@ -47,9 +47,9 @@ def partition(t: int, h: int, w: int, k: int) -> tuple[Tensor, Tensor]:
     box_of = torch.empty(t, h, w, dtype=torch.long)
     centres = []
     spans = min(t, k)
-    for (first, last), boxes in zip(_spans(t, spans), _evenly(k, spans)):
-        bands = min(max(round(math.sqrt(boxes * h / w)), math.ceil(boxes / w)), h, boxes)
-        for (top, bottom), columns in zip(_spans(h, bands), _evenly(boxes, bands)):
+    for (first, last), part in zip(_spans(t, spans), _evenly(k, spans), strict=True):
+        bands = min(max(round(math.sqrt(part * h / w)), math.ceil(part / w)), h, part)
+        for (top, bottom), columns in zip(_spans(h, bands), _evenly(part, bands), strict=True):
             for left, right in _spans(w, columns):
                 box_of[first:last, top:bottom, left:right] = len(centres)
                 frame, row, column = (first + last - 1) // 2, (top + bottom - 1) // 2, (left + right - 1) // 2
@@ -68,8 +68,9 @@ def boxes(grids: tuple[Grid, ...], k: int) -> tuple[Tensor, Tensor, Tensor]:
         LongTensor [M], tokens within the image; LongTensor [M], the box of each; LongTensor [k], the token at the
         centre of each box. Grids whose part is 0 are left out.
     """
+    sizes = [grid.t * grid.h * grid.w for grid in grids]
     tokens, box_of, centres, count = [], [], [], 0
-    for grid, part in zip(grids, share_out(k, [grid.t * grid.h * grid.w for grid in grids])):
+    for grid, part in zip(grids, share_out(k, sizes), strict=True):
         if part:
             inside = grid.tokens().flatten()
             box, centre = partition(grid.t, grid.h, grid.w, part)

@@ -1,0 +1,100 @@
+"""Arguments that several commands share. Imports neither torch nor transformers."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from vtc.budget import Keep, check_keep
+
+EMBEDDED = "embedded"
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model, and how it is loaded."""
+    parser.add_argument("--model", default=EMBEDDED, help="'embedded', a from_pretrained folder, or a hub id")
+    parser.add_argument("--dtype", choices=DTYPES, help="float type of the weights (default: the model's own)")
+    parser.add_argument("--attn", help="attention implementation, such as sdpa, eager, flash_attention_2")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--threads", type=positive, help="CPU threads (default: 1 for the embedded model, else torch's own choice)"
+    )
+
+
+def add_setting_arguments(parser: argparse.ArgumentParser, methods: str, keep: str) -> None:
+    """Which methods at which budgets; `methods` and `keep` are the defaults."""
+    parser.add_argument(
+        "--methods", type=names, default=methods, help="names separated by commas, each run at every --keep"
+    )
+    parser.add_argument(
+        "--keep", type=keeps, default=keep, help="budgets separated by commas: shares (0.25) or counts (64)"
+    )
+    parser.add_argument(
+        "--compress",
+        action="append",
+        default=[],
+        metavar="SPEC",
+        help="a full spec such as 'divprune:keep=0.5+fastv:layer=2,keep=0.5', run as it stands; may be repeated",
+    )
+
+
+def positive(text: str) -> int:
+    """An int of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+def not_negative(text: str) -> int:
+    """An int of at least 0."""
+    return 0 if text == "0" else positive(text)
+
+
+def names(text: str) -> list[str]:
+    """Names separated by commas."""
+    if ":" in text or "+" in text:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} holds a spec, but only names go here; give it as --compress {text!r}"
+        )
+    found = [name.strip() for name in text.split(",")]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r} has an empty name; write e.g. none,random,divprune")
+    return found
+
+
+def keeps(text: str) -> list[Keep]:
+    """Budgets separated by commas: a whole number is a count, anything with a point a share."""
+    return [_keep(part.strip()) for part in text.split(",")]
+
+
+def _keep(text: str) -> Keep:
+    value: Keep
+    try:
+        value = int(text) if text.lstrip("+-").isdecimal() else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number; give shares such as 0.25 or counts such as 64"
+        ) from None
+    try:
+        check_keep(value)
+    except (TypeError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return value
+
+
+def existing_file(text: str) -> Path:
+    """A path that is a file."""
+    path = Path(text)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"{text!r} is {'a folder' if path.is_dir() else 'missing'}; give a file")
+    return path
+
+
+def say(line: str) -> None:
+    """A line for the person at the terminal, beside the results on stdout."""
+    print(line, file=sys.stderr, flush=True)

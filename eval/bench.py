@@ -1,0 +1,158 @@
+"""`vtc bench prefill`: how much of the speed-up that the FLOPs promise arrives on the clock.
+
+Every round runs the untouched model and every setting once on the same batch, one after another; a round's ratios are
+taken within it, so that what else the machine does falls on both sides. Timed is the decoder's part of the prefill,
+selection included; the FLOPs are those of the same part: decoder layers, no vocabulary head.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from vtc.eval.arguments import add_model_arguments, add_setting_arguments, positive
+
+if TYPE_CHECKING:
+    from vtc.eval.models import Loaded
+    from vtc.eval.results import Spread
+    from vtc.eval.settings import Setting
+
+WARM_UP_ROUNDS = 2
+
+
+class PrefillResult(TypedDict):
+    """One setting of `vtc bench prefill`.
+
+    Attributes:
+        setting: spec string.
+        equivalent_tokens: per picture, mean over decoder layers.
+        decoder_ms, prefill_ms, selection_ms: per batch, milliseconds; prefill with tower and logits.
+        decoder_speedup, prefill_speedup: time of the untouched model in the same round over this one's.
+        decoder_speedup_ideal: what the decoder's FLOPs promise.
+        attained: decoder_speedup over decoder_speedup_ideal.
+        selection_share: selection_ms over decoder_ms.
+    """
+
+    setting: str
+    equivalent_tokens: float
+    decoder_ms: "Spread"
+    prefill_ms: "Spread"
+    selection_ms: "Spread"
+    decoder_speedup: "Spread"
+    prefill_speedup: "Spread"
+    decoder_speedup_ideal: float
+    attained: "Spread"
+    selection_share: "Spread"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `vtc bench`."""
+    benches = parser.add_subparsers(dest="bench", required=True, metavar="WHAT")
+    prefill = benches.add_parser(
+        "prefill",
+        help="measured and promised speed-up of the decoder's prefill",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_model_arguments(prefill)
+    add_setting_arguments(prefill, "divprune", "0.25,0.125,0.0625")
+    prefill.add_argument("--batch-size", type=positive, default=8, help="pictures at once")
+    prefill.add_argument("--rounds", type=positive, default=15, help="times each setting is run")
+    prefill.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the rounds and print the table.
+
+    Raises:
+        InputError: an argument can't be used.
+    """
+    from vtc.eval.folder import write_atomically
+    from vtc.eval.models import load, set_threads
+    from vtc.eval.runner import Runner
+    from vtc.eval.settings import make_settings
+
+    settings = make_settings(args.methods, args.keep, args.compress)
+    threads = set_threads(args.model, args.threads)
+    loaded = load(args.model, args.dtype, args.device, args.attn)
+    Runner(loaded, settings, 1).check()
+    results = bench_prefill(loaded, settings, args.batch_size, args.rounds)
+    print(
+        f"prefill of {args.batch_size} pictures, model {args.model}, {loaded.model.dtype}, "
+        f"{threads} threads, {args.rounds} rounds; median [quartiles]"
+    )
+    for result in results:
+        print(_line(result))
+    if args.json:
+        run = {key: getattr(args, key) for key in ("model", "batch_size", "rounds", "device", "attn")}
+        write_atomically(args.json, json.dumps({**run, "threads": threads, "settings": results}, indent=2) + "\n")
+
+
+def bench_prefill(loaded: "Loaded", settings: "list[Setting]", batch_size: int, rounds: int) -> list[PrefillResult]:
+    """Time the prefill of one batch of the embedded benchmark's pictures under each setting but "none"."""
+    from vtc.eval import embedded
+
+    samples = embedded.benchmark(batch_size)[:]
+    inputs = loaded.inputs([sample.image for sample in samples], [sample.question for sample in samples])
+    seen = []
+    for index in range(WARM_UP_ROUNDS + rounds):
+        turn = index % len(settings)
+        order = [*settings[turn:], *settings[:turn]]
+        seen.append({setting.name: _once(loaded, setting, inputs) for setting in order})
+    return [_result(setting, seen[WARM_UP_ROUNDS:]) for setting in settings if setting.methods]
+
+
+def _once(loaded: "Loaded", setting: "Setting", inputs: dict[str, Any]) -> tuple[float, float, Any]:
+    """(decoder ms, prefill ms, trace or None) of one prefill."""
+    import torch
+
+    import vtc
+    from vtc.eval.stopwatch import Stopwatch
+
+    model = loaded.model
+    if setting.methods:
+        vtc.patch(model, *setting.methods)
+    try:
+        with torch.inference_mode(), Stopwatch(model, loaded.decoder, model.device) as watch:
+            model(**inputs, use_cache=True, logits_to_keep=1)
+        trace = vtc.trace(model) if setting.methods else None
+    finally:
+        if setting.methods:
+            vtc.unpatch(model)
+    return watch.decoder_ms or 0.0, watch.prefill_ms or 0.0, trace
+
+
+def _result(setting: "Setting", rounds: list[dict[str, tuple[float, float, Any]]]) -> PrefillResult:
+    from vtc.eval.results import spread
+    from vtc.eval.settings import NONE
+
+    mine, without = [r[setting.name] for r in rounds], [r[NONE] for r in rounds]
+    trace = mine[-1][2]
+    flops = trace.flops()
+    ideal = flops.unpatched_decoder / flops.decoder
+    speedups = [w[0] / m[0] for m, w in zip(mine, without)]
+    selections = [m[2].selection_ms for m in mine]
+    return {
+        "setting": setting.name,
+        "equivalent_tokens": float(trace.equivalent_tokens.mean()),
+        "decoder_ms": spread([m[0] for m in mine]),
+        "prefill_ms": spread([m[1] for m in mine]),
+        "selection_ms": spread(selections),
+        "decoder_speedup": spread(speedups),
+        "prefill_speedup": spread([w[1] / m[1] for m, w in zip(mine, without)]),
+        "decoder_speedup_ideal": ideal,
+        "attained": spread([speedup / ideal for speedup in speedups]),
+        "selection_share": spread([s / m[0] for s, m in zip(selections, mine)]),
+    }
+
+
+def _line(result: PrefillResult) -> str:
+    def text(spread: "Spread", digits: int = 2) -> str:
+        return f"{spread['median']:.{digits}f} [{spread['low']:.{digits}f}, {spread['high']:.{digits}f}]"
+
+    return (
+        f"{result['setting']}: decoder {text(result['decoder_ms'], 1)} ms, x{text(result['decoder_speedup'])} of "
+        f"x{result['decoder_speedup_ideal']:.2f} by FLOPs = {text(result['attained'])}; selection "
+        f"{text(result['selection_ms'])} ms, {100 * result['selection_share']['median']:.1f} % of the decoder's time; "
+        f"whole prefill x{text(result['prefill_speedup'])}"
+    )

@@ -1,0 +1,80 @@
+"""The `vtc` command: `vtc COMMAND --help` tells what each command takes.
+
+Each command is a module with `add_arguments(parser)` and `main(args)`. Only the module of the command that was named is
+imported, so that `vtc --help` needs neither torch nor transformers.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from vtc.eval.errors import InputError
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        module: has `add_arguments(parser)` and `main(args)`.
+        help: one line.
+        refusals: exceptions of this command that carry a sentence for the user.
+    """
+
+    module: str
+    help: str
+    refusals: type[Exception] = InputError
+
+
+COMMANDS = {
+    "eval": Command("vtc.eval.evaluate", "measure accuracy, time, memory and FLOPs of methods at several budgets"),
+    "ask": Command("vtc.eval.ask", "ask about one picture, with and without compression, and see what was kept"),
+    "bench": Command("vtc.eval.bench", "time the prefill: measured speed-up beside what the FLOPs promise"),
+    "methods": Command("vtc.eval.methods", "list the methods"),
+    "train-embedded": Command("vtc.eval.embedded.train", "train the embedded model from nothing", ValueError),
+}
+
+
+def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
+    """The parser of all commands; only the `chosen` one knows its arguments."""
+    parser = argparse.ArgumentParser(prog="vtc", description="Visual token compression for vision-language models.")
+    parser.add_argument("--version", action="version", version=f"vtc {version('vtc')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        child = commands.add_parser(
+            name,
+            help=command.help,
+            description=command.help[0].upper() + command.help[1:] + ".",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            allow_abbrev=False,
+        )
+        if name == chosen:
+            importlib.import_module(command.module).add_arguments(child)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0; 2 where something given can't be used (as argparse does); 130 after Ctrl-C.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = build_parser(argv[0] if argv else None).parse_args(argv)
+    command = COMMANDS[args.command]
+    try:
+        importlib.import_module(command.module).main(args)
+    except command.refusals as error:
+        print(f"vtc {args.command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nvtc {args.command}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

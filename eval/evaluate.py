@@ -1,0 +1,163 @@
+"""`vtc eval`: accuracy, time, memory and FLOPs of methods at several budgets, resumable at any point.
+
+The output folder gets `config.json` (what tells this run from others), `samples.jsonl` and `batches.jsonl` (one line a
+question and setting, one a batch; the schemas are in `vtc.eval.records`), and, made of these alone, `results.json`
+(schema in `vtc.eval.results`), `results.md` and `figure.png`.
+
+Killed at any point, the same command goes on behind the last batch that is done. All settings see the same questions in
+the same batches; `random` and other methods with a `seed` get `seed` + number of the batch.
+"""
+
+import argparse
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vtc.eval.arguments import EMBEDDED, add_model_arguments, add_setting_arguments, not_negative, positive, say
+from vtc.eval.errors import InputError
+
+if TYPE_CHECKING:
+    from vtc.eval.benchmarks import Benchmark
+    from vtc.eval.folder import RunFolder
+    from vtc.eval.settings import Setting
+
+METHODS = "none,random,stride,pool,divprune,hiprune,kcenter,fastv,transprune"
+KEEP = "0.5,0.25,0.125,0.0625"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `vtc eval`."""
+    add_model_arguments(parser)
+    add_setting_arguments(parser, METHODS, KEEP)
+    parser.add_argument("--limit", type=positive, default=450, help="number of questions")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the results; resumes what is in it")
+    parser.add_argument("--batch-size", type=positive, default=8, help="questions at once")
+    parser.add_argument("--max-new-tokens", type=positive, default=8, help="longest answer")
+    parser.add_argument("--split", default="test", help="of the embedded benchmark: train, validation, test")
+    parser.add_argument("--seed", type=not_negative, default=0, help="of the embedded benchmark")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="FILE",
+        help='instead of the embedded benchmark: JSONL of {"image": path, "question", "answer", "group"?, "id"?}, '
+        "or a folder that holds it as questions.jsonl",
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run, or go on with a run, and report.
+
+    Raises:
+        InputError: an argument can't be used.
+    """
+    for package in ("matplotlib", "tqdm"):
+        if find_spec(package) is None:
+            raise InputError(f"vtc eval needs {package}, which is not installed; pip install 'vtc[eval]'")
+    from vtc.eval.folder import RunFolder
+    from vtc.eval.settings import make_settings
+
+    settings = make_settings(args.methods, args.keep, args.compress)
+    benchmark = _benchmark(args)
+    config = _config(args, settings, benchmark)
+    RunFolder.check(args.output, config)
+    folder = _run(args, settings, benchmark, config)
+    try:
+        _report(folder, settings)
+    finally:
+        folder.close()
+
+
+def _benchmark(args: argparse.Namespace) -> "Benchmark":
+    from vtc.eval import embedded
+    from vtc.eval.benchmarks import embedded_benchmark, listed_benchmark
+
+    if args.split not in embedded.SPLITS:
+        raise InputError(f"argument --split: {args.split!r} is unknown; choose from {', '.join(embedded.SPLITS)}")
+    if args.images is not None:
+        return listed_benchmark(args.images, args.limit)
+    return embedded_benchmark(args.limit, args.split, args.seed)
+
+
+def _config(args: argparse.Namespace, settings: "list[Setting]", benchmark: "Benchmark") -> dict[str, Any]:
+    import torch
+    import transformers
+
+    import vtc
+    from vtc.eval import memory, models
+
+    models.check_device(args.device)
+    return {
+        "model": args.model,
+        "weights": models.weights_hash(args.model),
+        "benchmark": benchmark.name,
+        "questions": benchmark.size,
+        "seed": args.seed,
+        "settings": [setting.name for setting in settings],
+        "batch_size": args.batch_size,
+        "max_new_tokens": args.max_new_tokens,
+        "dtype": args.dtype or ("float32" if args.model == EMBEDDED else "auto"),
+        "attn": args.attn,
+        "device": args.device,
+        "threads": models.set_threads(args.model, args.threads),
+        "peak_memory": memory.source(torch.device(args.device)),
+        "versions": {"vtc": vtc.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
+    }
+
+
+def _run(
+    args: argparse.Namespace, settings: "list[Setting]", benchmark: "Benchmark", config: dict[str, Any]
+) -> "RunFolder":
+    """Do the batches that are not done yet."""
+    from vtc.eval.folder import RunFolder
+    from vtc.eval.models import load
+    from vtc.eval.progress import Progress
+    from vtc.eval.runner import Runner
+
+    runner = Runner(load(args.model, args.dtype, args.device, args.attn), settings, args.max_new_tokens)
+    runner.check()
+    folder = RunFolder.open(args.output, config)
+    batches, done = benchmark.batches(args.batch_size), len(folder.batches)
+    if done:
+        say(f"vtc eval: {done} of {len(batches)} batches are in {str(args.output)!r} already")
+    peaks_known = any(record.get("peak_memory_bytes") for record in folder.batches)
+    progress = Progress(len(batches), done)
+    for index in range(done, len(batches)):
+        questions = [benchmark.get(i) for i in batches[index]]
+        peaks = runner.warm_up(questions) if index == done or not peaks_known else {}
+        samples, record = runner.run(index, questions)
+        if peaks and not peaks_known:
+            record["peak_memory_bytes"] = peaks
+            peaks_known = True
+        folder.append(samples, record)
+        progress.step(f"{len(settings)} settings")
+    progress.close()
+    return folder
+
+
+def _report(folder: "RunFolder", settings: "list[Setting]") -> None:
+    """Write results.json, results.md and figure.png, and print the tables."""
+    from vtc.eval import figure, report, results
+    from vtc.eval.folder import write_atomically
+
+    blind = _blind(folder.config)
+    built = results.build(folder.config, settings, folder.samples(), folder.batches, blind)
+    write_atomically(folder.path / "results.json", json.dumps(built, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(folder.path / "results.md", report.markdown(built))
+    if built["settings"]:
+        write_atomically(folder.path / "figure.png", figure.draw(built))
+    print(report.plain(built))
+    say(f"vtc eval: results.json, results.md, figure.png and every answer are in {str(folder.path)!r}")
+    if built["unreadable"]:
+        say(f"vtc eval: {len(built['unreadable'])} pictures can't be read; see `error` in samples.jsonl")
+
+
+def _blind(config: dict[str, Any]) -> dict[str, float] | None:
+    """Accuracy of the embedded model shown a blank picture, as measured when it was trained."""
+    from vtc.eval import embedded
+
+    file = embedded.path() / "gates.json"
+    if config["model"] != EMBEDDED or not config["benchmark"].startswith("embedded/") or not file.is_file():
+        return None
+    gates = json.loads(file.read_text())
+    return {"overall": gates["overall"]["blind"]} | {name: row["blind"] for name, row in gates["groups"].items()}

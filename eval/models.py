@@ -1,0 +1,129 @@
+"""Loading a model with its processor, and talking to it in its own chat template."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import logging
+
+from vtc.eval import embedded
+from vtc.eval.arguments import EMBEDDED
+from vtc.eval.errors import InputError
+from vtc.registry import adapter_class
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is ready to be asked.
+
+    Attributes:
+        model: in eval mode.
+        processor: of the model; pads on the left.
+        decoder: the language model inside, which is what methods make faster.
+    """
+
+    model: Any
+    processor: Any
+    decoder: nn.Module
+
+    def prompt(self, question: str) -> str:
+        """The text for the processor: one image, then the question, in the model's chat template if it has one."""
+        if getattr(self.processor, "chat_template", None):
+            content = [{"type": "image"}, {"type": "text", "text": question}]
+            messages = [{"role": "user", "content": content}]
+            return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return f"{getattr(self.processor, 'image_token', '<image>')}\n{question}\n"
+
+    def inputs(self, images: Sequence[Image.Image], questions: Sequence[str]) -> dict[str, Any]:
+        """What the model takes for a batch of questions, on its device."""
+        texts = [self.prompt(question) for question in questions]
+        made = self.processor(images=list(images), text=texts, padding=True, return_tensors="pt")
+        return dict(made.to(self.model.device, self.model.dtype))
+
+    def answers(self, sequences: Tensor, inputs: dict[str, Any]) -> list[str]:
+        """What `generate` added to the prompts, as text."""
+        added = sequences[:, inputs["input_ids"].shape[1] :]
+        return [text.strip() for text in self.processor.batch_decode(added, skip_special_tokens=True)]
+
+
+def load(name: str, dtype: str | None, device: str, attn: str | None) -> Loaded:
+    """Load a model.
+
+    Args:
+        name: "embedded", a `from_pretrained` folder, or a hub id.
+        dtype: float type of the weights; None: float32 for the embedded model, else what the folder says.
+        device: "cpu", "cuda", "cuda:N".
+        attn: attention implementation; None: transformers' choice.
+
+    Raises:
+        InputError: the model, the device or the attention implementation is not there.
+    """
+    logging.disable_progress_bar()
+    check_device(device)
+    chosen = getattr(torch, dtype) if dtype else None
+    try:
+        if name == EMBEDDED:
+            model, processor = embedded.load(chosen, device, attn)
+        else:
+            kwargs = {"attn_implementation": attn} if attn else {}
+            model = AutoModelForImageTextToText.from_pretrained(name, dtype=chosen or "auto", **kwargs)
+            model = model.to(device).eval()
+            processor = AutoProcessor.from_pretrained(name)
+        decoder = adapter_class(model.config.model_type)(model).parts.decoder
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        attention = f" with --attn {attn}" if attn else ""
+        raise InputError(
+            f"argument --model: {name!r} can't be loaded{attention} ({reason}); "
+            "give 'embedded' or the folder of a vision-language model of transformers"
+        ) from error
+    tokenizer = getattr(processor, "tokenizer", processor)
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return Loaded(model, processor, decoder)
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that torch does not know or have.
+
+    Raises:
+        InputError: names it.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"argument --device: {device!r} can't be used ({reason}); give cpu, or cuda where there is one"
+        ) from None
+
+
+def set_threads(name: str, threads: int | None) -> int:
+    """Set torch's CPU threads, one by default for the embedded model, which is too small for more; returns them."""
+    if threads is None and name == EMBEDDED:
+        threads = 1
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+def weights_hash(name: str) -> str:
+    """What tells the weights behind a model name apart: SHA-256 of the folder's files, or the name of a hub id."""
+    folder = embedded.path() if name == EMBEDDED else Path(name)
+    if not folder.is_dir():
+        return name
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".safetensors", ".bin", ".json", ".jinja", ".model") and file.name != "gates.json":
+            digest.update(file.name.encode())
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+    return f"sha256:{digest.hexdigest()}"

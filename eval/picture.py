@@ -1,0 +1,72 @@
+"""A picture of what a method kept: kept patches bright, dropped ones dim, merged ones outlined."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageEnhance
+from torch import Tensor
+
+from vtc.layout import Grid
+from vtc.trace import ImageTrace
+
+DIM, OUTLINE, SMALLEST_SIDE, GAP = 0.25, (240, 180, 40), 448, 8
+
+
+def seen_by_model(image: Image.Image, inputs: dict[str, Any], processor: Any) -> list[Image.Image]:
+    """The crops that the tower got, as pictures; the whole image where its input is not made of crops.
+
+    Args:
+        image: the picture that was asked about.
+        inputs: the processor's output for it.
+        processor: tells mean and deviation.
+    """
+    pixels = inputs.get("pixel_values")
+    if not isinstance(pixels, Tensor) or pixels.dim() not in (4, 5) or pixels.shape[-3] != 3:
+        return [image]
+    pixels = pixels.detach().float().cpu().flatten(0, -4)
+    maker = getattr(processor, "image_processor", None)
+    if getattr(maker, "do_normalize", False):
+        mean, deviation = (torch.tensor(getattr(maker, name)).view(3, 1, 1) for name in ("image_mean", "image_std"))
+        pixels = pixels * deviation + mean
+    array = (pixels.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(crop) for crop in array]
+
+
+def draw_kept(crops: Sequence[Image.Image], trace: ImageTrace) -> Image.Image:
+    """The model's view of a picture beside the same view with its patches marked.
+
+    Args:
+        crops: from `seen_by_model`; where there are several (tiles with a thumbnail), the thumbnail is drawn on.
+        trace: of that picture.
+    """
+    grids = trace.source.grids
+    number = next((i for i, grid in enumerate(grids) if grid.kind == "thumbnail"), len(grids) - 1)
+    view = _enlarged(crops[number] if len(crops) == len(grids) else crops[0])
+    marked = _marked(view, grids[number], trace)
+    both = Image.new("RGB", (2 * view.width + GAP, view.height), "white")
+    both.paste(view, (0, 0))
+    both.paste(marked, (view.width + GAP, 0))
+    return both
+
+
+def _enlarged(view: Image.Image) -> Image.Image:
+    factor = max(1, -(-SMALLEST_SIDE // min(view.size)))
+    return view.resize((view.width * factor, view.height * factor), Image.Resampling.BICUBIC)
+
+
+def _marked(view: Image.Image, grid: Grid, trace: ImageTrace) -> Image.Image:
+    kept = set(trace.kept().tolist())
+    into = trace.merged_into()
+    marked = ImageEnhance.Brightness(view).enhance(DIM)
+    draw = ImageDraw.Draw(marked)
+    columns = [round(i * view.width / grid.w) for i in range(grid.w + 1)]
+    rows = [round(i * view.height / grid.h) for i in range(grid.h + 1)]
+    for y, line in enumerate(grid.tokens()[0].tolist()):
+        for x, token in enumerate(line):
+            box = columns[x], rows[y], columns[x + 1], rows[y + 1]
+            if token in kept:
+                marked.paste(view.crop(box), box[:2])
+            elif into is not None and into[token] >= 0:
+                draw.rectangle((box[0] + 1, box[1] + 1, box[2] - 2, box[3] - 2), outline=OUTLINE)
+    return marked

@@ -1,0 +1,109 @@
+"""Results as text: a table of costs and a table of accuracy by group, plain or Markdown."""
+
+from collections.abc import Sequence
+
+from vtc.eval.results import Results, Score, SettingResult, Spread
+
+COSTS = (
+    "setting", "tokens", "accuracy", "95 %", "of none", "prefill ms", "x", "FLOPs x", "decoder ms", "x", "FLOPs x",
+    "select ms", "TTFT ms", "tok/s", "KV MB", "peak MB", "GFLOP",
+)  # fmt: skip
+
+LEGEND = """\
+tokens: equivalent tokens, the mean over decoder layers of the visual tokens entering the layer, per question.
+Times: median over batches of {batch_size}, wall time. prefill: tower, projector, selection, decoder, last logits;
+decoder: the language model's share, selection included; x: time of none in the same round over this one's, median;
+FLOPs x: what the FLOPs promise for that part. TTFT: to the first token. tok/s: tokens after the first, all rows.
+KV, GFLOP: per question. peak: of one batch, {peak}."""
+
+
+def plain(results: Results) -> str:
+    """For the terminal."""
+    tables = [_plain(rows) for rows in (_costs(results), _groups(results))]
+    return "\n\n".join([_heading(results), *tables, _legend(results)])
+
+
+def markdown(results: Results) -> str:
+    """For a file."""
+    tables = [_markdown(rows) for rows in (_costs(results), _groups(results))]
+    return "\n\n".join([_heading(results), *tables, _legend(results)]) + "\n"
+
+
+def _heading(results: Results) -> str:
+    config, unreadable = results["config"], results["unreadable"]
+    text = f"{results['questions']} questions of {config['benchmark']}, model {config['model']}, {config['dtype']}"
+    if unreadable:
+        text += f"; {len(unreadable)} left out, their pictures can't be read: {', '.join(unreadable[:5])}"
+        text += " …" if len(unreadable) > 5 else ""
+    return text
+
+
+def _legend(results: Results) -> str:
+    config = results["config"]
+    return LEGEND.format(batch_size=config["batch_size"], peak=config["peak_memory"] or "not available here")
+
+
+def _costs(results: Results) -> list[list[str]]:
+    return [list(COSTS), *(_cost_row(row) for row in results["settings"])]
+
+
+def _cost_row(row: SettingResult) -> list[str]:
+    low, high = row["overall"]["interval_95"]
+    relative, peak, decoded = row["relative_accuracy"], row["peak_memory_bytes"], row["decode_tokens_per_s"]
+    return [
+        row["setting"],
+        f"{row['equivalent_tokens']:.1f}",
+        _percent(row["overall"]),
+        f"{100 * low:.1f}–{100 * high:.1f}",
+        "–" if relative is None else f"{100 * relative:.1f}",
+        _median(row["prefill_ms"], 1),
+        _median(row["prefill_speedup"], 2),
+        f"{row['prefill_speedup_ideal']:.2f}",
+        _median(row["decoder_ms"], 1),
+        _median(row["decoder_speedup"], 2),
+        f"{row['decoder_speedup_ideal']:.2f}",
+        _median(row["selection_ms"], 2),
+        _median(row["first_token_ms"], 1),
+        "–" if decoded is None else _median(decoded, 0),
+        f"{row['kv_bytes'] / 1e6:.2f}",
+        "–" if peak is None else f"{peak / 1e6:.1f}",
+        f"{row['flops'] / 1e9:.2f}",
+    ]
+
+
+def _groups(results: Results) -> list[list[str]]:
+    if not results["settings"]:
+        return []
+    groups, blind = list(results["settings"][0]["groups"]), results["blind"]
+    rows = [["accuracy by group", *groups, "overall"]]
+    rows += [
+        [row["setting"], *(_percent(row["groups"][group]) for group in groups), _percent(row["overall"])]
+        for row in results["settings"]
+    ]
+    if blind is not None:
+        shares = [blind.get(name) for name in (*groups, "overall")]
+        rows.append(["none, blank picture", *("–" if share is None else f"{100 * share:.1f}" for share in shares)])
+    return rows
+
+
+def _percent(score: Score) -> str:
+    return f"{100 * score['accuracy']:.1f}"
+
+
+def _median(spread: Spread, digits: int) -> str:
+    return f"{spread['median']:.{digits}f}"
+
+
+def _plain(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
+        for row in rows
+    )
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|---|" + "---:|" * (len(rows[0]) - 1), *lines[1:]])

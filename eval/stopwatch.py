@@ -1,0 +1,103 @@
+"""Timing of one `generate`: prefill, the decoder's share of it, the first token, the tokens after it."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import StoppingCriteria
+
+
+class Stopwatch(StoppingCriteria):
+    """Watches a model in a `with` block; give it to `generate` as a stopping criterion to time tokens as well.
+
+    The hooks stand outside those of a patch that is put in before: the decoder's time includes the selection. Each
+    reading waits for the device. Times are in milliseconds and None until they are known.
+
+    Attributes:
+        prefill_ms: the model's first call: tower, projector, selection, decoder, logits of the last position.
+        decoder_ms: the language model's share of it, selection included.
+        first_token_ms: from the start of the block until the first token is known.
+        decode_ms: from the first token to the last.
+        decode_steps: tokens after the first, for each row.
+        kv_bytes: keys and values in the cache after prefill, of the whole batch.
+    """
+
+    def __init__(self, model: nn.Module, decoder: nn.Module, device: torch.device):
+        self._model, self._decoder, self._device = model, decoder, device
+        self._handles: list[Any] = []
+        self._marks: dict[str, float] = {}
+        self.decode_steps = -1
+        self.kv_bytes: int | None = None
+
+    def __enter__(self) -> "Stopwatch":
+        for name, module in (("model", self._model), ("decoder", self._decoder)):
+            self._handles.append(module.register_forward_pre_hook(self._marker(f"{name} starts"), prepend=True))
+            self._handles.append(module.register_forward_hook(self._marker(f"{name} ends")))
+        self._handles.append(self._model.register_forward_hook(self._weigh_cache))
+        self._mark("start")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        """Called by `generate` after each token; never stops it."""
+        self._mark("first token")
+        self._marks["last token"] = self._now()
+        self.decode_steps += 1
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+    @property
+    def prefill_ms(self) -> float | None:
+        """The first call of the model."""
+        return self._between("model starts", "model ends")
+
+    @property
+    def decoder_ms(self) -> float | None:
+        """The decoder's share of it."""
+        return self._between("decoder starts", "decoder ends")
+
+    @property
+    def first_token_ms(self) -> float | None:
+        """Until the first token."""
+        return self._between("start", "first token")
+
+    @property
+    def decode_ms(self) -> float | None:
+        """From the first token to the last."""
+        return self._between("first token", "last token")
+
+    def _marker(self, name: str) -> Callable[..., None]:
+        return lambda *_: self._mark(name)
+
+    def _mark(self, name: str) -> None:
+        """Note the time, the first time only."""
+        if name not in self._marks:
+            self._marks[name] = self._now()
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+    def _between(self, first: str, second: str) -> float | None:
+        if first not in self._marks or second not in self._marks:
+            return None
+        return 1e3 * (self._marks[second] - self._marks[first])
+
+    def _weigh_cache(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if self.kv_bytes is None:
+            self.kv_bytes = cache_bytes(getattr(output, "past_key_values", None))
+
+
+def cache_bytes(cache: Any) -> int:
+    """Bytes of all tensors in a cache of transformers: keys and values, and states of layers that keep such."""
+    return sum(
+        value.numel() * value.element_size()
+        for layer in getattr(cache, "layers", ())
+        for value in vars(layer).values()
+        if isinstance(value, Tensor)
+    )
