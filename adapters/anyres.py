@@ -5,29 +5,20 @@ asked: the recorded packing call is made again with scores, or with the coordina
 features. What comes out at a token is then that token's score or place, and NaN marks the newlines.
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from vtc.adapters.generic import Adapter, Features
-from vtc.forward import Recorded
-from vtc.layout import Grid, Layout
+from vtc.adapters.generic import Adapter
+from vtc.layout import Grid
+from vtc.recorded import Features
 
 
 class AnyresAdapter(Adapter):
     """LLaVA-NeXT and LLaVA-OneVision: tiles, thumbnail, newline rows."""
 
     families: ClassVar[tuple[str, ...]] = ("llava_next", "llava_onevision", "llava_next_video")
-
-    def record_features(self, seam: Any) -> None:
-        """Record the packing call beside the features."""
-        super().record_features(seam)
-        seam._wrap(
-            self.parts.composite,
-            "pack_image_features",
-            lambda output, args, kwargs: seam.recorded.features.__setitem__("packing", (args, kwargs)),
-        )
 
     def grids(self, features: Features, index: int, tokens: int) -> tuple[Grid, ...]:
         """Thumbnail and tiles of an image, from where the packing puts each patch."""
@@ -51,15 +42,13 @@ class AnyresAdapter(Adapter):
         ends = values.isnan().nonzero().flatten() + 1
         return ends.diff(prepend=ends.new_zeros(1)).tolist()
 
-    def to_tokens(self, values: Tensor, recorded: Recorded, layout: Layout) -> list[Tensor]:
+    def to_tokens(self, values: Tensor, features: Features, tokens: list[int]) -> list[Tensor]:
         """Scores through the family's own packing."""
-        features = recorded.features.get("image")
-        if features is None or features.packing is None:
-            return super().to_tokens(values, recorded, layout)
+        if features.packing is None:
+            return super().to_tokens(values, features, tokens)
         if self.parts.has_cls:
             values = values[:, 1:]
-        crops = self._packed_features(features)
-        parts = values[..., None].split([len(crop) for crop in crops])
+        parts = values[..., None].split([len(crops) for crops in self._packed_features(features)])
         return [packed[:, 0] for packed in self._pack(features, list(parts))]
 
     @staticmethod

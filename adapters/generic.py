@@ -1,36 +1,19 @@
 """The adapter with nothing family-specific: it finds parts by what they are, not by whose they are."""
 
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from vtc.forward import Recorded
 from vtc.layout import Grid, Layout, VisualInput
 from vtc.parts import Parts
+from vtc.recorded import Features, Recorded, origins
 
 _DECODERS = ("language_model", "text_model")
 _TOWERS = ("vision_tower", "visual", "vision_model", "vision_embed_tokens", "vision_encoder", "encoder")
 _ATTENTIONS = ("self_attn", "attn", "attention", "self_attention")
 _MLPS = ("mlp", "feed_forward", "block_sparse_moe", "moe", "ffn")
-
-
-@dataclass
-class Features:
-    """One recorded call that made image or video features.
-
-    Attributes:
-        kind: "image" or "video".
-        sizes: visual tokens of each image; empty where the output does not tell.
-        arguments: the call's keyword arguments (grids, image sizes).
-        packing: (args, kwargs) of the family's own packing of patches into tokens, where it has one.
-    """
-
-    kind: str
-    sizes: list[int]
-    arguments: dict[str, Any] = field(default_factory=dict)
-    packing: tuple[tuple, dict[str, Any]] | None = None
 
 
 class Adapter:
@@ -49,13 +32,15 @@ class Adapter:
     image_is_run: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module):
+        self.model = model
         self.family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
         composite = self.find_composite(model)
         decoder = self.find_decoder(composite)
         self.tower = next((getattr(composite, name) for name in _TOWERS if hasattr(composite, name)), None)
         blocks = _longest_list(self.tower) if self.tower is not None else ()
         config = getattr(composite, "config", None)
-        layer = getattr(config, "vision_feature_layer", -1)
+        layers = getattr(config, "vision_feature_layer", -1)
+        layers = [layers] if isinstance(layers, int) else layers
         self.parts = Parts(
             family=self.family,
             composite=composite,
@@ -63,7 +48,7 @@ class Adapter:
             layers=tuple(decoder.layers),
             blocks=blocks,
             has_cls=self.tower is not None and _has_cls(self.tower),
-            feature_layer=_block_of_hidden_state(layer if isinstance(layer, int) else max(layer), len(blocks)),
+            feature_layer=max(_block_of_hidden_state(layer, len(blocks)) for layer in layers),
         )
 
     # ---------------------------------------------------------------- parts
@@ -130,39 +115,18 @@ class Adapter:
 
     # ---------------------------------------------------------------- what a call tells
 
-    def record_features(self, seam: Any) -> None:
-        """Have the seam record the calls that make visual features."""
-        for kind in ("image", "video"):
-            name = f"get_{kind}_features"
-            if hasattr(self.parts.composite, name):
-                seam._wrap(
-                    self.parts.composite,
-                    name,
-                    lambda output, args, kwargs, kind=kind: self._record(seam.recorded, kind, output, args, kwargs),
-                )
-
-    def _record(self, recorded: Recorded, kind: str, output: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-        features = getattr(output, "pooler_output", output)
-        packing = recorded.features.pop("packing", None)
-        recorded.features[kind] = Features(kind, _sizes(features), {**kwargs, "args": args}, packing)
-
     def layout(self, recorded: Recorded, shape: tuple[int, int]) -> Layout:
         """Images of a call, row by row, with their grids."""
         images: list[VisualInput] = []
         for kind, mask in recorded.placeholders:
-            rows = mask.cpu()
-            features = recorded.features.get(kind) or Features(kind, [])
-            for index, (row, positions) in enumerate(self._split(rows, features)):
-                images.append(VisualInput(row, kind, positions, self.grids(features, index, len(positions))))
+            features = recorded.features_of(kind)
+            found = _numbered([VisualInput(row, kind, at, ()) for row, at in self._split(mask.cpu(), features)])
+            images += [
+                replace(image, grids=self.grids(features, origin, len(image)), origin=origin)
+                for image, origin in zip(found, origins(found, features.repeats))
+            ]
         images.sort(key=lambda image: (image.row, int(image.positions[0])))
-        ordinals = [sum(other.row == image.row for other in images[:index]) for index, image in enumerate(images)]
-        return Layout(
-            shape,
-            tuple(
-                VisualInput(image.row, image.kind, image.positions, image.grids, ordinal)
-                for image, ordinal in zip(images, ordinals)
-            ),
-        )
+        return Layout(shape, tuple(_numbered(images)))
 
     def _split(self, mask: Tensor, features: Features) -> list[tuple[int, Tensor]]:
         """(row, positions) of each image: by the sizes of its features, else by unbroken runs of placeholders."""
@@ -202,32 +166,47 @@ class Adapter:
     # ---------------------------------------------------------------- tower scores, per token
 
     def tower_scores(self, recorded: Recorded, layout: Layout) -> dict[tuple[str, int], list[Tensor]]:
-        """Scores that the tower's attention gave, as one Tensor [N] for each image of the layout."""
-        return {
-            what: self.to_tokens(torch.cat([v.flatten(1) if v.dim() > 1 else v[None] for v in _aligned(values)]), recorded, layout)
-            for what, values in recorded.scores.items()
-        }
+        """Scores that the tower's attention gave, as one Tensor [N] for each image of the layout.
 
-    def to_tokens(self, values: Tensor, recorded: Recorded, layout: Layout) -> list[Tensor]:
+        Raises:
+            ValueError: the features were made before the model was patched, so nothing is known of their scores.
+        """
+        by_image: dict[tuple[str, int], list[Tensor]] = {}
+        for kind, features in recorded.features.items():
+            images = [image for image in layout.images if image.kind == kind]
+            wanted = {image.origin: len(image) for image in images}
+            for what, calls in features.scores.items():
+                values = self.to_tokens(_joined(calls), features, [wanted[origin] for origin in sorted(wanted)])
+                by_image.setdefault(what, []).extend(values[image.origin] for image in images)
+        return by_image
+
+    def to_tokens(self, values: Tensor, features: Features, tokens: list[int]) -> list[Tensor]:
         """Per-patch values to per-token values.
 
         Args:
             values: Tensor [sequences, P], one row for each sequence of the tower (crop, image or window), CLS included.
+            features: the call that made them.
+            tokens: visual tokens of each encoded image.
 
         Returns:
-            For each image, Tensor [N]; NaN at separators. Where several patches make a token, their mean.
+            For each encoded image, Tensor [N]; NaN at separators. Where several patches make a token, their mean.
         """
         if self.parts.has_cls:
             values = values[:, 1:]
-        tokens = sum(len(image) for image in layout.images)
-        patches = values.numel()
-        if not tokens or patches % tokens:
+        patches, total = values.numel(), sum(tokens)
+        if not total or patches % total:
             raise ValueError(
-                f"{self.family}: {patches} patches of the vision tower do not map onto {tokens} visual tokens; "
+                f"{self.family}: {patches} patches of the vision tower do not map onto {total} visual tokens; "
                 "choose a method that does not read the tower, such as 'divprune'"
             )
-        merged = pool_patches(values, patches // tokens)
-        return list(merged.flatten().split([len(image) for image in layout.images]))
+        per_token = patches // total
+        if len(values) == 1 < len(tokens) or values.shape[1] == patches:  # all images in one packed sequence
+            parts = values.flatten().split([count * per_token for count in tokens])
+            return [
+                _pool_grid(part, self.grids(features, index, count)[0], per_token)
+                for index, (part, count) in enumerate(zip(parts, tokens))
+            ]
+        return list(pool_patches(values, per_token).flatten().split(tokens))
 
 
 def pool_patches(values: Tensor, per_token: int) -> Tensor:
@@ -249,10 +228,27 @@ def pool_patches(values: Tensor, per_token: int) -> Tensor:
     return values.view(len(values), -1, per_token).mean(dim=-1)
 
 
-def _aligned(values: list[Tensor]) -> list[Tensor]:
-    """Scores of several calls as rows of equal length where they are; else joined into one row."""
-    lengths = {value.shape[-1] for value in values}
-    return values if len(lengths) == 1 else [torch.cat([value.flatten() for value in values])[None]]
+def _pool_grid(values: Tensor, grid: Grid, per_token: int) -> Tensor:
+    """Mean over the patches [P] of each token of one image, in cells of its own T × H × W grid."""
+    cell = round(per_token**0.5)
+    if per_token == 1 or cell * cell != per_token or len(values) != grid.t * grid.h * grid.w * per_token:
+        return values.view(-1, per_token).mean(dim=1)
+    return values.view(grid.t, grid.h, cell, grid.w, cell).mean(dim=(2, 4)).flatten()
+
+
+def _joined(calls: list[Tensor]) -> Tensor:
+    """Scores [sequences, P] of several calls as rows of equal length where they are; else as one row."""
+    if len({call.shape[-1] for call in calls}) == 1:
+        return torch.cat(calls)
+    return torch.cat([call.flatten() for call in calls])[None]
+
+
+def _numbered(images: list[VisualInput]) -> list[VisualInput]:
+    """`images`, in order, with their place in the row."""
+    return [
+        replace(image, ordinal=sum(other.row == image.row for other in images[:index]))
+        for index, image in enumerate(images)
+    ]
 
 
 def _child(layer: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
@@ -272,15 +268,6 @@ def _has_cls(tower: nn.Module) -> bool:
 def _block_of_hidden_state(index: int, blocks: int) -> int:
     """Index (negative) of the block that produces `hidden_states[index]`: hidden state 0 is the embedding."""
     return index if index < 0 else index - 1 - blocks
-
-
-def _sizes(features: Any) -> list[int]:
-    """Tokens of each image, from a list of [N, D] or a tensor [images, N, D]; empty where the output does not tell."""
-    if isinstance(features, Tensor):
-        return [features.shape[1]] * features.shape[0] if features.dim() == 3 else []
-    if isinstance(features, (list, tuple)) and all(isinstance(f, Tensor) and f.dim() >= 2 for f in features):
-        return [f.numel() // f.shape[-1] for f in features]
-    return []
 
 
 def _is_thw(value: Any) -> bool:

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from vtc.adapters.generic import Adapter
-from vtc.forward import Recorded
-from vtc.layout import Layout
+from vtc.recorded import Features
 
 
 class QwenVLAdapter(Adapter):
@@ -17,20 +16,16 @@ class QwenVLAdapter(Adapter):
         "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe", "qwen3_5", "qwen3_5_moe",
     )  # fmt: skip
 
-    def to_tokens(self, values: Tensor, recorded: Recorded, layout: Layout) -> list[Tensor]:
+    def to_tokens(self, values: Tensor, features: Features, tokens: list[int]) -> list[Tensor]:
         """Mean over the patches of each token, in raster order."""
-        tokens = [len(image) for image in layout.images]
-        flat = values.flatten()
-        merged = flat.view(sum(tokens), -1).mean(dim=1)
+        merged = values.flatten().view(sum(tokens), -1).mean(dim=1)
         if hasattr(self.tower, "get_window_index"):
-            merged = merged[torch.argsort(self._window_index(recorded)).to(merged.device)]
+            merged = merged[torch.argsort(self._window_index(features)).to(merged.device)]
         return list(merged.split(tokens))
 
-    def _window_index(self, recorded: Recorded) -> Tensor:
+    def _window_index(self, features: Features) -> Tensor:
         """The tower's order of merged tokens."""
-        features = next(iter(recorded.features.values()))
         grid = features.arguments.get(f"{features.kind}_grid_thw")
         if grid is None:
             grid = next(a for a in features.arguments["args"] if not a.is_floating_point())
-        index = self.tower.get_window_index(grid)[0]
-        return torch.as_tensor(index)
+        return torch.as_tensor(self.tower.get_window_index(grid)[0])

@@ -109,15 +109,19 @@ def _run(
     args: argparse.Namespace, settings: "list[Setting]", benchmark: "Benchmark", config: dict[str, Any]
 ) -> "RunFolder":
     """Do the batches that are not done yet."""
-    from vtc.eval.folder import RunFolder
+    from vtc.eval.folder import CONFIG, RunFolder
     from vtc.eval.models import load
     from vtc.eval.progress import Progress
     from vtc.eval.runner import Runner
 
+    batches = benchmark.batches(args.batch_size)
+    folder = RunFolder.open(args.output, config) if (args.output / CONFIG).exists() else None
+    if folder is not None and len(folder.batches) == len(batches):
+        return folder
     runner = Runner(load(args.model, args.dtype, args.device, args.attn), settings, args.max_new_tokens)
     runner.check()
-    folder = RunFolder.open(args.output, config)
-    batches, done = benchmark.batches(args.batch_size), len(folder.batches)
+    folder = folder or RunFolder.open(args.output, config)
+    done = len(folder.batches)
     if done:
         say(f"vtc eval: {done} of {len(batches)} batches are in {str(args.output)!r} already")
     peaks_known = any(record.get("peak_memory_bytes") for record in folder.batches)

@@ -26,11 +26,13 @@ class Loaded:
         model: in eval mode.
         processor: of the model; pads on the left.
         decoder: the language model inside, which is what methods make faster.
+        tower: the vision tower, where one was found.
     """
 
     model: Any
     processor: Any
     decoder: nn.Module
+    tower: nn.Module | None
 
     def prompt(self, question: str) -> str:
         """The text for the processor: one image, then the question, in the model's chat template if it has one."""
@@ -75,7 +77,7 @@ def load(name: str, dtype: str | None, device: str, attn: str | None) -> Loaded:
             model = AutoModelForImageTextToText.from_pretrained(name, dtype=chosen or "auto", **kwargs)
             model = model.to(device).eval()
             processor = AutoProcessor.from_pretrained(name)
-        decoder = adapter_class(model.config.model_type)(model).parts.decoder
+        adapter = adapter_class(model.config.model_type)(model)
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0]
         attention = f" with --attn {attn}" if attn else ""
@@ -87,7 +89,7 @@ def load(name: str, dtype: str | None, device: str, attn: str | None) -> Loaded:
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return Loaded(model, processor, decoder)
+    return Loaded(model, processor, adapter.parts.decoder, adapter.tower)
 
 
 def check_device(device: str) -> None:

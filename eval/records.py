@@ -37,7 +37,7 @@ class Measurement(TypedDict):
 
     Attributes:
         rows: questions in the batch.
-        prefill_ms: the model's first call: tower, projector, selection, decoder, logits of the last position.
+        prefill_ms: tower, projector, selection, decoder, logits of the last position.
         decoder_ms: the language model's share of it, selection included.
         first_token_ms: from the call of `generate` until the first token is known.
         decode_tokens_per_s: tokens after the first, of all rows, per second; None where there was one token.

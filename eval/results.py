@@ -48,7 +48,8 @@ class SettingResult(TypedDict):
             over decoder layers of those entering the layer.
         prefill_ms, decoder_ms, first_token_ms, selection_ms: milliseconds per batch; see `Measurement`.
         prefill_speedup, decoder_speedup: time of "none" in the same round divided by this setting's.
-        prefill_speedup_ideal, decoder_speedup_ideal: what the FLOPs promise for the same two parts.
+        prefill_speedup_ideal, decoder_speedup_ideal: what the FLOPs promise for the same two parts. FLOPs
+            leave out the padding to the longest question of a batch, which the clock does not.
         decode_tokens_per_s: tokens after the first; None where there were none.
         kv_bytes: cache after prefill, per question; flops: of the prefill with the tower, per question;
             decoder_flops: without.

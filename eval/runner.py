@@ -93,7 +93,7 @@ class Runner:
         if setting.methods:
             vtc.patch(model, *setting.for_batch(index))
         try:
-            with Stopwatch(model, self.loaded.decoder, model.device) as watch:
+            with Stopwatch(self.loaded) as watch:
                 sequences = self._answer(inputs, watch)
             trace = vtc.trace(model) if setting.methods else None
         finally:

@@ -8,15 +8,18 @@ import torch
 from torch import Tensor, nn
 from transformers import StoppingCriteria
 
+from vtc.eval.models import Loaded
+
 
 class Stopwatch(StoppingCriteria):
     """Watches a model in a `with` block; give it to `generate` as a stopping criterion to time tokens as well.
 
-    The hooks stand outside those of a patch that is put in before: the decoder's time includes the selection. Each
+    `generate` may run the tower before it calls the model, or leave that to the model: prefill starts with whichever
+    comes first. The hooks stand outside those of a patch that is put in before: the decoder's time includes the selection. Each
     reading waits for the device. Times are in milliseconds and None until they are known.
 
     Attributes:
-        prefill_ms: the model's first call: tower, projector, selection, decoder, logits of the last position.
+        prefill_ms: tower, projector, selection, decoder, logits of the last position.
         decoder_ms: the language model's share of it, selection included.
         first_token_ms: from the start of the block until the first token is known.
         decode_ms: from the first token to the last.
@@ -24,15 +27,19 @@ class Stopwatch(StoppingCriteria):
         kv_bytes: keys and values in the cache after prefill, of the whole batch.
     """
 
-    def __init__(self, model: nn.Module, decoder: nn.Module, device: torch.device):
-        self._model, self._decoder, self._device = model, decoder, device
+    def __init__(self, loaded: Loaded):
+        self._model, self._device = loaded.model, loaded.model.device
+        self._modules = {"prefill": loaded.model, "decoder": loaded.decoder}
+        self._tower = loaded.tower
         self._handles: list[Any] = []
         self._marks: dict[str, float] = {}
         self.decode_steps = -1
         self.kv_bytes: int | None = None
 
     def __enter__(self) -> "Stopwatch":
-        for name, module in (("model", self._model), ("decoder", self._decoder)):
+        if self._tower is not None:
+            self._handles.append(self._tower.register_forward_pre_hook(self._marker("prefill starts"), prepend=True))
+        for name, module in self._modules.items():
             self._handles.append(module.register_forward_pre_hook(self._marker(f"{name} starts"), prepend=True))
             self._handles.append(module.register_forward_hook(self._marker(f"{name} ends")))
         self._handles.append(self._model.register_forward_hook(self._weigh_cache))
@@ -52,8 +59,8 @@ class Stopwatch(StoppingCriteria):
 
     @property
     def prefill_ms(self) -> float | None:
-        """The first call of the model."""
-        return self._between("model starts", "model ends")
+        """From the tower, or the call of the model, to its end."""
+        return self._between("prefill starts", "prefill ends")
 
     @property
     def decoder_ms(self) -> float | None:

@@ -22,10 +22,11 @@ from golden_stub import Run, stub
 from safetensors import safe_open
 from torch import Tensor
 from torch.testing import assert_close
+from vtc.adapters.generic import Features
 from vtc.adapters.qwen_vl import QwenVLAdapter
 
 from vtc import DivPrune, FastV, HiPrune, KCenter, TransPrune, VisualTokens, ops
-from vtc.layout import Grid, Layout, VisualInput
+from vtc.layout import Grid
 from vtc.prunes.transprune import transition
 from vtc.reduction import top_k
 from vtc.scores import attention_received
@@ -261,13 +262,10 @@ def check_qwen_tower_scores(case: Case) -> None:
     index = case["window_index"]
     adapter = QwenVLAdapter.__new__(QwenVLAdapter)
     adapter.tower = SimpleNamespace(get_window_index=lambda grid: (index, None))
-    features = SimpleNamespace(kind="image", arguments={"image_grid_thw": torch.tensor([[1, 1, 1]])})
-    layout = Layout((1, len(index)), (VisualInput(0, "image", torch.arange(len(index)), ()),))
+    features = Features("image", [len(index)], {"image_grid_thw": torch.tensor([[1, 1, 1]])})
     for key in [key for key in case.tensors if key.startswith("attn_layer")]:
         attention = case[key].mean(dim=0)
-        received = attention.mean(dim=0)[None]
-        recorded = SimpleNamespace(features={"image": features})
-        (tokens,) = adapter.to_tokens(received, recorded, layout)
+        (tokens,) = adapter.to_tokens(attention.mean(dim=0)[None], features, [len(index)])
         assert_close(tokens * len(attention), case[key.replace("attn", "score")], **SCORE)
 
 

@@ -442,7 +442,7 @@ def test_the_mean_pivot_is_the_token_nearest_to_the_mean() -> None:
 
 
 def padded_attention() -> tuple[Attention, Tensor]:
-    """Two rows of 6 tokens, the second with 2 of padding in front; 4 heads on 2 of keys. And the dense probabilities."""
+    """Two rows of 6 tokens, the second with 2 of padding; 4 heads on 2 of keys. And the dense probabilities."""
     generator = torch.Generator().manual_seed(0)
     query, key = (torch.randn(2, heads, 6, 8, generator=generator) for heads in (4, 2))
     valid = torch.ones(2, 6, dtype=torch.bool)

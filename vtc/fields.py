@@ -26,7 +26,7 @@ def check_share(name: str, value: object, way_out: str) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}, not a number; {way_out}")
-    if not 0 <= value <= 1:
+    if not 0 <= float(value) <= 1:
         raise ValueError(f"{name}={value!r} is not in [0, 1]; {way_out}")
 
 

@@ -1,7 +1,6 @@
 """One call of a compressed decoder: enter with fewer tokens, remove more on the way, leave with the old length."""
 
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from vtc.conversation import Conversation, attach, conversation_of, keys_in_layer
 from vtc.inside import Inside, followed
+from vtc.recorded import Recorded
 from vtc.reduction import Reduction
 from vtc.segments import Segment, cut_argument, renumber, visual_index
 from vtc.selecting import merge, select
@@ -19,25 +19,6 @@ if TYPE_CHECKING:
     from vtc.seam import Seam
 
 _KNOWN = ("inputs_embeds", "attention_mask", "position_ids", "past_key_values", "input_ids")
-
-
-@dataclass
-class Recorded:
-    """What the hooks saw of a call before the decoder was entered.
-
-    Attributes:
-        mask: the 2-D attention mask that the composite model was given, if any.
-        placeholders: (kind, BoolTensor [B, L]) of each visual input that was put into the sequence.
-        features: per kind, what the adapter recorded of the call that made the features.
-        scores: ("received" or "cls", tower block) -> attention scores, one Tensor [sequences, P] per attention call.
-        sequences: (tower block, lengths of its sequences), for FLOPs.
-    """
-
-    mask: Tensor | None = None
-    placeholders: list[tuple[str, Tensor]] = field(default_factory=list)
-    features: dict[str, Any] = field(default_factory=dict)
-    scores: dict[tuple[str, int], list[Tensor]] = field(default_factory=dict)
-    sequences: list[Any] = field(default_factory=list)
 
 
 class ForwardPass:
@@ -264,7 +245,7 @@ class ForwardPass:
             tokens_per_layer=torch.tensor(counts).view(depth, batch),
             _valid=segments[0].cut.valid,
             _selection=lambda: seconds * 1e3,
-            _cost=self.seam.cost(self.recorded.sequences),
+            _cost=self.seam.cost([s for features in self.recorded.features.values() for s in features.sequences]),
         )
 
     def _run_untouched(self, mask2d: Tensor | None) -> None:

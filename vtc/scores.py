@@ -91,21 +91,28 @@ def attention_rows(
     return torch.softmax(logits, dim=-1).nan_to_num(0.0)
 
 
-def attention_received(query: Tensor, key: Tensor, scaling: float, chunk: int = 256) -> Tensor:
+def attention_received(
+    query: Tensor, key: Tensor, scaling: float, mask: Tensor | None = None, chunk: int = 256
+) -> Tensor:
     """Mean attention probability that each key receives, over all queries and heads: column means of softmax(Q Kᵀ).
 
     Works through the queries in chunks, so that memory stays O(chunk · N).
 
     Args:
-        query: [B, H, Q, d], no mask: the towers attend both ways.
+        query: [B, H, Q, d].
         key: [B, H_kv, S, d].
         scaling: factor of the logits.
+        mask: None, or [B or 1, 1, Q, S] as attention takes it (bool: True may attend; float: added).
         chunk: queries at a time.
 
     Returns:
         Tensor [B, S] in float32; sums to 1.
     """
     total = torch.zeros(key.shape[0], key.shape[2], device=key.device)
-    for part in query.split(chunk, dim=2):
-        total += attention_rows(part, key, scaling).sum(dim=(1, 2))
+    for start in range(0, query.shape[2], chunk):
+        bias = mask[:, :, start : start + chunk] if mask is not None else None
+        if bias is not None:
+            bias = bias.float() if bias.is_floating_point() else _minus_infinity(bias)
+        rows = attention_rows(query[:, :, start : start + chunk], key, scaling, bias)
+        total += rows.sum(dim=(1, 2))
     return total / (query.shape[1] * query.shape[2])

@@ -4,6 +4,7 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 
 from vtc.conversation import Conversation, conversation_of
 from vtc.flops import Cost, attention_width, lengths_of, linear_weights
-from vtc.forward import ForwardPass, Recorded
+from vtc.forward import ForwardPass
 from vtc.inside import Inside
 from vtc.layout import Layout
 from vtc.method import Method, Needs, Prune, Selector
+from vtc.recorded import Features, Recorded, attach_features, features_with
 from vtc.scores import Attention, attention_received, attention_rows
 from vtc.tap import Tap
 from vtc.trace import Trace
@@ -77,7 +79,13 @@ class Seam:
         self._hook(composite.register_forward_pre_hook(self._before_composite, with_kwargs=True))
         self._hook(composite.register_forward_hook(self._after_composite, always_call=True))
         self._wrap(composite, "get_placeholder_mask", self._record_placeholders)
-        self.adapter.record_features(self)
+        for kind in ("image", "video"):
+            if hasattr(composite, name := f"get_{kind}_features"):
+                self._wrap(composite, name, functools.partial(self._record_features, kind))
+        if hasattr(composite, "pack_image_features"):
+            self._wrap(composite, "pack_image_features", self._record_packing)
+        if hasattr(self.adapter.model, "_prefill"):
+            self._wrap(self.adapter.model, "_prefill", before=self._refuse_chunks)
         self._hook(decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True))
         self._hook(decoder.register_forward_hook(self._after_decoder))
         for index, block in enumerate(self.parts.blocks):
@@ -95,14 +103,21 @@ class Seam:
     def _hook(self, handle: Any) -> None:
         self._undo.append(handle.remove)
 
-    def _wrap(self, owner: nn.Module, name: str, record: Callable[..., None]) -> None:
-        """Let `record(output, args, kwargs)` see every call of a method of this instance."""
+    def _wrap(
+        self,
+        owner: nn.Module,
+        name: str,
+        after: Callable[..., None] = lambda *_: None,
+        before: Callable[..., None] = lambda *_: None,
+    ) -> None:
+        """Let `before(args, kwargs)` and `after(output, args, kwargs)` see every call of a method of this instance."""
         original = getattr(owner, name)
 
         @functools.wraps(original)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
+            before(args, kwargs)
             output = original(*args, **kwargs)
-            record(output, args, kwargs)
+            after(output, args, kwargs)
             return output
 
         object.__setattr__(owner, name, wrapper)
@@ -116,6 +131,13 @@ class Seam:
         if not hasattr(self._local, "recorded"):
             self._local.recorded = Recorded()
         return self._local.recorded
+
+    @property
+    def encoding(self) -> Features:
+        """What the tower is making in this thread."""
+        if not hasattr(self._local, "encoding"):
+            self._local.encoding = Features("image")
+        return self._local.encoding
 
     @property
     def running(self) -> ForwardPass | None:
@@ -149,6 +171,10 @@ class Seam:
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() == 2:
             self.recorded.mask = mask
+        for kind, output in (kwargs.get("mm_encoder_outputs") or {}).items():
+            known = features_with(output) or Features(kind)
+            sizes = sizes_of(getattr(output, "pooler_output", None))
+            self.recorded.features[kind] = replace(known, sizes=sizes)
         conversation = conversation_of(kwargs.get("past_key_values"))
         if conversation is not None and conversation.rope_deltas is not None:
             module.rope_deltas = conversation.rope_deltas
@@ -156,6 +182,17 @@ class Seam:
     def _after_composite(self, module: nn.Module, args: tuple, output: Any) -> None:
         self._local.recorded = Recorded()
         self._local.running = None
+
+    def _record_features(self, kind: str, output: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        sizes = sizes_of(getattr(output, "pooler_output", output))
+        arguments = {**kwargs, "args": args}
+        features = replace(self.encoding, kind=kind, sizes=sizes, images=len(sizes), arguments=arguments)
+        self._local.encoding = Features(kind)
+        self.recorded.features[kind] = features
+        attach_features(output, features)
+
+    def _record_packing(self, output: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        self.encoding.packing = (args, kwargs)
 
     def _record_placeholders(self, output: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         kinds = [kind for kind in ("image", "video") if kwargs.get(f"{kind}_features") is not None]
@@ -187,7 +224,7 @@ class Seam:
     def _before_block(self, index: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs.get("hidden_states")
         if isinstance(hidden, Tensor):
-            self.recorded.sequences.append((index, lengths_of(hidden, kwargs.get("cu_seqlens"))))
+            self.encoding.sequences.append((index, lengths_of(hidden, kwargs.get("cu_seqlens"))))
 
     def _record_rotary(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         if self.running is not None and self.running.inside is not None:
@@ -212,7 +249,7 @@ class Seam:
                 self._add_scores("cls", block, row)
 
     def _add_scores(self, what: str, block: int, values: Tensor) -> None:
-        self.recorded.scores.setdefault((what, block), []).append(values)  # type: ignore[arg-type]
+        self.encoding.scores.setdefault((what, block), []).append(values)
 
     def _decoder_listeners(self) -> dict[nn.Module, Callable[..., None]]:
         """Attention modules of the decoder that some prune watches, or probes."""
@@ -271,6 +308,15 @@ class Seam:
         rows = [n for n in layout.tokens_per_row() if n]
         return any(prune.count_at(stage, n) < n for prune, stage in self.prune_at.values() for n in rows)
 
+    @staticmethod
+    def _refuse_chunks(args: tuple, kwargs: dict[str, Any]) -> None:
+        configs = [value for value in (*args, *kwargs.values()) if hasattr(value, "prefill_chunk_size")]
+        if any(config.prefill_chunk_size is not None for config in configs):
+            raise ValueError(
+                "prefill_chunk_size cuts images apart, and a compressed model must see each whole; leave it None (a "
+                "compressed prefill is short)"
+            )
+
     def check_call(self, kwargs: dict[str, Any]) -> None:
         """Refuse what can't be done, before anything is computed.
 
@@ -309,10 +355,20 @@ def split_kinds(methods: Sequence[Method]) -> tuple[Selector | None, list[Prune]
     return (selectors[0] if selectors else None), [method for method in methods if isinstance(method, Prune)]
 
 
+def sizes_of(features: Any) -> list[int]:
+    """Tokens of each image, from a list of [N, D] or a tensor [images, N, D]; empty where the output does not tell."""
+    if isinstance(features, Tensor):
+        return [features.shape[1]] * features.shape[0] if features.dim() == 3 else []
+    if isinstance(features, (list, tuple)) and all(isinstance(f, Tensor) and f.dim() >= 2 for f in features):
+        return [f.numel() // f.shape[-1] for f in features]
+    return []
+
+
 def _received(attention: Attention, boundaries: Tensor | None) -> Tensor:
     """Attention received [sequences, P], or [1, total] where sequences of several lengths are packed in one call."""
     if boundaries is None:
-        return attention_received(attention.query, attention.key, attention.scaling)
+        mask = attention.mask if attention.mask is not None and attention.mask.dim() == 4 else None
+        return attention_received(attention.query, attention.key, attention.scaling, mask)
     parts = []
     for begin, end in zip(boundaries[:-1].tolist(), boundaries[1:].tolist()):
         query, key = attention.query[:, :, begin:end], attention.key[:, :, begin:end]

@@ -1,7 +1,7 @@
 """What a patch shows, as numbers and as one vector: the dense teaching signal of the first training stages.
 
 Each patch has four labels (kind of thing or background, colour, content, whether the thing's centre is in it) and a
-place. `Codes` gives each label the decoder's embedding of its word and adds them up. The decoder first learns to answer from such
+place. `Codes` gives each label the decoder's embedding of its word, signs flipped, and adds them up. The decoder first learns to answer from such
 sums; the tower and projector learn at the same time to produce them from pixels.
 """
 
@@ -39,13 +39,14 @@ class Codes:
 
     Args:
         embedding: The decoder's word embeddings [V, width]; kept fixed while codes teach.
+        signs: [width], 1 or -1, times every code.
         ids: Token id of every word.
         seed: Seed of the places' waves.
     """
 
-    def __init__(self, embedding: Tensor, ids: dict[str, int], seed: int = 1) -> None:
+    def __init__(self, embedding: Tensor, signs: Tensor, ids: dict[str, int], seed: int = 1) -> None:
         generator = torch.Generator().manual_seed(seed)
-        table = embedding.detach().float()
+        table = embedding.detach().float() * signs
         nothing = torch.zeros_like(table[0])
 
         def words(names) -> Tensor:
@@ -57,10 +58,12 @@ class Codes:
             "content": words(_CONTENT),
             "centre": torch.stack((nothing, table[ids["one"]])),
         }
+        self.tables["kind"][:FOREGROUND] *= 0.5
         at = (torch.arange(GRID) - (GRID - 1) / 2) / (GRID / 2)
         waves = torch.stack([f(np.pi * k * at) for k in (0.5, 1, 2, 4) for f in (torch.sin, torch.cos)], dim=1)
+        waves[:, 0] *= 2  # the one that grows all the way, by which places are compared
         axes = [
-            at[:, None] * (table[ids[more]] - table[ids[less]]) / 2
+            0.6 * torch.tanh(2.5 * at)[:, None] * (table[ids[more]] - table[ids[less]])
             + waves @ (0.15 * torch.randn(waves.shape[1], len(nothing), generator=generator))
             for less, more in (("top", "bottom"), ("left", "right"))
         ]

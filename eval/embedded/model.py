@@ -36,6 +36,7 @@ def build_config() -> LlavaConfig:
         num_key_value_heads=2,
         head_dim=48,
         max_position_embeddings=2048,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         tie_word_embeddings=True,
         pad_token_id=SPECIALS.index("<pad>"),
         bos_token_id=SPECIALS.index("<s>"),
@@ -62,12 +63,44 @@ def _sincos(tokens: int, width: int) -> torch.Tensor:
     return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=1)
 
 
+def visual_signs() -> torch.Tensor:
+    """Fixed random signs [WIDTH]: a visual token that means a word starts as the word's embedding times these."""
+    return torch.randint(2, (WIDTH,), generator=torch.Generator().manual_seed(2)) * 2.0 - 1.0
+
+
+def text_mark() -> torch.Tensor:
+    """A fixed random vector [WIDTH] that every word embedding starts with in common, and no visual token."""
+    return 0.4 * torch.randn(WIDTH, generator=torch.Generator().manual_seed(3))
+
+
+def _look_for_words(attention: torch.nn.Module, copies: str) -> None:
+    """Starts the heads with two habits (mimetic initialisation, arXiv 2305.09828).
+
+    From a word, the first query head of each group looks at the visual tokens that mean the word, and copies what
+    else they mean: its query is its key behind the signs, its output the transpose of its value before the signs.
+    The second one looks at the words of the text, whatever they are, and copies them.
+
+    Args:
+        attention: One layer's attention.
+        copies: Which of the two copies in this layer, "pictures" or "words"; the other outputs start at zero.
+    """
+    head, groups, mark = attention.head_dim, attention.num_key_value_groups, text_mark()
+    keys, values = (f.weight.view(-1, head, WIDTH) for f in (attention.k_proj, attention.v_proj))
+    queries = attention.q_proj.weight.view(-1, groups, head, WIDTH)
+    queries[:, 0] = 2.0 * keys * visual_signs()
+    queries[:, 1] = 1.5 * (keys @ mark)[..., None] * mark / mark.square().sum()
+    output = attention.o_proj.weight.view(WIDTH, -1, groups, head)
+    if copies == "pictures":
+        output[:, :, 0] = (values * visual_signs()).permute(2, 0, 1)
+    elif copies == "words":
+        output[:, :, 1] = values.permute(2, 0, 1)
+
+
 def build_model(seed: int = 0) -> LlavaForConditionalGeneration:
     """A freshly initialised model in fp32.
 
     Residual branches start at zero, the tower's position table as sines and cosines, and the decoder's last norm
-    small, so that tied embeddings of unit size give calm logits. Every other query head of the decoder starts as a
-    copy of its key head, so that a token looks at tokens like itself (mimetic initialisation, arXiv 2305.09828).
+    small, so that tied embeddings of unit size give calm logits. Half of the decoder's heads start by looking for what a word names.
     """
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(build_config())
@@ -83,11 +116,10 @@ def build_model(seed: int = 0) -> LlavaForConditionalGeneration:
                 weight.normal_(0, weight[0].numel() ** -0.5)
             elif name.endswith("embed_tokens.weight"):
                 weight.normal_(0, 0.5)
+                weight += text_mark()
         model.model.language_model.norm.weight.fill_(0.15)
-        for layer in model.model.language_model.layers:
-            head, groups = layer.self_attn.head_dim, layer.self_attn.num_key_value_groups
-            queries = layer.self_attn.q_proj.weight.view(-1, groups, head, WIDTH)
-            queries[:, 0] = layer.self_attn.k_proj.weight.view(-1, head, WIDTH)
+        for index, layer in enumerate(model.model.language_model.layers):
+            _look_for_words(layer.self_attn, ("pictures", "words", "pictures", "words", "", "", "", "")[index])
     return model
 
 

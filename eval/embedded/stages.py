@@ -41,7 +41,7 @@ class Stage:
 
 STAGES: tuple[Stage, ...] = (
     Stage("tower", "tower", (), steps=100000, batch=16, muon_lr=0.02, adam_lr=3e-3),
-    Stage("decoder", "decoder", (), steps=100000, batch=8, muon_lr=0.01, adam_lr=2e-3, words=0.5, statements=0.3, visual=(64, 64, 96)),
+    Stage("decoder", "decoder", (), steps=100000, batch=8, muon_lr=0.01, adam_lr=2e-3, words=0.5, statements=0.3, visual=(48, 64)),
     Stage("joint", "model", ("tower", "decoder"), steps=2000, batch=16, muon_lr=0.01, adam_lr=1e-3, dense=0.3),
     Stage("final", "model", ("joint",), steps=1000, batch=16, muon_lr=0.01, adam_lr=1e-3, decay=1.0),
 )

@@ -20,7 +20,7 @@ import torch.multiprocessing as mp
 from .codes import Codes
 from .data import draw_batch, label_batch, pack_batch, pixel_batch
 from .losses import Heads, answer_loss, code_loss, dense_loss, see
-from .model import WIDTH, build_model, export
+from .model import WIDTH, build_model, export, text_mark, visual_signs
 from .optim import MuonAdamW
 from .stages import STAGES, Stage
 from .tokenizer import build_tokenizer
@@ -62,7 +62,8 @@ class Trainer:
         )
         self.model = build_model()
         self.heads = Heads(WIDTH)
-        self.codes = Codes(self.model.model.language_model.embed_tokens.weight, build_tokenizer().get_vocab())
+        words = self.model.model.language_model.embed_tokens.weight - text_mark()
+        self.codes = Codes(words, visual_signs(), build_tokenizer().get_vocab())
         self.codes.places = self.codes.places.to(device)
         self.codes.tables = {name: t.to(device) for name, t in self.codes.tables.items()}
         self._start()

@@ -1,8 +1,7 @@
 """What every method is to be compared with: nothing, chance, a uniform grid, downsampling."""
 
 import zlib
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -46,9 +45,13 @@ def pool_mixing(grids: tuple[Grid, ...], k: int) -> tuple[Tensor, Mixing]:
 @register("none")
 @dataclass
 class NoCompression(Selector):
-    """Keep every visual token: the row that a table starts with."""
+    """Keep every visual token: the row that a table starts with.
 
-    keep: ClassVar[Keep] = 1.0
+    Attributes:
+        keep: always 1.0; not to be given.
+    """
+
+    keep: Keep = field(default=1.0, init=False, repr=False)
 
 
 @register("random")

@@ -45,7 +45,7 @@ def partition(t: int, h: int, w: int, k: int) -> tuple[Tensor, Tensor]:
         centre.
     """
     box_of = torch.empty(t, h, w, dtype=torch.long)
-    centres = []
+    centres: list[int] = []
     spans = min(t, k)
     for (first, last), part in zip(_spans(t, spans), _evenly(k, spans), strict=True):
         bands = min(max(round(math.sqrt(part * h / w)), math.ceil(part / w)), h, part)

@@ -1,0 +1,60 @@
+"""What the contract tests share: models, the methods that a family takes, and comparisons."""
+
+from functools import lru_cache
+
+import flash_stand_in
+import torch
+import vtc
+from families import FAMILIES, Family, Row
+from families_more import MORE
+
+EVERY = {**FAMILIES, **MORE}
+ATTENTIONS = ("sdpa", "eager", flash_stand_in.NAME)
+
+#: Where a method's name and keep are not enough: more fields that every family takes.
+FIELDS = {"fastv": ",layer=2", "transprune": ",layers=(1,2,3)"}
+COMPOSED = ("divprune:keep=0.6+fastv:layer=2,keep=0.5", "pool:keep=0.5+transprune:keep=0.4,layers=(1,3,4)")
+
+torch.set_num_threads(1)
+
+
+@lru_cache(maxsize=4)
+def model_of(family: str, attention: str = "sdpa", dtype: torch.dtype = torch.float32):
+    """A tiny random model; tests leave it as they found it."""
+    return EVERY[family].build(attn=attention, dtype=dtype)
+
+
+def spec_of(method: str, family: str, keep: float = 0.5) -> str:
+    """The method at `keep`, with what the family needs: `pivot=mean` where its tower has no CLS token."""
+    spec = f"{method}:keep={keep}{FIELDS.get(method, '')}" if method != "none" else "none"
+    if method == "kcenter" and not has_cls(family):
+        spec += ",pivot=mean"
+    return spec
+
+
+def has_cls(family: str) -> bool:
+    names = ("class_embedding", "cls_token")
+    modules = model_of(family).modules()
+    return any(getattr(module, name, None) is not None for module in modules for name in names)
+
+
+def specs(family: str, keep: float = 0.5) -> list[str]:
+    """Every registered method, so that a new one is tested without a line here, and two compositions."""
+    return [spec_of(method, family, keep) for method in vtc.list_methods()]
+
+
+def each_alone(family: Family, model, rows: list[Row]):
+    """The inputs of each row as a batch of one."""
+    return [family.inputs(model, [row]) for row in rows]
+
+
+def extended(inputs: dict, more_ids: torch.Tensor) -> dict:
+    """`inputs` (batch of one) with text tokens appended."""
+    length, added = inputs["input_ids"].shape[1], more_ids.shape[1]
+    longer = dict(inputs)
+    for name in ("attention_mask", "token_type_ids", "mm_token_type_ids"):
+        if name in inputs:
+            fill = inputs[name].new_full((1, added), int(name == "attention_mask"))
+            longer[name] = torch.cat([inputs[name][:, :length], fill], dim=1)
+    longer["input_ids"] = torch.cat([inputs["input_ids"], more_ids], dim=1)
+    return longer

@@ -1,0 +1,174 @@
+"""`vtc eval` from the outside: files that agree with each other, resume after kill -9, refusals, torn pictures."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from vtc.eval import embedded
+from vtc.eval.cli import main
+
+QUESTIONS, BATCH = 9, 3
+SETTINGS = ["none", "random:keep=0.25", "random:keep=8", "divprune:keep=0.25", "divprune:keep=8"]
+TIMED = ("prefill_ms", "decoder_ms", "first_token_ms", "selection_ms", "prefill_speedup", "decoder_speedup",
+         "decode_tokens_per_s", "peak_memory_bytes")  # fmt: skip
+
+
+def arguments(output: Path) -> list[str]:
+    return [
+        *("eval", "--methods", "none,random,divprune", "--keep", "0.25,8", "--limit", str(QUESTIONS)),
+        *("--batch-size", str(BATCH), "--max-new-tokens", "4", "--output", str(output)),
+    ]
+
+
+def read(folder: Path) -> tuple[list[dict], list[dict], dict]:
+    samples, batches = (
+        [json.loads(line) for line in (folder / name).read_text().splitlines()]
+        for name in ("samples.jsonl", "batches.jsonl")
+    )
+    return samples, batches, json.loads((folder / "results.json").read_text())
+
+
+def without_times(results: dict) -> dict:
+    rows = [{key: value for key, value in row.items() if key not in TIMED} for row in results["settings"]]
+    return {**results, "settings": rows}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads_as_before():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("eval") / "run"
+    assert main(arguments(folder)) == 0
+    return folder
+
+
+def test_every_file_is_written(run):
+    names = {file.name for file in run.iterdir()}
+    assert names == {
+        "config.json", "samples.jsonl", "batches.jsonl", "results.json", "results.md", "figure.png"
+    }  # fmt: skip
+    figure = Image.open(run / "figure.png")
+    assert min(figure.size) > 400
+    assert len(figure.convert("RGB").getcolors(10**6)) > 50
+    table = (run / "results.md").read_text()
+    assert all(f"| {setting} |" in table for setting in SETTINGS)
+
+
+def test_all_settings_saw_the_same_questions(run):
+    samples, _, _ = read(run)
+    expected = [(sample.id, sample.question, sample.answer) for sample in embedded.benchmark(QUESTIONS)[:]]
+    for setting in SETTINGS:
+        mine = [s for s in samples if s["setting"] == setting]
+        assert [(s["id"], s["question"], s["answer"]) for s in mine] == expected
+
+
+def test_results_agree_with_the_lines_they_are_made_of(run):
+    samples, batches, results = read(run)
+    assert [row["setting"] for row in results["settings"]] == SETTINGS
+    assert (results["version"], results["questions"], results["unreadable"]) == (1, QUESTIONS, [])
+    for row in results["settings"]:
+        mine = [s for s in samples if s["setting"] == row["setting"]]
+        right = sum(s["prediction"].lower().strip(" .") == s["answer"].lower() for s in mine)
+        assert (row["overall"]["right"], row["overall"]["asked"]) == (right, QUESTIONS)
+        assert sum(score["right"] for score in row["groups"].values()) == right
+        low, high = row["overall"]["interval_95"]
+        for bound in (low, high):  # the bounds solve |right/n - p| = z sqrt(p (1-p) / n)
+            gap = abs(right / QUESTIONS - bound)
+            assert math.isclose(gap, 1.959964 * math.sqrt(bound * (1 - bound) / QUESTIONS), abs_tol=1e-6)
+        assert row["equivalent_tokens"] == statistics.mean(s["equivalent_tokens"] for s in mine)
+        ratios = [b["settings"]["none"]["decoder_ms"] / b["settings"][row["setting"]]["decoder_ms"] for b in batches]
+        assert math.isclose(row["decoder_speedup"]["median"], statistics.median(ratios))
+        kv = sum(b["settings"][row["setting"]]["kv_bytes"] for b in batches) / QUESTIONS
+        assert math.isclose(row["kv_bytes"], kv)
+
+
+def test_budgets_are_what_was_asked_for(run):
+    _, _, results = read(run)
+    by_name = {row["setting"]: row for row in results["settings"]}
+    assert [by_name[name]["equivalent_tokens"] for name in SETTINGS] == [256, 64, 8, 64, 8]
+    assert by_name["none"]["decoder_speedup_ideal"] == 1.0
+    assert 3 < by_name["divprune:keep=0.25"]["decoder_speedup_ideal"] < 5
+    assert by_name["divprune:keep=8"]["kv_bytes"] < by_name["divprune:keep=0.25"]["kv_bytes"]
+
+
+def test_a_finished_run_ends_with_the_same_bytes_when_asked_again(run, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(run, again)
+    for name in ("results.json", "results.md", "figure.png"):
+        (again / name).unlink()
+    assert main(arguments(again)) == 0
+    for file in run.iterdir():
+        assert (again / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_killed_with_signal_9_it_resumes_and_ends_the_same(run, tmp_path):
+    folder = tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vtc.eval.cli", *arguments(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    batches = folder / "batches.jsonl"
+    deadline = time.monotonic() + 120
+    while not (batches.exists() and batches.read_bytes().count(b"\n")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert 1 <= len(batches.read_text().splitlines()) < QUESTIONS // BATCH
+    assert not (folder / "results.json").exists()
+    before = batches.read_bytes()
+    with (folder / "samples.jsonl").open("ab") as file:  # what a kill in the middle of a write leaves behind
+        file.write(b'{"batch": 2, "id": "test-0-7", "group": "wo')
+    assert main(arguments(folder)) == 0
+    assert batches.read_bytes().startswith(before)
+    assert (folder / "samples.jsonl").read_bytes() == (run / "samples.jsonl").read_bytes()
+    assert without_times(read(folder)[2]) == without_times(read(run)[2])
+
+
+def test_another_runs_folder_is_refused_and_left_alone(run, capsys):
+    before = {file.name: file.read_bytes() for file in run.iterdir()}
+    for change in (["--seed", "1"], ["--keep", "0.25"], ["--batch-size", "4"], ["--dtype", "bfloat16"]):
+        assert main([*arguments(run), *change]) == 2
+        error = capsys.readouterr().err
+        field = {"--seed": "seed", "--keep": "settings", "--batch-size": "batch_size", "--dtype": "dtype"}[change[0]]
+        assert "--output" in error and f"its {field} is" in error
+    assert {file.name: file.read_bytes() for file in run.iterdir()} == before
+
+
+def test_a_picture_that_cannot_be_read_is_recorded_and_the_run_goes_on(tmp_path, capsys):
+    samples = embedded.benchmark(5)[:]
+    lines = []
+    for number, sample in enumerate(samples):
+        sample.image.save(tmp_path / f"{number}.png")
+        entry = {"image": f"{number}.png", "question": sample.question, "answer": sample.answer, "group": sample.group}
+        lines.append(json.dumps(entry))
+    whole = (tmp_path / "1.png").read_bytes()
+    (tmp_path / "1.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "2.png").write_text("not a picture")
+    (tmp_path / "3.png").unlink()
+    (tmp_path / "questions.jsonl").write_text("\n".join(lines))
+    folder = tmp_path / "run"
+    command = ["eval", "--images", str(tmp_path), "--methods", "stride", "--keep", "0.25", "--batch-size", "2"]
+    assert main([*command, "--output", str(folder)]) == 0
+    written, _, results = read(folder)
+    assert (results["questions"], results["unreadable"]) == (2, ["2", "3", "4"])
+    failed = [s for s in written if s["error"]]
+    assert [s["setting"] for s in failed] == [None] * 3
+    assert all(f"{number}.png" in s["error"] for number, s in enumerate(failed, 1))
+    assert {s["id"] for s in written if s["setting"] == "stride:keep=0.25"} == {"1", "5"}
+    assert "3 pictures can't be read" in capsys.readouterr().err

@@ -1,0 +1,86 @@
+"""What the hooks see of a call before the decoder is entered."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from vtc.layout import VisualInput
+
+
+@dataclass
+class Features:
+    """One call that made image or video features. It stays with the features: `generate` makes them ahead.
+
+    Attributes:
+        kind: "image" or "video".
+        sizes: visual tokens of each image; empty where the output does not tell.
+        images: number of images that the call encoded (0 where the output does not tell); `generate` may repeat them
+            for beams afterwards.
+        arguments: the call's keyword arguments (grids, image sizes); positional ones under "args".
+        packing: (args, kwargs) of the family's own packing of patches into tokens, where it has one.
+        scores: ("received" or "cls", tower block) -> attention scores, one Tensor [sequences, P] per attention call.
+        sequences: (tower block, lengths of its sequences), for FLOPs.
+    """
+
+    kind: str
+    sizes: list[int] = field(default_factory=list)
+    images: int = 0
+    arguments: dict[str, Any] = field(default_factory=dict)
+    packing: tuple[tuple, dict[str, Any]] | None = None
+    scores: dict[tuple[str, int], list[Tensor]] = field(default_factory=dict)
+    sequences: list[Any] = field(default_factory=list)
+
+    @property
+    def repeats(self) -> int:
+        """In how many rows each image is shown."""
+        return max(len(self.sizes) // self.images, 1) if self.images else 1
+
+
+@dataclass
+class Recorded:
+    """What was seen of a call.
+
+    Attributes:
+        mask: the 2-D attention mask that the composite model was given, if any.
+        placeholders: (kind, BoolTensor [B, L]) of each visual input that was put into the sequence.
+        features: kind -> the call that made the features.
+    """
+
+    mask: Tensor | None = None
+    placeholders: list[tuple[str, Tensor]] = field(default_factory=list)
+    features: dict[str, Features] = field(default_factory=dict)
+
+    def features_of(self, kind: str) -> Features:
+        """The features of a kind; empty where nothing is known."""
+        return self.features.get(kind) or Features(kind)
+
+
+_MARK = "_vtc_features"
+
+
+def attach_features(output: Any, features: Features) -> None:
+    """Leave `features` with the output of the call that made them."""
+    if hasattr(output, "__dict__"):
+        object.__setattr__(output, _MARK, features)
+
+
+def features_with(output: Any) -> Features | None:
+    """The features that `attach_features` left with an output."""
+    return getattr(output, _MARK, None)
+
+
+def origins(images: list[VisualInput], repeats: int) -> list[int]:
+    """For each image of a batch, the number of the encoded image that it is.
+
+    `generate` repeats each row with its images for beams and several returned sequences; every group of `repeats` rows
+    then shows the same images.
+    """
+    result: list[int] = []
+    base = shown = group = 0
+    for image in images:
+        if image.row // repeats != group:
+            base, shown, group = base + shown, 0, image.row // repeats
+        result.append(base + image.ordinal)
+        shown = max(shown, image.ordinal + 1)
+    return result
