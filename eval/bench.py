@@ -2,9 +2,9 @@
 
 Every round runs the untouched model and every setting once on the same batch, one after another; a round's ratios are
 taken within it, so that what else the machine does falls on both sides. Timed is the decoder's part of the prefill,
-selection included; the FLOPs are those of the same part: decoder layers, no vocabulary head. Beside a selector stands the
-bare decoder, called by itself on as many tokens as the selector leaves: what is lost against it is lost to compression,
-what it loses against the FLOPs is lost to short sequences.
+selection included; the FLOPs are those of the same part: decoder layers, no vocabulary head. Beside a selector stands
+the bare decoder, called by itself on as many tokens as the selector leaves: what is lost against it is lost to
+compression, what it loses against the FLOPs is lost to short sequences.
 """
 
 import argparse
@@ -195,6 +195,6 @@ def _line(result: PrefillResult) -> str:
     return (
         f"{result['setting']}: decoder {text(result['decoder_ms'], 1)} ms, x{text(result['decoder_speedup'])} of "
         f"x{result['decoder_speedup_ideal']:.2f} by FLOPs = {text(result['attained'])}; selection "
-        f"{text(result['selection_ms'])} ms, {100 * result['selection_share']['median']:.1f} % of the decoder's time{bare}; "
-        f"whole prefill x{text(result['prefill_speedup'])}"
+        f"{text(result['selection_ms'])} ms, {100 * result['selection_share']['median']:.1f} % of the decoder's time"
+        f"{bare}; whole prefill x{text(result['prefill_speedup'])}"
     )

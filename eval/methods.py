@@ -1,7 +1,6 @@
 """`vtc methods`: what there is to choose from."""
 
 import argparse
-import dataclasses
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -11,10 +10,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Print name, kind, fields with defaults, and the first line of what each method says of itself."""
+    from vtc.eval.settings import fields_of
     from vtc.registry import list_methods, method_class
 
     for name in list_methods(args.kind):
         cls = method_class(name)
-        fields = ", ".join(f"{field.name}={field.default!r}" for field in dataclasses.fields(cls) if field.init)
+        fields = ", ".join(f"{key}={default!r}" for key, default in fields_of(cls).items())
         first = (cls.__doc__ or "").strip().partition("\n")[0]
         print(f"{name:<12} {cls.kind:<9} {first}\n{'':<22} {fields or 'no fields'}")

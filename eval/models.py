@@ -31,7 +31,7 @@ class Loaded:
 
     model: Any
     processor: Any
-    decoder: nn.Module
+    decoder: Any
     tower: nn.Module | None
 
     def prompt(self, question: str) -> str:
@@ -69,6 +69,8 @@ def load(name: str, dtype: str | None, device: str, attn: str | None) -> Loaded:
     logging.disable_progress_bar()
     check_device(device)
     chosen = getattr(torch, dtype) if dtype else None
+    model: Any
+    processor: Any
     try:
         if name == EMBEDDED:
             model, processor = embedded.load(chosen, device, attn)
@@ -76,7 +78,7 @@ def load(name: str, dtype: str | None, device: str, attn: str | None) -> Loaded:
             kwargs = {"attn_implementation": attn} if attn else {}
             model = AutoModelForImageTextToText.from_pretrained(name, dtype=chosen or "auto", **kwargs)
             model = model.to(device).eval()
-            processor = AutoProcessor.from_pretrained(name)
+            processor = AutoProcessor.from_pretrained(name)  # type: ignore[no-untyped-call]
         adapter = adapter_class(model.config.model_type)(model)
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0]

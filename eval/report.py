@@ -14,7 +14,8 @@ tokens: equivalent tokens, the mean over decoder layers of the visual tokens ent
 Times: median over batches of {batch_size}, wall time. prefill: tower, projector, selection, decoder, last logits;
 decoder: the language model's share, selection included; x: time of none in the same round over this one's, median;
 FLOPs x: what the FLOPs promise for that part, padding left out. TTFT: to the first token. tok/s: tokens after the
-first, all rows. KV, GFLOP: per question. peak: of one batch, {peak}."""
+first, all rows. KV, GFLOP: per question.
+peak: of one batch, {peak}."""
 
 
 def plain(results: Results) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from vtc import registry, spec
 from vtc.budget import Keep
@@ -33,10 +34,7 @@ class Setting:
 
         Without that, `random` would keep the same positions in every image, and its accuracy would be that of one draw.
         """
-        return [
-            dataclasses.replace(method, seed=method.seed + index) if _has_field(method, "seed") else method
-            for method in self.methods
-        ]
+        return [_reseeded(method, index) for method in self.methods]
 
 
 def make_settings(names: Sequence[str], keeps: Sequence[Keep], specs: Sequence[str] = ()) -> list[Setting]:
@@ -50,7 +48,7 @@ def make_settings(names: Sequence[str], keeps: Sequence[Keep], specs: Sequence[s
         if name == NONE:
             continue
         try:
-            has_keep = "keep" in {field.name for field in dataclasses.fields(registry.method_class(name))}
+            has_keep = "keep" in fields_of(registry.method_class(name))
             made = [spec.parse(name, keep=keep) for keep in keeps] if has_keep else [spec.parse(name)]
         except (TypeError, ValueError) as error:
             raise InputError(f"argument --methods: {error}") from None
@@ -75,12 +73,17 @@ def _add(found: dict[str, Setting], methods: list[Method]) -> None:
 
 def _label(method: Method, with_keep: bool) -> str:
     parts = []
-    for field in dataclasses.fields(method):
-        value = getattr(method, field.name)
-        if with_keep if field.name == "keep" else field.init and value != field.default:
-            parts.append(f"{field.name}={str(value).replace(' ', '')}")
+    for name, default in fields_of(method).items():
+        value = getattr(method, name)
+        if with_keep if name == "keep" else value != default:
+            parts.append(f"{name}={str(value).replace(' ', '')}")
     return method.name + (":" + ",".join(parts) if parts else "")
 
 
-def _has_field(method: Method, name: str) -> bool:
-    return any(field.name == name for field in dataclasses.fields(method))
+def _reseeded(method: Any, step: int) -> Any:
+    return dataclasses.replace(method, seed=method.seed + step) if "seed" in fields_of(method) else method
+
+
+def fields_of(method: Any) -> dict[str, Any]:
+    """Fields of a method or its class, with their defaults."""
+    return {field.name: field.default for field in dataclasses.fields(method) if field.init}

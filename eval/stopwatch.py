@@ -15,8 +15,8 @@ class Stopwatch(StoppingCriteria):
     """Watches a model in a `with` block; give it to `generate` as a stopping criterion to time tokens as well.
 
     `generate` may run the tower before it calls the model, or leave that to the model: prefill starts with whichever
-    comes first. The hooks stand outside those of a patch that is put in before: the decoder's time includes the selection. Each
-    reading waits for the device. Times are in milliseconds and None until they are known.
+    comes first. The hooks stand outside those of a patch that is put in before: the decoder's time includes the
+    selection. Each reading waits for the device. Times are in milliseconds and None until they are known.
 
     Attributes:
         prefill_ms: tower, projector, selection, decoder, logits of the last position.

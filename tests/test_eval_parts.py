@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import vtc
-from vtc.eval import embedded, results, stats
+from vtc.eval import embedded, figure, report, results, stats
 from vtc.eval.errors import InputError
 from vtc.eval.folder import BATCHES, SAMPLES, RunFolder
 from vtc.eval.models import load
@@ -190,3 +190,24 @@ def test_the_decoder_share_holds_the_selection(loaded, inputs):
         with Stopwatch(loaded) as watch, torch.no_grad():
             loaded.model(**inputs)
         assert watch.decoder_ms > vtc.trace(loaded.model).selection_ms > 0
+
+
+@pytest.mark.parametrize("methods", [["none"], ["random", "stride", "pool", "divprune", "fastv"]])
+def test_a_figure_and_a_table_are_made_of_any_run(methods):
+    settings = make_settings(methods, [0.5, 0.25], [])
+    samples = [answered(0, str(i), setting.name, i == 0) for setting in settings for i in range(2)]
+    batch = {"batch": 0, "samples": len(samples), "settings": {s.name: measured(50.0, 300.0) for s in settings}}
+    config = {"model": "m", "benchmark": "b", "dtype": "float32", "batch_size": 2, "peak_memory": None}
+    built = results.build(config, settings, samples, [batch], {"overall": 0.25, "g": 0.25})
+    assert figure.draw(built).startswith(b"\x89PNG")
+    for text in (report.plain(built), report.markdown(built)):
+        assert all(setting.name in text for setting in settings)
+        assert "50.0" in text and "none, blank picture" in text
+
+
+def test_a_run_without_a_readable_picture_still_reports():
+    config = {"model": "m", "benchmark": "b", "dtype": "float32", "batch_size": 2, "peak_memory": None}
+    torn = {"batch": 0, "id": "torn", "group": "g", "setting": None, "correct": None, "error": "torn.png"}
+    built = results.build(config, make_settings(["none"], []), [torn], [{"batch": 0, "samples": 1, "settings": {}}])
+    assert built["settings"] == []
+    assert "1 left out, their pictures can't be read: torn" in report.plain(built)

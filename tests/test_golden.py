@@ -22,12 +22,12 @@ from golden_stub import Run, stub
 from safetensors import safe_open
 from torch import Tensor
 from torch.testing import assert_close
-from vtc.adapters.generic import Features
 from vtc.adapters.qwen_vl import QwenVLAdapter
 
 from vtc import DivPrune, FastV, HiPrune, KCenter, TransPrune, VisualTokens, ops
 from vtc.layout import Grid
 from vtc.prunes.transprune import transition
+from vtc.recorded import Features
 from vtc.reduction import top_k
 from vtc.scores import attention_received
 from vtc.selectors.divprune import max_min_order
@@ -262,7 +262,7 @@ def check_qwen_tower_scores(case: Case) -> None:
     index = case["window_index"]
     adapter = QwenVLAdapter.__new__(QwenVLAdapter)
     adapter.tower = SimpleNamespace(get_window_index=lambda grid: (index, None))
-    features = Features("image", [len(index)], {"image_grid_thw": torch.tensor([[1, 1, 1]])})
+    features = Features(kind="image", arguments={"image_grid_thw": torch.tensor([[1, 1, 1]])}, sizes=[len(index)])
     for key in [key for key in case.tensors if key.startswith("attn_layer")]:
         attention = case[key].mean(dim=0)
         (tokens,) = adapter.to_tokens(attention.mean(dim=0)[None], features, [len(index)])

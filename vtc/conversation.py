@@ -1,10 +1,12 @@
 """What a conversation must remember after its visual tokens were removed. It lives on the cache object."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import Cache
+
+if TYPE_CHECKING:
+    from transformers import Cache
 
 
 class Conversation:
@@ -129,12 +131,12 @@ class CompressedCache:
 _classes: dict[type, type] = {}
 
 
-def conversation_of(cache: Cache | None) -> Conversation | None:
+def conversation_of(cache: "Cache | None") -> Conversation | None:
     """The conversation that lives on `cache`, if any."""
     return getattr(cache, "_vtc", None)
 
 
-def attach(cache: Cache, conversation: Conversation) -> None:
+def attach(cache: "Cache", conversation: Conversation) -> None:
     """Make `cache` a compressed cache: same object, same content."""
     if not isinstance(cache, CompressedCache):
         cls = type(cache)
@@ -144,7 +146,7 @@ def attach(cache: Cache, conversation: Conversation) -> None:
     cache._vtc = conversation
 
 
-def keys_in_layer(cache: Cache | None, layer: int) -> int | None:
+def keys_in_layer(cache: "Cache | None", layer: int) -> int | None:
     """Keys that a layer of the cache holds in memory; None where the layer keeps none (recurrent layers)."""
     if cache is None or layer >= len(cache.layers):
         return 0

@@ -14,9 +14,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vtc.scores import Attention
 
@@ -99,6 +96,11 @@ def probe(layer: nn.Module, attention: nn.Module, *args: Any, **kwargs: Any) -> 
 
 
 def _register(name: str) -> None:
+    # Imported here: transformers' modelling modules take seconds, and `import vtc` is to stay fast.
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
     if PREFIX + name in ALL_ATTENTION_FUNCTIONS:
         return
     if name in ALL_MASK_ATTENTION_FUNCTIONS:
@@ -123,15 +125,14 @@ def _register(name: str) -> None:
             if getattr(_probing, "module", None) is module:
                 raise _Probed(attention)
             listener(attention, kwargs)
-        return _original(name, module)(_as_before(name, module), query, key, value, attention_mask, **kwargs)
+        original = _eager(module) if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
+        return original(_as_before(name, module), query, key, value, attention_mask, **kwargs)
 
     AttentionInterface.register(PREFIX + name, attend)
 
 
-def _original(name: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """The function behind `name`; eager attention is the one that the module's own file defines."""
-    if name != "eager":
-        return ALL_ATTENTION_FUNCTIONS[name]
+def _eager(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """Eager attention is a function that the module's own file defines."""
     forward = inspect.unwrap(type(module).forward)
     names = [word for word in forward.__code__.co_names if word.endswith("eager_attention_forward")]
     return forward.__globals__[names[0]]

@@ -1,8 +1,8 @@
 """What a patch shows, as numbers and as one vector: the dense teaching signal of the first training stages.
 
 Each patch has four labels (kind of thing or background, colour, content, whether the thing's centre is in it) and a
-place. `Codes` gives each label the decoder's embedding of its word, signs flipped, and adds them up. The decoder first learns to answer from such
-sums; the tower and projector learn at the same time to produce them from pixels.
+place. `Codes` gives each label the decoder's embedding of its word, signs flipped, and adds them up. The decoder first
+learns to answer from such sums; the tower and projector learn at the same time to produce them from pixels.
 """
 
 from __future__ import annotations

@@ -23,14 +23,14 @@ QUESTION_TOKENS = 4 * CHUNK  # question and answer tokens packed behind one pict
 
 # How often each group is asked in training: more where looking alone isn't enough.
 GROUP_WEIGHTS: dict[str, float] = {
-    "existence": 1.2,
-    "colour": 1.0,
-    "count": 1.2,
-    "relation": 1.4,
-    "quadrant": 1.0,
+    "existence": 1.6,
+    "colour": 0.6,
+    "count": 2.5,
+    "relation": 1.2,
+    "quadrant": 0.8,
     "digit": 0.8,
     "word": 0.8,
-    "choice": 0.6,
+    "choice": 1.2,
     "scene": 0.3,
 }
 

@@ -17,8 +17,8 @@ from .scenes import BACKGROUNDS, COLOURS, KINDS, PATCH, SHAPES, SIZE, Scene, Thi
 
 LETTERS = ("A", "B", "C", "D")
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
-# Scenes with three or four of a kind are rarer; these weights make the four answers about equally frequent.
-_COUNT_WEIGHTS = {1: 1.0, 2: 2.0, 3: 5.0, 4: 9.0}
+# Scenes with three of a kind are rarer; these weights make the answers about equally frequent.
+_COUNT_WEIGHTS = {1: 1.0, 2: 1.8, 3: 5.0}
 RELATIONS = ("left", "right", "above", "below")
 
 
@@ -28,6 +28,11 @@ class Asked(NamedTuple):
     question: str
     answer: str
     choices: tuple[str, ...] | None = None
+
+
+def plural(kind: str) -> str:
+    """More than one of a kind."""
+    return f"{kind}es" if kind == "cross" else f"{kind}s"
 
 
 def _pick(rng: np.random.Generator, options):
@@ -56,14 +61,24 @@ def _absent(scene: Scene, rng: np.random.Generator) -> list[str]:
     return [pairs[i] for i in rng.permutation(len(pairs))]
 
 
+def _shapes(scene: Scene, rng: np.random.Generator) -> tuple[list[str], list[str]]:
+    """Shapes that are there and shapes that are not, each in random order."""
+    there = {t.kind for t in scene.things}
+    mixed = [SHAPES[i] for i in rng.permutation(len(SHAPES))]
+    return [s for s in mixed if s in there], [s for s in mixed if s not in there]
+
+
 def _existence(scene: Scene, rng: np.random.Generator) -> Asked | None:
-    absent = _absent(scene, rng)
-    if not absent:
-        return None
+    """Half of the questions name a shape alone, half a pair that needs binding."""
     if rng.random() < 0.5:
+        there, absent = _shapes(scene, rng)
+    else:
         thing = _pick(rng, scene.things)
-        return Asked(f"Is there a {thing.colour} {thing.kind} in the picture?", "yes")
-    return Asked(f"Is there a {absent[0]} in the picture?", "no")
+        there, absent = [f"{thing.colour} {thing.kind}"], _absent(scene, rng)
+    if not absent or not there:
+        return None
+    name, answer = (there[0], "yes") if rng.random() < 0.5 else (absent[0], "no")
+    return Asked(f"Is there a {name} in the picture?", answer)
 
 
 def _colour(scene: Scene, rng: np.random.Generator) -> Asked | None:
@@ -78,10 +93,12 @@ def _count(scene: Scene, rng: np.random.Generator) -> Asked | None:
     numbers = Counter(t.kind for t in scene.things if t.kind in SHAPES)
     by_number: dict[int, list[str]] = {}
     for kind, number in numbers.items():
-        by_number.setdefault(number, []).append(f"How many {kind}{'es' if kind == 'cross' else 's'} are there?")
+        by_number.setdefault(number, []).append(f"How many {plural(kind)} are there?")
     for colour, number in Counter(t.colour for t in scene.things).items():
         by_number.setdefault(number, []).append(f"How many {colour} things are there?")
     usable = [n for n in sorted(by_number) if n in _COUNT_WEIGHTS]
+    if not usable:
+        return None
     weights = np.array([_COUNT_WEIGHTS[n] for n in usable])
     number = int(rng.choice(usable, p=weights / weights.sum()))
     return Asked(_pick(rng, by_number[number]), str(number))
@@ -130,14 +147,18 @@ def _read(kind: str, question: str) -> Callable[[Scene, np.random.Generator], As
 
 
 def _choice(scene: Scene, rng: np.random.Generator) -> Asked | None:
-    absent = _absent(scene, rng)
-    if len(absent) < 3:
+    """Half of the questions offer shapes alone, half pairs that need binding."""
+    if rng.random() < 0.5:
+        there, absent = _shapes(scene, rng)
+    else:
+        thing = _pick(rng, scene.things)
+        there, absent = [f"{thing.colour} {thing.kind}"], _absent(scene, rng)
+    if len(absent) < 3 or not there:
         return None
-    thing, right = _pick(rng, scene.things), int(rng.integers(4))
-    options = absent[:3]
-    options.insert(right, f"{thing.colour} {thing.kind}")
+    right = int(rng.integers(4))
+    options = (*absent[:right], there[0], *absent[right:3])
     listed = " ".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True))
-    return Asked(f"Which one is in the picture? {listed}", LETTERS[right], tuple(options))
+    return Asked(f"Which one is in the picture? {listed}", LETTERS[right], options)
 
 
 def _scene(scene: Scene, rng: np.random.Generator) -> Asked | None:
@@ -187,7 +208,7 @@ def vocabulary() -> list[str]:
         "is there a in the picture ? what colour how many are things where relative to which corner digit on does say "
         "one . background yes no top bottom an of and , ! it this image"
     ).split()
-    plurals = [f"{kind}{'es' if kind == 'cross' else 's'}" for kind in SHAPES]
+    plurals = [plural(kind) for kind in SHAPES]
     digits = [str(d) for d in range(10)]
     letters = [letter.lower() for letter in LETTERS]
     return sorted({*fixed, *plurals, *digits, *letters, *KINDS, *COLOURS, *WORDS, *BACKGROUNDS, *RELATIONS})

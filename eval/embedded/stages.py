@@ -11,7 +11,7 @@ class Stage:
 
     Attributes:
         name: Also the checkpoint's name.
-        teaches: "tower" (pixels to patch labels and codes), "decoder" (codes to answers) or "model" (pixels to answers).
+        teaches: "tower" (pixels to labels and codes), "decoder" (codes to answers) or "model" (pixels to answers).
         starts_from: Stages whose weights this one continues.
         steps: Optimizer steps.
         batch: Pictures per step, over all processes.
@@ -40,8 +40,10 @@ class Stage:
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("tower", "tower", (), steps=100000, batch=16, muon_lr=0.02, adam_lr=3e-3),
-    Stage("decoder", "decoder", (), steps=100000, batch=8, muon_lr=0.01, adam_lr=2e-3, words=0.5, statements=0.3, visual=(48, 64)),
-    Stage("joint", "model", ("tower", "decoder"), steps=2000, batch=16, muon_lr=0.01, adam_lr=1e-3, dense=0.3),
-    Stage("final", "model", ("joint",), steps=1000, batch=16, muon_lr=0.01, adam_lr=1e-3, decay=1.0),
+    Stage("tower", "tower", (), steps=1600, batch=16, muon_lr=0.02, adam_lr=3e-3),
+    Stage("reading", "tower", ("tower",), steps=100000, batch=16, muon_lr=0.007, adam_lr=1e-3),
+    Stage("decoder", "decoder", (), 280, 8, 0.01, 2e-3, words=0.5, statements=0.3, visual=(48, 64)),
+    Stage("binding", "decoder", ("decoder",), 100000, 8, 0.004, 1e-3, words=0.1, statements=0.1, visual=(48, 64, 128)),
+    Stage("joint", "model", ("reading", "binding"), 300, 16, 0.005, 1e-3, dense=0.3),
+    Stage("final", "model", ("joint",), 300, 16, 0.004, 8e-4, decay=1.0),
 )

@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -73,13 +74,15 @@ class Trainer:
         if self.step:
             self.optimizer.load_state_dict(self._load(stage.name)["optimizer"])
 
-    def _trained(self):
+    def _trained(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         parts = {
-            "tower": ("model.vision_tower", "model.multi_modal_projector"), "decoder": ("model.language_model.layers", "model.language_model.norm"),
+            "tower": ("model.vision_tower", "model.multi_modal_projector"),
+            "decoder": ("model.language_model.layers", "model.language_model.norm"),
+            "model": ("model.",),
         }
-        wanted = parts.get(self.stage.teaches, ("model.",))
-        yield from ((n, p) for n, p in self.model.named_parameters() if n.startswith(wanted))
-        yield from ((f"heads.{n}", p) for n, p in self.heads.named_parameters())
+        yield from ((n, p) for n, p in self.model.named_parameters() if n.startswith(parts[self.stage.teaches]))
+        if self.stage.teaches != "decoder":
+            yield from ((f"heads.{n}", p) for n, p in self.heads.named_parameters())
 
     def _file(self, name: str) -> Path:
         return self.output / f"{name}.pt"
@@ -99,8 +102,7 @@ class Trainer:
             weights = self._load(name)["optimizer"]["master"]
             for module, prefix in ((self.model, ""), (self.heads, "heads.")):
                 own = {n: weights[prefix + n] for n, _ in module.named_parameters() if prefix + n in weights}
-                if prefix != "heads." or name != "decoder":
-                    module.load_state_dict(own, strict=False)
+                module.load_state_dict(own, strict=False)
 
     def save(self) -> None:
         """Writes the checkpoint, whole or not at all."""
@@ -224,30 +226,41 @@ class Curve:
         self._clear()
 
 
-def _work(rank: int, world: int, stages: list[Stage], args: argparse.Namespace, port: int) -> None:
-    """One process: its own stage if there are as many stages as processes, else its share of the only one."""
+def _steps(stage: Stage, args: argparse.Namespace) -> int:
+    return max(1, round(stage.steps * args.scale))
+
+
+def _lane(rank: int, lanes: list[list[Stage]], args: argparse.Namespace) -> None:
+    """One process with stages of its own."""
     if args.device == "cpu":
         torch.set_num_threads(1)
-    alone = len(stages) == world
-    if not alone:
-        dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-    stage = stages[rank] if alone else stages[0]
-    steps = max(1, round(stage.steps * args.scale))
-    Trainer(stage, args.output, args.device, 0 if alone else rank, 1 if alone else world, steps).run()
+    for stage in lanes[rank]:
+        Trainer(stage, args.output, args.device, 0, 1, _steps(stage, args)).run()
 
 
-def _launch(stages: list[Stage], args: argparse.Namespace) -> None:
-    world = 1 if args.device != "cpu" else args.processes
-    if world == 1:
-        for stage in stages:
-            _work(0, 1, [stage], args, 0)
+def _share(rank: int, stage: Stage, args: argparse.Namespace, port: int) -> None:
+    """One of two processes that share a stage."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=args.processes)
+    Trainer(stage, args.output, args.device, rank, args.processes, _steps(stage, args)).run()
+    dist.destroy_process_group()
+
+
+def _run(stages: list[Stage], args: argparse.Namespace) -> None:
+    """Runs stages in order; with two processes, those of the tower beside those of the decoder."""
+    if args.processes == 1 or args.device != "cpu":
+        _lane(0, [stages], args)
         return
-    port = 20000 + os.getpid() % 20000
-    mp.spawn(_work, (world, stages, args, port), nprocs=world)
+    lanes = [[s for s in stages if s.teaches == part] for part in ("tower", "decoder")]
+    if all(lanes):
+        mp.spawn(_lane, (lanes, args), nprocs=2)
+        stages = [s for s in stages if s.teaches == "model"]
+    for stage in stages:
+        mp.spawn(_share, (stage, args, 20000 + os.getpid() % 20000), nprocs=args.processes)
 
 
-def export_checkpoint(output: Path, names: tuple[str, ...], folder: Path) -> None:
-    """Writes the weights of one checkpoint, or of "tower" and "decoder" together, as a `from_pretrained` folder."""
+def export_checkpoint(output: Path, names: list[str], folder: Path) -> None:
+    """Writes the weights of one checkpoint, or of a tower's and a decoder's together, as a `from_pretrained` folder."""
     state = build_model().state_dict()
     for name in names:
         saved = torch.load(output / f"{name}.pt", map_location="cpu", weights_only=True)["optimizer"]["master"]
@@ -257,23 +270,24 @@ def export_checkpoint(output: Path, names: tuple[str, ...], folder: Path) -> Non
 
 
 def main(args: argparse.Namespace) -> None:
-    """Runs the stages that are asked for and not done yet, then writes the weights to `<output>/weights`."""
+    """Runs the stages that are asked for and not done yet, then writes the weights to `<output>/weights`.
+
+    Raises:
+        ValueError: A stage is unknown or the scale is not positive.
+        FileNotFoundError: A stage starts from one that was never run in this folder.
+    """
     known = {stage.name: stage for stage in STAGES}
     names = args.stages.split(",")
     for name in names:
         if name not in known:
             raise ValueError(f"stages={args.stages!r}: {name!r} is unknown; choose from {', '.join(known)}")
+    if not args.scale > 0:
+        raise ValueError(f"scale={args.scale} must be above 0")
     args.output.mkdir(parents=True, exist_ok=True)
-    wanted = [known[name] for name in names]
-    if args.processes == 2 and args.device == "cpu":
-        side_by_side = [s for s in wanted if not s.starts_from]
-        if len(side_by_side) == 2:
-            _launch(side_by_side, args)
-            wanted = [s for s in wanted if s.starts_from]
-    for stage in wanted:
-        _launch([stage], args)
+    _run([known[name] for name in names], args)
     last = known[names[-1]]
-    export_checkpoint(args.output, (last.name,) if last.teaches == "model" else names, args.output / "weights")
+    export_checkpoint(args.output, [last.name] if last.teaches == "model" else names, args.output / "weights")
+    print(f"weights: {args.output / 'weights'}")
 
 
 if __name__ == "__main__":

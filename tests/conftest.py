@@ -1,0 +1,36 @@
+"""Methods that only tests use: prunes whose decision does not depend on the text, so that runs can be compared."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from vtc.budget import Keep
+from vtc.method import Prune, Rows
+from vtc.registry import register
+
+torch.set_num_threads(1)
+
+
+@register("test-norm")
+@dataclass
+class NormPrune(Prune):
+    """Keep the visual tokens with the largest hidden state; original positions."""
+
+    keep: Keep = 0.5
+    layer: int = 2
+    positions: ClassVar[str] = "original"
+
+    def schedule(self, num_layers: int) -> tuple[int, ...]:
+        return (self.layer,)
+
+    def score(self, rows: Rows, memory: dict[str, Tensor]) -> Tensor:
+        return rows.hidden.float().norm(dim=-1)
+
+
+@register("test-norm-packed")
+@dataclass
+class PackedNormPrune(NormPrune):
+    """The same, numbered anew."""
+
+    positions: ClassVar[str] = "packed"
