@@ -25,7 +25,7 @@ def random_positions(tokens: int, k: int, seed: int, ordinal: int) -> Tensor:
 
 
 def stride_positions(grids: tuple[Grid, ...], k: int) -> Tensor:
-    """`k` positions spread evenly over the grids: the centres of equal boxes. LongTensor [k], no certain order."""
+    """`k` positions spread evenly over the grids: the centres of equal boxes. LongTensor [k], ascending."""
     return boxes(grids, k)[2]
 
 
@@ -36,10 +36,8 @@ def pool_mixing(grids: tuple[Grid, ...], k: int) -> tuple[Tensor, Mixing]:
         LongTensor [k], the centres, ascending, and the Mixing for one image (tensors [1, M]) whose rows sum to 1.
     """
     tokens, box_of, centres = boxes(grids, k)
-    kept, order = centres.sort()
-    target = order.argsort()[box_of]
-    weight = 1.0 / torch.bincount(target, minlength=k)[target].float()
-    return kept, Mixing(tokens[None], target[None], weight[None])
+    weight = 1.0 / torch.bincount(box_of, minlength=k)[box_of].float()
+    return centres, Mixing(tokens[None], box_of[None], weight[None])
 
 
 @register("none")

@@ -42,7 +42,7 @@ def partition(t: int, h: int, w: int, k: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         LongTensor [T·H·W], the box of each cell (not to be written to), and LongTensor [k], the cell at each box's
-        centre.
+        centre, ascending.
     """
     box_of = torch.empty(t, h, w, dtype=torch.long)
     centres: list[int] = []
@@ -66,7 +66,7 @@ def boxes(grids: tuple[Grid, ...], k: int) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns:
         LongTensor [M], tokens within the image; LongTensor [M], the box of each; LongTensor [k], the token at the
-        centre of each box. Grids whose part is 0 are left out.
+        centre of each box, ascending. Grids whose part is 0 are left out.
     """
     sizes = [grid.t * grid.h * grid.w for grid in grids]
     tokens, box_of, centres, count = [], [], [], 0

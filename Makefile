@@ -1,0 +1,33 @@
+# Two commands for a fresh machine: `make run` and `make test`. Everything lands in .venv; nothing else is touched.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+OUT    ?= runs/embedded
+# Questions that `make run` asks each setting. 65 % of its time is one-off work per question and setting.
+LIMIT  ?= 200
+
+.PHONY: run test bench lint clean
+
+run: $(VENV)/.done
+	$(BIN)/vtc eval --model embedded --methods none,random,stride,pool,divprune,hiprune,kcenter,fastv,transprune \
+		--keep 0.5,0.25,0.125,0.0625 --limit $(LIMIT) --output $(OUT)
+
+test: $(VENV)/.done
+	$(BIN)/python -m pytest -n auto tests
+
+bench: $(VENV)/.done
+	$(BIN)/vtc bench prefill --model embedded --methods divprune,fastv --keep 0.25,0.125,0.0625 --batch-size 8
+
+lint: $(VENV)/.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p vtc
+
+$(VENV)/.done: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vtc needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[eval,test,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
