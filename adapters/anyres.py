@@ -5,7 +5,7 @@ asked: the recorded packing call is made again with scores, or with the coordina
 features. What comes out at a token is then that token's score or place, and NaN marks the newlines.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -68,6 +68,6 @@ class AnyresAdapter(Adapter):
             args = (crops, *args[1:])
         else:
             kwargs["image_features"] = crops
-        original = type(self.parts.composite).pack_image_features
+        original: Any = type(self.parts.composite).pack_image_features  # type: ignore[attr-defined]
         packed = original(self.parts.composite, *args, **kwargs)
         return list(packed[0] if isinstance(packed, tuple) else packed)

@@ -36,7 +36,7 @@ class Adapter:
         self.family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
         composite = self.find_composite(model)
         decoder = self.find_decoder(composite)
-        self.tower = next((getattr(composite, name) for name in _TOWERS if hasattr(composite, name)), None)
+        self.tower: Any = next((getattr(composite, name) for name in _TOWERS if hasattr(composite, name)), None)
         blocks = _longest_list(self.tower) if self.tower is not None else ()
         config = getattr(composite, "config", None)
         layers = getattr(config, "vision_feature_layer", -1)
@@ -45,7 +45,7 @@ class Adapter:
             family=self.family,
             composite=composite,
             decoder=decoder,
-            layers=tuple(decoder.layers),
+            layers=_layers_of(decoder),
             blocks=blocks,
             has_cls=self.tower is not None and _has_cls(self.tower),
             feature_layer=max(_block_of_hidden_state(layer, len(blocks)) for layer in layers),
@@ -68,7 +68,7 @@ class Adapter:
         decoder = self._decoder_in(composite)
         while decoder is not None and not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
             decoder = getattr(decoder, "model", None)
-        if decoder is None or not len(decoder.layers):
+        if decoder is None or not _layers_of(decoder):
             raise ValueError(f"{self.family}: its language model has no list of decoder layers that vtc can hook")
         return decoder
 
@@ -85,7 +85,7 @@ class Adapter:
         attention = self.find_attention(layer)
         if attention is None:
             raise ValueError(
-                f"{self.family}: no attention was found in {type(layer).__name__} (a recurrent or convolution layer has "
+                f"{self.family}: no attention was found in {type(layer).__name__} (recurrent and convolution layers have "
                 "none); choose a layer that has one, or a method that reads no attention, such as 'divprune'"
             )
         return attention
@@ -253,6 +253,11 @@ def _numbered(images: list[VisualInput]) -> list[VisualInput]:
 
 def _child(layer: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
     return next((layer._modules[name] for name in names if layer._modules.get(name) is not None), None)
+
+
+def _layers_of(decoder: nn.Module) -> tuple[nn.Module, ...]:
+    layers = decoder.layers
+    return tuple(layers) if isinstance(layers, nn.ModuleList) else ()
 
 
 def _longest_list(module: nn.Module) -> tuple[nn.Module, ...]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vtc.eval.models import Loaded
     from vtc.eval.results import Spread
     from vtc.eval.settings import Setting
-    from vtc.trace import Trace
+    from vtc.tracing import Trace
 
 WARM_UP_ROUNDS = 2
 

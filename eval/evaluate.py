@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `vtc eval`."""
     add_model_arguments(parser)
     add_setting_arguments(parser, METHODS, KEEP)
-    parser.add_argument("--limit", type=positive, default=360, help="number of questions")
+    parser.add_argument("--limit", type=positive, default=270, help="number of questions")
     parser.add_argument("--output", type=Path, required=True, help="folder for the results; resumes what is in it")
     parser.add_argument("--batch-size", type=positive, default=8, help="questions at once")
     parser.add_argument("--max-new-tokens", type=positive, default=8, help="longest answer")

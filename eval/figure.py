@@ -53,7 +53,11 @@ def _draw_series(axes: Any, name: str, rows: list[SettingResult], **style: Any) 
     middle = [100 * row["overall"]["accuracy"] for row in rows]
     below = [y - 100 * row["overall"]["interval_95"][0] for y, row in zip(middle, rows)]
     above = [100 * row["overall"]["interval_95"][1] - y for y, row in zip(middle, rows)]
-    axes.errorbar(tokens, middle, yerr=(below, above), label=name, elinewidth=0.8, capsize=2, markersize=5.5, **style)
+    _, caps, bars = axes.errorbar(
+        tokens, middle, yerr=(below, above), label=name, elinewidth=0.8, capsize=2, markersize=5.5, **style
+    )
+    for part in (*caps, *bars):
+        part.set_alpha(0.4)  # the lines are what is read first
 
 
 def _label(axes: Any, results: Results) -> None:

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageEnhance
 from torch import Tensor
 
 from vtc.layout import Grid
-from vtc.trace import ImageTrace
+from vtc.tracing import ImageTrace
 
 DIM, OUTLINE, SMALLEST_SIDE, GAP = 0.25, (240, 180, 40), 448, 8
 

@@ -15,7 +15,7 @@ from vtc.eval.models import Loaded
 from vtc.eval.records import BatchRecord, Measurement, SampleRecord
 from vtc.eval.settings import NONE, Setting
 from vtc.eval.stopwatch import Stopwatch
-from vtc.trace import Trace
+from vtc.tracing import Trace
 
 
 @dataclass

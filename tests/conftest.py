@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+
 from vtc.budget import Keep
 from vtc.method import Prune, Rows
 from vtc.registry import register

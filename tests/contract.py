@@ -4,9 +4,10 @@ from functools import lru_cache
 
 import flash_stand_in
 import torch
-import vtc
 from families import FAMILIES, Family, Row
 from families_more import MORE
+
+import vtc
 
 EVERY = {**FAMILIES, **MORE}
 ATTENTIONS = ("sdpa", "eager", flash_stand_in.NAME)

@@ -1,5 +1,6 @@
 """More families, as `families.py` has them: variants of its twelve, decoders of other makes, and videos."""
 
+import transformers
 from tiny_base import Family
 from tiny_own import Ernie4_5VLMoe, Gemma4, Granite4Vision, Lfm2Vl, Llama4, MiniCPMV4_6, Molmo2, Qwen3_5, Qwen3VLMoe
 from tiny_plain import (
@@ -34,6 +35,8 @@ PLAIN = (
     SmolVLM,
     Idefics3,
 )
-OWN = (Qwen3VLMoe, Qwen3_5, MiniCPMV4_6, Gemma4, Granite4Vision, Ernie4_5VLMoe, Lfm2Vl, Llama4, Molmo2)
+OWN = (Qwen3VLMoe, Qwen3_5, MiniCPMV4_6, Gemma4, Granite4Vision, Ernie4_5VLMoe, Lfm2Vl, Llama4)
 VIDEOS = (LlavaOnevisionVideo, LlavaNextVideoVideo, VideoLlavaVideo, Qwen2_5VLVideo, Qwen3VLVideo)
-MORE: dict[str, Family] = {family.name: family() for family in (*PLAIN, *OWN, *VIDEOS)}
+#: Molmo2 came to transformers after 5.17.
+NEW = (Molmo2,) if hasattr(transformers, "Molmo2Config") else ()
+MORE: dict[str, Family] = {family.name: family() for family in (*PLAIN, *OWN, *NEW, *VIDEOS)}

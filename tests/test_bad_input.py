@@ -4,11 +4,12 @@ import re
 
 import pytest
 import torch
-import vtc
 from contract import EVERY, FAMILIES, model_of
 from families import scenario
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
+
+import vtc
 
 
 def state_of(model: nn.Module) -> list:
@@ -24,8 +25,9 @@ def state_of(model: nn.Module) -> list:
 @pytest.mark.parametrize(
     ("keep", "error"),
     [
-        (0.0, ValueError), (-0.5, ValueError), (1.5, ValueError), (float("nan"), ValueError), (float("inf"), ValueError),
-        (0, ValueError), (-3, ValueError), (True, TypeError), ("half", TypeError), (None, TypeError),
+        (0.0, ValueError), (-0.5, ValueError), (1.5, ValueError), (float("nan"), ValueError),
+        (float("inf"), ValueError), (0, ValueError), (-3, ValueError), (True, TypeError), ("half", TypeError),
+        (None, TypeError),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("method", [name for name in vtc.list_methods() if name != "none"])
@@ -156,7 +158,11 @@ def test_an_argument_of_unknown_shape_is_an_error_that_names_it():
     model = model_of("llava")
     inputs = EVERY["llava"].inputs(model, scenario(EVERY["llava"], "single"))
     odd = torch.zeros(3, inputs["input_ids"].shape[1], 7)
-    with torch.no_grad(), vtc.patched(model, "divprune:keep=0.5"), pytest.raises(ValueError, match="llava.*'odd_thing'"):
+    with (
+        torch.no_grad(),
+        vtc.patched(model, "divprune:keep=0.5"),
+        pytest.raises(ValueError, match=r"llava.*'odd_thing'"),
+    ):
         model(**inputs, odd_thing=odd)
 
 

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-import vtc
 from contract import ATTENTIONS, COMPOSED, EVERY, FAMILIES, MORE, each_alone, model_of, spec_of, specs
 from families import SCENARIOS, scenario
+
+import vtc
 
 NEW = 3
 

@@ -5,12 +5,13 @@ import threading
 
 import pytest
 import torch
-import vtc
 from contract import EVERY, FAMILIES, MORE, each_alone, extended, model_of, spec_of
 from families import scenario
 from transformers import TextStreamer
 
-#: A selector, a prune of each position policy, and both kinds composed. Their decisions do not change when text is added.
+import vtc
+
+#: A selector, a prune of each position policy, and both composed. Their decisions do not change when text is added.
 SPECS = ("divprune:keep=0.5", "test-norm:keep=0.5", "test-norm-packed:keep=0.5", "stride:keep=0.6+test-norm:layer=3")
 GENERATE = [name for name in FAMILIES if name != "vipllava"]
 
@@ -56,7 +57,9 @@ def test_generating_without_a_cache_is_the_same(family, spec):
         assert torch.equal(greedy(model, inputs, use_cache=False), greedy(model, inputs))
 
 
-@pytest.mark.parametrize("spec", ["divprune:keep=0.5", "hiprune:keep=0.5", "fastv:layer=2", "transprune:layers=(1,2,3)"])
+@pytest.mark.parametrize(
+    "spec", ["divprune:keep=0.5", "hiprune:keep=0.5", "fastv:layer=2", "transprune:layers=(1,2,3)"]
+)
 @pytest.mark.parametrize("family", GENERATE)
 def test_the_first_generated_token_is_that_of_forward(family, spec):
     model, inputs = batch(family, "several_images")
@@ -159,11 +162,16 @@ def test_a_second_image_in_a_later_turn(family, spec):
             both[name] = torch.cat([one[name], two[name]], dim=1)
         elif name == "pixel_values" and one[name].dim() == 5:
             tiles = max(one[name].shape[1], two[name].shape[1])
-            pad = [torch.cat([v, v.new_zeros(1, tiles - v.shape[1], *v.shape[2:])], dim=1) for v in (one[name], two[name])]
+            pad = [
+                torch.cat([v, v.new_zeros(1, tiles - v.shape[1], *v.shape[2:])], dim=1) for v in (one[name], two[name])
+            ]
             both[name] = torch.cat(pad)
         elif name == "pixel_values" and one[name].shape[1:] != two[name].shape[1:]:
             size = [max(a, b) for a, b in zip(one[name].shape[-2:], two[name].shape[-2:])]
-            pad = [torch.nn.functional.pad(v, (0, size[1] - v.shape[-1], 0, size[0] - v.shape[-2])) for v in (one[name], two[name])]
+            pad = [
+                torch.nn.functional.pad(v, (0, size[1] - v.shape[-1], 0, size[0] - v.shape[-2]))
+                for v in (one[name], two[name])
+            ]
             both[name] = torch.cat(pad)
         else:
             both[name] = torch.cat([one[name], two[name]])
@@ -201,7 +209,7 @@ def test_two_conversations_do_not_mix(family, spec):
 
 
 def test_two_threads_do_not_mix():
-    model, inputs = batch("llava")
+    model = model_of("llava")
     alone = each_alone(EVERY["llava"], model, scenario(EVERY["llava"], "ragged"))
     results: dict[int, torch.Tensor] = {}
 

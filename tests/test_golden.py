@@ -22,9 +22,9 @@ from golden_stub import Run, stub
 from safetensors import safe_open
 from torch import Tensor
 from torch.testing import assert_close
-from vtc.adapters.qwen_vl import QwenVLAdapter
 
 from vtc import DivPrune, FastV, HiPrune, KCenter, TransPrune, VisualTokens, ops
+from vtc.adapters.qwen_vl import QwenVLAdapter
 from vtc.layout import Grid
 from vtc.prunes.transprune import transition
 from vtc.recorded import Features

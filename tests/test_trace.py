@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-import vtc
 from contract import EVERY, FAMILIES, model_of
 from families import scenario
 from torch.utils.flop_counter import FlopCounterMode
+
+import vtc
 
 
 def run(family, spec, name="ragged", **kwargs):

@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 import torch
+import transformers
 from families import InternVL, LlavaNext, Qwen2VL, Qwen3VL
 from tiny_base import (
     BREAK,
@@ -27,7 +28,6 @@ from transformers import (
     Lfm2VlConfig,
     Llama4Config,
     MiniCPMV4_6Config,
-    Molmo2Config,
     Qwen3_5Config,
     Qwen3VLMoeConfig,
     Siglip2VisionConfig,
@@ -235,7 +235,7 @@ class Molmo2(Family):
         ids = {"image_patch_id": IMAGE, "image_start_token_id": START, "image_end_token_id": END}
         ids |= {"low_res_image_start_token_id": 8, "frame_start_token_id": 9, "frame_end_token_id": 10}
         vision |= {"num_position_embeddings": 64}
-        return Molmo2Config(text_config=text, vision_config=vision, adapter_config=adapter, **ids)
+        return transformers.Molmo2Config(text_config=text, vision_config=vision, adapter_config=adapter, **ids)
 
     def image_tokens(self, size, images_in_row):
         view = ([IMAGE] * 4 + [BREAK]) * 4

@@ -1,20 +1,76 @@
 """vtc: visual token compression for vision-language models, at run time, reversibly."""
 
-from vtc.method import Needs, Prune, Reducer, Selector, VisualTokens
-from vtc.patching import patch, patched, trace, unpatch
-from vtc.reduction import Mixing, Reduction
-from vtc.registry import list_methods, register
-from vtc.selectors.baselines import NoCompression, Pool, Random, Stride
-from vtc.selectors.divprune import DivPrune
-from vtc.selectors.hiprune import HiPrune
-from vtc.selectors.kcenter import KCenter
-from vtc.prunes.fastv import FastV
-from vtc.prunes.transprune import TransPrune
-from vtc.trace import Trace
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vtc.method import Needs, Prune, Reducer, Rows, Selector, VisualTokens, Watch
+    from vtc.patching import patch, patched, trace, unpatch
+    from vtc.prunes.fastv import FastV
+    from vtc.prunes.transprune import TransPrune
+    from vtc.reduction import Mixing, Reduction
+    from vtc.registry import list_methods, register
+    from vtc.selectors.baselines import NoCompression, Pool, Random, Stride
+    from vtc.selectors.divprune import DivPrune
+    from vtc.selectors.hiprune import HiPrune
+    from vtc.selectors.kcenter import KCenter
+    from vtc.tracing import Trace
 
 __version__ = "0.1.0"
+
+#: Public name -> module. Imported on first use, so that `vtc --help` and `import vtc` wait for nothing.
+_HOMES = {
+    "vtc.method": ("Needs", "Prune", "Reducer", "Rows", "Selector", "VisualTokens", "Watch"),
+    "vtc.patching": ("patch", "patched", "trace", "unpatch"),
+    "vtc.prunes.fastv": ("FastV",),
+    "vtc.prunes.transprune": ("TransPrune",),
+    "vtc.reduction": ("Mixing", "Reduction"),
+    "vtc.registry": ("list_methods", "register"),
+    "vtc.selectors.baselines": ("NoCompression", "Pool", "Random", "Stride"),
+    "vtc.selectors.divprune": ("DivPrune",),
+    "vtc.selectors.hiprune": ("HiPrune",),
+    "vtc.selectors.kcenter": ("KCenter",),
+    "vtc.tracing": ("Trace",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
 __all__ = [
-    "DivPrune", "FastV", "HiPrune", "KCenter", "Mixing", "Needs", "NoCompression", "Pool", "Prune", "Random", "Reducer",
-    "Reduction", "Selector", "Stride", "Trace", "TransPrune", "VisualTokens", "list_methods", "patch", "patched",
-    "register", "trace", "unpatch",
-]  # fmt: skip
+    "DivPrune",
+    "FastV",
+    "HiPrune",
+    "KCenter",
+    "Mixing",
+    "Needs",
+    "NoCompression",
+    "Pool",
+    "Prune",
+    "Random",
+    "Reducer",
+    "Reduction",
+    "Rows",
+    "Selector",
+    "Stride",
+    "Trace",
+    "TransPrune",
+    "VisualTokens",
+    "Watch",
+    "list_methods",
+    "patch",
+    "patched",
+    "register",
+    "trace",
+    "unpatch",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'vtc' has no attribute {name!r}")
+    value = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

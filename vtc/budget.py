@@ -14,12 +14,12 @@ def check_keep(keep: object, name: str = "keep") -> None:
         ValueError: `keep` is NaN, out of (0, 1] as a float, or below 1 as an int.
     """
     way_out = "give a share in (0, 1] such as 0.25, or a count of tokens per image such as 64"
-    if isinstance(keep, bool) or not isinstance(keep, Real):
+    if isinstance(keep, bool) or not isinstance(keep, (int, float, Real)):
         raise TypeError(f"{name}={keep!r} is a {type(keep).__name__}; {way_out}")
     if isinstance(keep, Integral):
-        if keep < 1:
+        if int(keep) < 1:
             raise ValueError(f"{name}={keep!r} keeps no token; {way_out}")
-    elif math.isnan(keep) or not 0 < keep <= 1:
+    elif math.isnan(keep) or not 0 < float(keep) <= 1:
         raise ValueError(f"{name}={keep!r} is not in (0, 1]; {way_out}")
 
 

@@ -143,7 +143,7 @@ def attach(cache: "Cache", conversation: Conversation) -> None:
         if cls not in _classes:
             _classes[cls] = type(f"Compressed{cls.__name__}", (CompressedCache, cls), {})
         cache.__class__ = _classes[cls]
-    cache._vtc = conversation
+    cache._vtc = conversation  # type: ignore[attr-defined]
 
 
 def keys_in_layer(cache: "Cache | None", layer: int) -> int | None:

@@ -34,10 +34,12 @@ class Flops:
 
     @property
     def total(self) -> float:
+        """Decoder and tower, with compression."""
         return self.decoder + self.tower
 
     @property
     def unpatched_total(self) -> float:
+        """Decoder and tower, without."""
         return self.unpatched_decoder + self.unpatched_tower
 
 
@@ -47,13 +49,14 @@ def linear_weights(module: nn.Module) -> int:
 
 
 def attention_width(attention: nn.Module | None, config: object) -> int:
-    """heads · head_dim of an attention module: the width of its queries. 0 for a layer without attention."""
+    """Heads · head_dim of an attention module: the width of its queries. 0 for a layer without attention."""
     if attention is None:
         return 0
-    heads = getattr(config, "num_attention_heads", None) or getattr(config, "num_heads", 0)
+    heads = int(getattr(config, "num_attention_heads", None) or getattr(config, "num_heads", 0))
     head_dim = getattr(attention, "head_dim", None) or getattr(config, "head_dim", None)
-    width = getattr(config, "hidden_size", None) or getattr(config, "embed_dim", 0)
-    return heads * head_dim if heads and head_dim else width
+    if heads and head_dim:
+        return heads * int(head_dim)
+    return int(getattr(config, "hidden_size", None) or getattr(config, "embed_dim", 0))
 
 
 def layer_flops(weights: int, width: int, tokens: Tensor) -> Tensor:

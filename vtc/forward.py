@@ -9,11 +9,10 @@ from torch import Tensor
 from vtc.conversation import Conversation, attach, conversation_of, keys_in_layer
 from vtc.inside import Inside, followed
 from vtc.recorded import Recorded
-from vtc.reduction import Reduction
 from vtc.segments import Segment, cut_argument, renumber, visual_index
-from vtc.selecting import merge, select
+from vtc.selecting import Selection, merge, select
 from vtc.sequence import Cut
-from vtc.trace import ImageTrace, Stage, Trace
+from vtc.tracing import ImageTrace, Stage, Trace
 
 if TYPE_CHECKING:
     from vtc.seam import Seam
@@ -33,7 +32,7 @@ class ForwardPass:
         self.recorded = recorded
         self.inside: Inside | None = None
         self.seconds = 0.0
-        self._reductions: dict[int, Reduction] = {}
+        self._selections: list[Selection] = []
 
     def enter(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The decoder's keyword arguments, reduced."""
@@ -54,7 +53,7 @@ class ForwardPass:
                 self._run_untouched(mask2d)
             return kwargs
         if conversation is None:
-            old = 0 if self.fresh else cache.get_seq_length()
+            old = 0 if cache is None or self.fresh else cache.get_seq_length()
             seen = mask2d[:, :old].to(embeds.device).bool() if mask2d is not None and old else None
             outside = mask is not None and mask is not mask2d
             conversation = Conversation(len(self.seam.boundaries), old, seen, outside, batch, embeds.device)
@@ -76,8 +75,8 @@ class ForwardPass:
     ) -> dict[str, Any]:
         """Select, cut every argument, and start segment 0."""
         visual = torch.zeros_like(valid)
-        for image in self.layout.images:
-            visual[image.row, image.positions.to(visual.device)] = True
+        for _, mask in self.recorded.placeholders:
+            visual = visual | mask.to(visual.device)
         counts, right_aligned = [valid.shape[1]] * len(valid), True
         padded = mask2d is not None  # decode steps never wait for the device to know better
         if removes:
@@ -88,21 +87,20 @@ class ForwardPass:
         text_counts = [n - v for n, v in zip(counts, visual_counts)]
         if removes and self.seam.selector is not None:
             scores = self.seam.adapter.tower_scores(self.recorded, self.layout)
-            self._reductions = select(self.seam.selector, self.layout, embeds, scores)
+            self._selections = select(self.seam.selector, self.layout, embeds, scores)
         cut = Cut.whole(valid, padded)
-        if self._reductions or not right_aligned:
+        if self._selections or not right_aligned:
             alive = valid.clone()
-            for index, reduction in self._reductions.items():
-                image = self.layout.images[index]
-                places = image.positions.to(alive.device)
-                alive[image.row, places] = False
-                alive[image.row, places[reduction.kept]] = True
-                visual_counts[image.row] -= len(image) - len(reduction.kept)
+            for selection in self._selections:
+                alive[selection.rows, selection.places] = False
+                alive[selection.rows, selection.survivors] = True
+                for index in selection.members:
+                    visual_counts[self.layout.images[index].row] -= selection.removed
             cut = Cut.keep(alive, [t + v for t, v in zip(text_counts, visual_counts)])
-        packed = bool(self._reductions) and self.seam.selector.positions == "packed"
+        packed = bool(self._selections) and getattr(self.seam.selector, "positions", None) == "packed"
         positions, shift = self._positions(kwargs.get("position_ids"), valid, cut, packed, conversation)
         if not cut.identity:
-            kwargs["inputs_embeds"] = cut.take(merge(embeds, self.layout, self._reductions))
+            kwargs["inputs_embeds"] = cut.take(merge(embeds, self._selections))
             self._cut_extras(kwargs, cut, visual)
         if positions is not None:
             kwargs["position_ids"] = positions
@@ -122,9 +120,7 @@ class ForwardPass:
             visual_counts=visual_counts,
         )
         extras = {name: value for name, value in kwargs.items() if name not in _KNOWN}
-        self.inside = Inside(
-            self.seam, conversation, kwargs.get("past_key_values"), first, text_counts, extras
-        )
+        self.inside = Inside(self.seam, conversation, kwargs.get("past_key_values"), first, text_counts, extras)
         return kwargs
 
     def _positions(
@@ -153,10 +149,11 @@ class ForwardPass:
 
     def _cut_extras(self, kwargs: dict[str, Any], cut: Cut, visual: Tensor) -> None:
         """Reduce every further argument that is per token; `visual` [B, L] marks visual tokens before the cut."""
-        index = visual_index(visual, cut)
-        total = sum(len(image) for image in self.layout.images)
-        for name, value in kwargs.items():
-            if name not in _KNOWN:
+        extras = {name: value for name, value in kwargs.items() if name not in _KNOWN and not _is_plain(value)}
+        if extras:
+            index = visual_index(visual, cut)
+            total = sum(len(image) for image in self.layout.images)
+            for name, value in extras.items():
                 kwargs[name] = cut_argument(name, value, cut, index, total, self.seam.parts.family)
 
     # ---------------------------------------------------------------- layers
@@ -232,7 +229,7 @@ class ForwardPass:
         """Make this call the model's trace."""
         depth, batch = len(self.seam.parts.layers), self.layout.shape[0]
         stages = tuple(Stage(segment.first_layer, segment.cut) for segment in segments)
-        mixed = {i: (r.kept, r.mixing) for i, r in self._reductions.items() if r.mixing is not None}
+        mixed = {index: mixing for selection in self._selections for index, mixing in selection.mixings().items()}
         counts = [[s for s in segments if s.first_layer <= layer][-1].visual_counts for layer in range(depth)]
         seconds = self.seconds
         self.seam.trace = Trace(
@@ -256,3 +253,7 @@ class ForwardPass:
         cut = Cut.whole(valid, padded=True)
         nothing = torch.zeros(0)
         self._publish([Segment(0, cut, cut, cut, None, nothing, nothing, self.layout.tokens_per_row())])
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))

@@ -166,7 +166,7 @@ class Inside:
         return Cut.keep(valid & (~visual | kept), [t + k for t, k in zip(self.text_counts, counts)])
 
     def _probe(self, layer: int, hidden: Tensor, args: tuple, kwargs: dict[str, Any]) -> Attention:
-        """q and k of the layer about to run; cached keys in front."""
+        """Q and k of the layer about to run; cached keys in front."""
         args, kwargs = self._arguments(layer, args, kwargs)
         kwargs = {k: v for k, v in kwargs.items() if k != "hidden_states"}
         module = self.seam.parts.layers[layer]

@@ -189,7 +189,9 @@ class Reducer(Method, ABC):
     kind = "reducer"
 
 
-def resolve_layers(layers: tuple[int, ...] | None, published: tuple[int, ...], of: int, num_layers: int) -> tuple[int, ...]:
+def resolve_layers(
+    layers: tuple[int, ...] | None, published: tuple[int, ...], of: int, num_layers: int
+) -> tuple[int, ...]:
     """Layer indices: those given, else the `published` ones for a depth `of`, scaled to `num_layers`, kept distinct."""
     if layers is not None:
         return tuple(layers)

@@ -35,7 +35,9 @@ class Parts:
         """
         count = len(self.blocks)
         if not count:
-            raise ValueError(f"{wanted_by} reads the attention of the vision tower, and none was found in {self.family}")
+            raise ValueError(
+                f"{wanted_by} reads the attention of the vision tower, and none was found in {self.family}"
+            )
         if not -count <= index < count:
             raise ValueError(f"{wanted_by}: tower layer {index} is out of range; {self.family} has {count} blocks")
         return index % count
@@ -48,6 +50,7 @@ class Parts:
         """
         if not 0 <= index < len(self.layers):
             raise ValueError(
-                f"{wanted_by}: decoder layer {index} is out of range; {self.family} has layers 0 to {len(self.layers) - 1}"
+                f"{wanted_by}: decoder layer {index} is out of range; "
+                f"{self.family} has layers 0 to {len(self.layers) - 1}"
             )
         return index

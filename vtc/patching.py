@@ -9,7 +9,7 @@ from torch import nn
 from vtc import spec as specs
 from vtc.registry import adapter_class
 from vtc.seam import Seam
-from vtc.trace import Trace
+from vtc.tracing import Trace
 
 _MARK = "_vtc_seam"  # on the model and on its decoder, while patched
 
@@ -56,7 +56,9 @@ def unpatch(model: nn.Module) -> nn.Module:
     """
     seam = _seam_of(model)
     if seam is None:
-        raise ValueError(f"this {type(model).__name__} is not patched; call vtc.patch(model, 'divprune', keep=0.25) first")
+        raise ValueError(
+            f"this {type(model).__name__} is not patched; call vtc.patch(model, 'divprune', keep=0.25) first"
+        )
     seam.remove()
     for module in {model, seam.parts.decoder}:
         object.__delattr__(module, _MARK)

@@ -43,7 +43,7 @@ class Attention:
         return attention_rows(query, self.key, self.scaling, bias, self.softcap).mean(dim=1)
 
     def _bias(self, index: Tensor) -> Tensor:
-        """What is added to the logits of queries `index` [B, R]: [B, 1, R, S], 0 or -inf (or the float mask's values)."""
+        """What is added to the logits of queries `index` [B, R]: [B, 1, R, S], 0 or -inf, or a float mask's values."""
         batch, _, queries, _ = self.query.shape
         keys = self.key.shape[2]
         place = index[:, :, None] + (keys - queries)  # of the query among the keys

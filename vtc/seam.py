@@ -19,7 +19,7 @@ from vtc.method import Method, Needs, Prune, Selector
 from vtc.recorded import Features, Recorded, attach_features, features_with
 from vtc.scores import Attention, attention_received, attention_rows
 from vtc.tap import Tap
-from vtc.trace import Trace
+from vtc.tracing import Trace
 
 
 class Seam:
@@ -55,7 +55,7 @@ class Seam:
         self.trace: Trace | None = None
         self._local = threading.local()
         self._undo: list[Callable[[], None]] = []
-        self._conversations: "weakref.WeakSet[Conversation]" = weakref.WeakSet()
+        self._conversations: weakref.WeakSet[Conversation] = weakref.WeakSet()
 
     # ---------------------------------------------------------------- putting in and taking out
 

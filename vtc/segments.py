@@ -91,7 +91,7 @@ def cut_argument(name: str, value: Any, cut: Cut, visual_index: Tensor | None, v
         if 1 < length != len(cut) and length in tensor.shape[: max(tensor.dim() - 1, 1)]:
             raise ValueError(
                 f"{family}: argument {name!r} of shape {tuple(tensor.shape)} has the length {length} of the uncompressed "
-                "sequence in a place that vtc does not know; please report the family, and use 'none' for it until then"
+                "sequence in a place that vtc does not know; leave it out, or unpatch the model for this call"
             )
         return tensor
 

@@ -1,6 +1,7 @@
 """Running a selector over the images of a call, and putting merged tokens in their places."""
 
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +15,41 @@ from vtc.reduction import Mixing, Reduction
 Scores = dict[tuple[str, int], list[Tensor]]
 
 
-def select(selector: Selector, layout: Layout, embeds: Tensor, scores: Scores) -> dict[int, Reduction]:
+@dataclass(frozen=True)
+class Selection:
+    """What a selector decided for G images that are laid out alike.
+
+    Attributes:
+        members: their indices in the layout.
+        rows: LongTensor [G, 1]: the row of each.
+        places: LongTensor [G, N]: places of their tokens in the row.
+        survivors: LongTensor [G, k]: places of the tokens that stay.
+        reduction: the decision, within each image.
+    """
+
+    members: list[int]
+    rows: Tensor
+    places: Tensor
+    survivors: Tensor
+    reduction: Reduction
+
+    @property
+    def removed(self) -> int:
+        """Tokens that each image loses."""
+        return self.places.shape[1] - self.survivors.shape[1]
+
+    def mixings(self) -> dict[int, tuple[Tensor, Mixing]]:
+        """Image index -> survivors within the image [k] and the mixing of that image alone."""
+        mixing, kept = self.reduction.mixing, self.reduction.kept
+        if mixing is None:
+            return {}
+        return {
+            index: (kept[i], Mixing(mixing.source[i], mixing.target[i], mixing.weight[i]))
+            for i, index in enumerate(self.members)
+        }
+
+
+def select(selector: Selector, layout: Layout, embeds: Tensor, scores: Scores) -> list[Selection]:
     """Run `selector` on all images that it shortens, those laid out alike at once.
 
     Args:
@@ -23,9 +58,6 @@ def select(selector: Selector, layout: Layout, embeds: Tensor, scores: Scores) -
         embeds: Tensor [B, L, D], the decoder's input.
         scores: ("received" or "cls", tower block) -> for each image, Tensor [N].
 
-    Returns:
-        Image index -> its own reduction: `kept` [k], mixing tensors [M].
-
     Raises:
         RuntimeError: the selector kept another number than its budget says.
     """
@@ -33,11 +65,13 @@ def select(selector: Selector, layout: Layout, embeds: Tensor, scores: Scores) -
     for index, image in enumerate(layout.images):
         if selector.count(len(image)) < len(image):
             groups[image.kind, image.grids, len(image)].append(index)
-    reductions = {}
+    selections = []
     for (kind, grids, total), members in groups.items():
         images = [layout.images[index] for index in members]
+        rows = torch.tensor([[image.row] for image in images]).to(embeds.device)
+        places = torch.stack([image.positions for image in images]).to(embeds.device)
         visual = VisualTokens(
-            features=torch.stack([embeds[image.row, image.positions.to(embeds.device)] for image in images]),
+            features=embeds[rows, places],
             grids=grids,
             separators=images[0].separators(),
             kind=kind,
@@ -50,23 +84,17 @@ def select(selector: Selector, layout: Layout, embeds: Tensor, scores: Scores) -
             reduction = selector.select(visual, k)
         if reduction.kept.shape[1] != k and not getattr(selector, "compat", False):
             raise RuntimeError(f"{selector.name} kept {reduction.kept.shape[1]} tokens instead of {k}")
-        for place, index in enumerate(members):
-            reductions[index] = _of_image(reduction, place)
-    return reductions
+        selections.append(Selection(members, rows, places, places.gather(1, reduction.kept), reduction))
+    return selections
 
 
-def merge(embeds: Tensor, layout: Layout, reductions: dict[int, Reduction]) -> Tensor:
+def merge(embeds: Tensor, selections: list[Selection]) -> Tensor:
     """`embeds` [B, L, D] with the merged tokens in the places of their centres; a copy where anything is merged."""
-    merged = {index: reduction for index, reduction in reductions.items() if reduction.mixing is not None}
-    if merged:
-        embeds = embeds.clone()
-    for index, reduction in merged.items():
-        image = layout.images[index]
-        places = image.positions.to(embeds.device)
-        assert reduction.mixing is not None
-        mixing = Mixing(reduction.mixing.source[None], reduction.mixing.target[None], reduction.mixing.weight[None])
-        new = ops.merge(embeds[image.row, places][None], mixing, len(reduction.kept))
-        embeds[image.row, places[reduction.kept]] = new[0].to(embeds.dtype)
+    for selection in selections:
+        mixing = selection.reduction.mixing
+        if mixing is not None:
+            new = ops.merge(embeds[selection.rows, selection.places], mixing, selection.survivors.shape[1])
+            embeds = embeds.index_put((selection.rows, selection.survivors), new.to(embeds.dtype))
     return embeds
 
 
@@ -76,10 +104,3 @@ def _of_members(scores: Scores, what: str, members: list[int], device: torch.dev
         for (name, block), values in scores.items()
         if name == what
     }
-
-
-def _of_image(reduction: Reduction, place: int) -> Reduction:
-    mixing = reduction.mixing
-    if mixing is not None:
-        mixing = Mixing(mixing.source[place], mixing.target[place], mixing.weight[place])
-    return Reduction(reduction.kept[place], mixing)

@@ -62,27 +62,32 @@ class Cut:
     def take(self, value: Tensor, dim: int = 1) -> Tensor:
         """Gather a tensor whose dimensions `dim - 1`, `dim` are (batch or 1, length)."""
         cut = self.to(value.device)
-        batch = cut.index.shape[0]
+        batch, count = cut.index.shape
+        if dim == 1:  # whole rows are copied
+            index = cut.index if value.shape[0] == 1 else cut.index + cut._offsets(value.shape[1])
+            return value.flatten(0, 1).index_select(0, index.flatten()).view(batch, count, *value.shape[2:])
         shape = list(value.shape)
         shape[dim - 1] = batch
         value = value.expand(shape)
-        index = cut.index.view([1] * (dim - 1) + [batch, len(cut)] + [1] * (value.dim() - dim - 1))
-        shape[dim] = len(cut)
+        index = cut.index.view([1] * (dim - 1) + [batch, count] + [1] * (value.dim() - dim - 1))
+        shape[dim] = count
         return value.gather(dim, index.expand(shape))
 
-    def scatter(self, value: Tensor, dim: int = 1) -> Tensor:
+    def scatter(self, value: Tensor) -> Tensor:
         """Put tokens [B, n, ..] back where they came from in a sequence of the old length; zeros elsewhere."""
         cut = self.to(value.device)
-        shape = [1] * (value.dim())
-        shape[dim - 1], shape[dim] = cut.index.shape
-        index = torch.where(cut.valid, cut.index, cut.length).view(shape)  # padding goes to an extra place at the end
-        size = list(value.shape)
-        size[dim] = cut.length + 1
-        return value.new_zeros(size).scatter(dim, index.expand(value.shape), value).narrow(dim, 0, cut.length)
+        batch = len(cut.index)
+        index = torch.where(cut.valid, cut.index, cut.length)  # padding goes to an extra place at the end of each row
+        flat = value.new_zeros(batch * (cut.length + 1), *value.shape[2:])
+        flat = flat.index_copy(0, (index + cut._offsets(cut.length + 1)).flatten(), value.flatten(0, 1))
+        return flat.view(batch, cut.length + 1, *value.shape[2:])[:, : cut.length]
+
+    def _offsets(self, length: int) -> Tensor:
+        return torch.arange(len(self.index), device=self.index.device)[:, None] * length
 
 
 def token_dim(value: Tensor, batch: int, length: int) -> int | None:
-    """The dimension of `value` that runs over the tokens: the one of size `length` right after one of batch size or 1."""
+    """The dimension of `value` that runs over tokens: of size `length`, right after one of size `batch` or 1."""
     for dim in range(1, value.dim()):
         if value.shape[dim] == length and value.shape[dim - 1] in (batch, 1):
             return dim

@@ -40,11 +40,15 @@ def parse(spec: Spec, **fields: Any) -> list[Method]:
     elif isinstance(spec, Iterable):
         methods = [method for part in spec for method in parse(part)]
     else:
-        raise TypeError(f"spec={spec!r} is a {type(spec).__name__}; give a spec string or methods such as vtc.DivPrune()")
+        raise TypeError(
+            f"spec={spec!r} is a {type(spec).__name__}; give a spec string or methods such as vtc.DivPrune()"
+        )
     if not methods:
         raise ValueError(f"spec={spec!r} names no method; use 'none' for no compression")
     if fields and (len(methods) != 1 or not isinstance(spec, str)):
-        raise ValueError(f"{', '.join(fields)}=… beside {spec!r} is ambiguous; put each field into its own method's spec")
+        raise ValueError(
+            f"{', '.join(fields)}=… beside {spec!r} is ambiguous; put each field into its own method's spec"
+        )
     return methods
 
 
@@ -60,7 +64,7 @@ def build(name: str, fields: dict[str, Any]) -> Method:
         ValueError: unknown method or field.
     """
     cls = method_class(name)
-    known = [field.name for field in dataclasses.fields(cls) if field.init]
+    known = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
     for key in fields:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
@@ -91,7 +95,7 @@ def _value(text: str) -> Any:
 
 def _one_to_string(method: Method) -> str:
     parts = []
-    for field in dataclasses.fields(method):
+    for field in dataclasses.fields(method):  # type: ignore[arg-type]
         value = getattr(method, field.name)
         if field.init and value != field.default:
             parts.append(f"{field.name}={str(value).replace(' ', '')}")

@@ -85,7 +85,8 @@ def probe(layer: nn.Module, attention: nn.Module, *args: Any, **kwargs: Any) -> 
     Args:
         layer: a decoder layer.
         attention: its attention module, which must be tapped.
-        *args, **kwargs: the layer's arguments, cache withheld.
+        *args: the layer's arguments.
+        **kwargs: the same; the cache must be withheld.
     """
     try:
         with probing(attention):
@@ -143,7 +144,7 @@ class _View:
 
     def __init__(self, module: nn.Module, name: str):
         self._module = module
-        self.config = copy.copy(module.config)
+        self.config: Any = copy.copy(module.config)
         self.config._attn_implementation_internal = name
 
     def __getattr__(self, attribute: str) -> Any:

@@ -46,13 +46,15 @@ def load(
 
     chosen = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     model = AutoModelForImageTextToText.from_pretrained(path(), dtype=dtype or torch.float32, **chosen)
-    return model.to(device).eval(), AutoProcessor.from_pretrained(path())
+    model.to(device)  # type: ignore[arg-type]  # transformers wraps `to` without its types
+    return model.eval(), AutoProcessor.from_pretrained(path())
 
 
 def prompt(processor: LlavaProcessor, question: str) -> str:
     """The text for the processor: the question in the model's chat template, with one image placeholder."""
     content = [{"type": "image"}, {"type": "text", "text": question}]
-    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    messages: list[dict] = [{"role": "user", "content": content}]
+    return processor.apply_chat_template(messages, add_generation_prompt=True)
 
 
 def benchmark(n: int, split: str = "test", seed: int = 0) -> Sequence[Sample]:

@@ -45,12 +45,21 @@ FONTS: dict[str, tuple[str, ...]] = {
         "DejaVuSerif-Italic",
         "STIXGeneral",
         "STIXGeneralBolIta",
+        "STIXGeneralItalic",
         "cmb10",
+        "cmr10",
         "cmss10",
         "cmtt10",
     ),
     "validation": ("DejaVuSansMono-BoldOblique", "DejaVuSerif-BoldItalic"),
     "test": ("DejaVuSans-BoldOblique", "DejaVuSerif", "STIXGeneralBol"),
+}
+
+# Slant (pixels per pixel of height) and share of the largest size: training words vary, the others don't.
+WORD_LOOKS: dict[str, tuple[tuple[float, float], ...]] = {
+    "train": ((0.0, 1.0), (0.0, 0.85), (0.12, 1.0), (-0.12, 1.0), (0.25, 0.9), (-0.2, 0.8), (0.3, 1.0), (0.15, 0.8)),
+    "validation": ((0.0, 1.0),),
+    "test": ((0.0, 1.0),),
 }
 
 # Last decimal of a digit's index in `load_digits` -> split.

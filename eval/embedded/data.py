@@ -23,14 +23,14 @@ QUESTION_TOKENS = 4 * CHUNK  # question and answer tokens packed behind one pict
 
 # How often each group is asked in training: more where looking alone isn't enough.
 GROUP_WEIGHTS: dict[str, float] = {
-    "existence": 1.6,
-    "colour": 0.6,
-    "count": 2.5,
-    "relation": 1.2,
-    "quadrant": 0.8,
-    "digit": 0.8,
-    "word": 0.8,
-    "choice": 1.2,
+    "existence": 1.2,
+    "colour": 0.5,
+    "count": 4.0,
+    "relation": 2.0,
+    "quadrant": 0.7,
+    "digit": 0.7,
+    "word": 0.7,
+    "choice": 0.8,
     "scene": 0.3,
 }
 

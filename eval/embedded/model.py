@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import CLIPVisionConfig, GenerationConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
 
 from .questions import plural
 from .scenes import GRID, PATCH, SHAPES, SIZE
 from .tokenizer import SPECIALS, build_processor, build_tokenizer
 
 WIDTH = 192
+_COPIES = ("pictures", "words", "pictures", "words", "", "", "", "")  # per decoder layer, see `_look_for_words`
 
 
 def build_config() -> LlavaConfig:
@@ -74,7 +77,7 @@ def text_mark() -> torch.Tensor:
     return 0.4 * torch.randn(WIDTH, generator=torch.Generator().manual_seed(3))
 
 
-def _look_for_words(attention: torch.nn.Module, copies: str) -> None:
+def _look_for_words(attention: LlamaAttention, copies: str) -> None:
     """Starts the heads with two habits (mimetic initialisation, arXiv 2305.09828).
 
     From a word, the first query head of each group looks at the visual tokens that mean the word, and copies what
@@ -126,10 +129,10 @@ def build_model(seed: int = 0) -> LlavaForConditionalGeneration:
             elif name.endswith("embed_tokens.weight"):
                 weight.normal_(0, 0.5)
                 _relate_plurals(weight)
-                weight += text_mark()
+                weight.add_(text_mark())
         model.model.language_model.norm.weight.fill_(0.15)
-        for index, layer in enumerate(model.model.language_model.layers):
-            _look_for_words(layer.self_attn, ("pictures", "words", "pictures", "words", "", "", "", "")[index])
+        for layer, copies in zip(model.model.language_model.layers, _COPIES, strict=True):
+            _look_for_words(cast(LlamaDecoderLayer, layer).self_attn, copies)
     return model
 
 

@@ -50,16 +50,18 @@ class MuonAdamW:
     def step(self, muon_lr: float, adam_lr: float) -> None:
         """Updates masters and weights from the gradients, then drops the gradients."""
         self.steps += 1
-        shapes: dict[tuple[int, int], list[str]] = {}
+        shapes: dict[torch.Size, list[str]] = {}
+        gradients: dict[str, Tensor] = {}
         for name, parameter in self.named.items():
             if parameter.grad is None:
                 continue
+            gradients[name] = parameter.grad.float()
             if name in self.second:
-                self._adam(name, parameter.grad.float(), adam_lr)
+                self._adam(name, gradients[name], adam_lr)
             else:
-                shapes.setdefault(tuple(parameter.shape), []).append(name)
+                shapes.setdefault(parameter.shape, []).append(name)
         for names in shapes.values():
-            self._muon(names, muon_lr)
+            self._muon(names, gradients, muon_lr)
         for name, parameter in self.named.items():
             parameter.copy_(self.master[name])
             parameter.grad = None
@@ -72,12 +74,11 @@ class MuonAdamW:
         scale = (1 - beta2**self.steps) ** 0.5 / (1 - beta1**self.steps)
         self.master[name].addcdiv_(first, second.sqrt().add_(1e-10), value=-lr * scale)
 
-    def _muon(self, names: list[str], lr: float) -> None:
+    def _muon(self, names: list[str], gradients: dict[str, Tensor], lr: float) -> None:
         updates = []
         for name in names:
-            gradient = self.named[name].grad.float()
-            self.first[name].lerp_(gradient, 1 - self.momentum)
-            updates.append(gradient.lerp(self.first[name], self.momentum))
+            self.first[name].lerp_(gradients[name], 1 - self.momentum)
+            updates.append(gradients[name].lerp(self.first[name], self.momentum))
         rows, columns = updates[0].shape
         size = lr * max(1, rows / columns) ** 0.5
         for name, update in zip(names, _orthogonal(torch.stack(updates)), strict=True):

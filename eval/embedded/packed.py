@@ -6,10 +6,12 @@ positions restart behind the prefix, so that it gets the same logits as if it we
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from transformers import LlamaModel
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, apply_rotary_pos_emb
 
 
 def causal_bias(length: int, like: Tensor) -> Tensor:
@@ -50,7 +52,7 @@ def packed_hidden(decoder: LlamaModel, prefix: Tensor, questions: Tensor, positi
     hidden = torch.cat((prefix, questions), dim=1)
     rotary = decoder.rotary_emb(hidden, positions)
     last = len(decoder.layers) - 1
-    for index, layer in enumerate(decoder.layers):
+    for index, layer in enumerate(cast(list[LlamaDecoderLayer], decoder.layers)):
         attended = _attention(layer.self_attn, layer.input_layernorm(hidden), rotary, bias, split, index < last)
         if index == last:  # nobody reads the prefix any more
             hidden = hidden[:, split:]
@@ -60,7 +62,7 @@ def packed_hidden(decoder: LlamaModel, prefix: Tensor, questions: Tensor, positi
 
 
 def _attention(
-    module: torch.nn.Module, x: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, split: int, with_prefix: bool
+    module: LlamaAttention, x: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor, split: int, with_prefix: bool
 ) -> Tensor:
     """Attention of one layer, written out: on CPUs its backward is about twice as fast as the fused kernel's."""
     batch, length = x.shape[:2]

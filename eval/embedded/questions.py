@@ -204,11 +204,11 @@ def vocabulary() -> list[str]:
     """Every word that questions and answers can hold, lower case, sorted."""
     from .scenes import WORDS
 
-    fixed = (
+    known = (
         "is there a in the picture ? what colour how many are things where relative to which corner digit on does say "
         "one . background yes no top bottom an of and , ! it this image"
-    ).split()
+    )
     plurals = [plural(kind) for kind in SHAPES]
     digits = [str(d) for d in range(10)]
     letters = [letter.lower() for letter in LETTERS]
-    return sorted({*fixed, *plurals, *digits, *letters, *KINDS, *COLOURS, *WORDS, *BACKGROUNDS, *RELATIONS})
+    return sorted({*known.split(), *plurals, *digits, *letters, *KINDS, *COLOURS, *WORDS, *BACKGROUNDS, *RELATIONS})

@@ -64,17 +64,22 @@ def _digit(index: int, side: int) -> np.ndarray:
     return np.pad(np.clip(large * 1.3, 0, 1), 2)[..., None]
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=20000)
 def _word(split: str, look: int, word: str, width: int, height: int) -> np.ndarray:
-    """Coverage of a word's ink, float32 [height, width, 1] in 0 to 1; the largest size that fits is used."""
+    """Coverage of a word's ink, float32 [height, width, 1] in 0 to 1, as large as its look and the sign allow."""
+    variant, face_index = divmod(look, len(assets.FONTS[split]))
+    slant, share = assets.WORD_LOOKS[split][variant]
     canvas = Image.new("L", (width, height))
     for size in range(16, 6, -1):
-        face = assets.font(split, look, size)
+        face = assets.font(split, face_index, max(7, round(size * share)))
         left, top, right, bottom = face.getbbox(word)
-        if right - left <= width - 4 and bottom - top <= height - 3:
+        if right - left + abs(slant) * (bottom - top) <= width - 4 and bottom - top <= height - 3:
             break
     at = ((width - right - left) / 2, (height - bottom - top) / 2)
     ImageDraw.Draw(canvas).text(at, word, fill=255, font=face)
+    if slant:
+        shear = (1, slant, -slant * height / 2, 0, 1, 0)
+        canvas = canvas.transform(canvas.size, Image.Transform.AFFINE, shear, Image.Resampling.BILINEAR)
     return np.asarray(canvas, np.float32)[..., None] / 255
 
 

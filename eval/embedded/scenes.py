@@ -58,7 +58,7 @@ class Thing:
         width: Pixels.
         height: Pixels.
         content: Digit of a card or word of a sign; empty for a shape.
-        look: Which digit sample (index in `load_digits`) or font (index in the split) draws it; 0 for a shape.
+        look: Which digit sample (index in `load_digits`), or font and word look of the split, draws it; 0 for a shape.
         tint: Colour shift per channel, grey levels.
     """
 
@@ -126,7 +126,9 @@ def _content(kind: str, split: str, rng: np.random.Generator) -> tuple[str, int]
         digit = int(rng.integers(10))
         return str(digit), int(rng.choice(assets.digit_indices(split)[digit]))
     if kind == "sign":
-        return WORDS[rng.integers(len(WORDS))], int(rng.integers(len(assets.FONTS[split])))
+        return WORDS[rng.integers(len(WORDS))], int(
+            rng.integers(len(assets.FONTS[split]) * len(assets.WORD_LOOKS[split]))
+        )
     return "", 0
 
 

@@ -41,9 +41,9 @@ class Stage:
 
 STAGES: tuple[Stage, ...] = (
     Stage("tower", "tower", (), steps=1600, batch=16, muon_lr=0.02, adam_lr=3e-3),
-    Stage("reading", "tower", ("tower",), steps=100000, batch=16, muon_lr=0.007, adam_lr=1e-3),
+    Stage("reading", "tower", ("tower",), steps=100000, batch=16, muon_lr=0.004, adam_lr=1e-3),
     Stage("decoder", "decoder", (), 280, 8, 0.01, 2e-3, words=0.5, statements=0.3, visual=(48, 64)),
     Stage("binding", "decoder", ("decoder",), 100000, 8, 0.004, 1e-3, words=0.1, statements=0.1, visual=(48, 64, 128)),
-    Stage("joint", "model", ("reading", "binding"), 300, 16, 0.003, 6e-4, dense=0.3),
+    Stage("joint", "model", ("reading", "binding"), 100000, 16, 0.003, 6e-4, dense=0.3),
     Stage("final", "model", ("joint",), 300, 16, 0.003, 6e-4, decay=1.0),
 )

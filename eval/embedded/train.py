@@ -68,7 +68,7 @@ class Trainer:
         self.codes.places = self.codes.places.to(device)
         self.codes.tables = {name: t.to(device) for name, t in self.codes.tables.items()}
         self._start()
-        self.model.to(device, torch.bfloat16).train()
+        self.model.to(device, torch.bfloat16).train()  # type: ignore[arg-type]
         self.heads.to(device, torch.bfloat16)
         self.optimizer = MuonAdamW(self._trained())
         if self.step:

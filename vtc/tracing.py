@@ -91,6 +91,7 @@ class Trace:
 
     @property
     def selection_ms(self) -> float:
+        """Wall time of all decisions and gathers, in milliseconds."""
         return self._selection()
 
     @property
