@@ -52,11 +52,11 @@ def attention_width(attention: nn.Module | None, config: object) -> int:
     """Heads · head_dim of an attention module: the width of its queries. 0 for a layer without attention."""
     if attention is None:
         return 0
-    heads = int(getattr(config, "num_attention_heads", None) or getattr(config, "num_heads", 0))
+    heads = int(getattr(config, "num_attention_heads", 0) or getattr(config, "num_heads", 0))
     head_dim = getattr(attention, "head_dim", None) or getattr(config, "head_dim", None)
     if heads and head_dim:
         return heads * int(head_dim)
-    return int(getattr(config, "hidden_size", None) or getattr(config, "embed_dim", 0))
+    return int(getattr(config, "hidden_size", 0) or getattr(config, "embed_dim", 0))
 
 
 def layer_flops(weights: int, width: int, tokens: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ def cut_argument(name: str, value: Any, cut: Cut, visual_index: Tensor | None, v
             return tensor.index_select(0, visual_index.to(tensor.device))
         if 1 < length != len(cut) and length in tensor.shape[: max(tensor.dim() - 1, 1)]:
             raise ValueError(
-                f"{family}: argument {name!r} of shape {tuple(tensor.shape)} has the length {length} of the uncompressed "
+                f"{family}: argument {name!r} of shape {tuple(tensor.shape)} has the length {length} of the whole "
                 "sequence in a place that vtc does not know; leave it out, or unpatch the model for this call"
             )
         return tensor

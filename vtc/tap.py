@@ -144,8 +144,9 @@ class _View:
 
     def __init__(self, module: nn.Module, name: str):
         self._module = module
-        self.config: Any = copy.copy(module.config)
-        self.config._attn_implementation_internal = name
+        config: Any = copy.copy(module.config)
+        config._attn_implementation_internal = name
+        self.config = config
 
     def __getattr__(self, attribute: str) -> Any:
         return getattr(self._module, attribute)
