@@ -39,7 +39,7 @@ class Adapter:
         self.tower: Any = next((getattr(composite, name) for name in _TOWERS if hasattr(composite, name)), None)
         blocks = _longest_list(self.tower) if self.tower is not None else ()
         config = getattr(composite, "config", None)
-        layers = getattr(config, "vision_feature_layer", -1)
+        layers = getattr(config, "vision_feature_layer", getattr(config, "vision_feature_layers", -1))
         layers = [layers] if isinstance(layers, int) else layers
         self.parts = Parts(
             family=self.family,
@@ -85,8 +85,8 @@ class Adapter:
         attention = self.find_attention(layer)
         if attention is None:
             raise ValueError(
-                f"{self.family}: no attention was found in {type(layer).__name__} (recurrent and convolution layers have "
-                "none); choose a layer that has one, or a method that reads no attention, such as 'divprune'"
+                f"{self.family}: no attention was found in {type(layer).__name__} (recurrent and convolution layers "
+                "have none); choose a layer that has one, or a method that reads no attention, such as 'divprune'"
             )
         return attention
 
@@ -166,19 +166,19 @@ class Adapter:
     # ---------------------------------------------------------------- tower scores, per token
 
     def tower_scores(self, recorded: Recorded, layout: Layout) -> dict[tuple[str, int], list[Tensor]]:
-        """Scores that the tower's attention gave, as one Tensor [N] for each image of the layout.
+        """Scores that the tower's attention gave: ("received" or "cls", block) -> Tensor [N] for each image.
 
-        Raises:
-            ValueError: the features were made before the model was patched, so nothing is known of their scores.
+        Left out is what was not seen for every image.
         """
-        by_image: dict[tuple[str, int], list[Tensor]] = {}
+        seen: dict[tuple[str, int], dict[int, Tensor]] = {}
         for kind, features in recorded.features.items():
-            images = [image for image in layout.images if image.kind == kind]
-            wanted = {image.origin: len(image) for image in images}
-            for what, calls in features.scores.items():
-                values = self.to_tokens(_joined(calls), features, [wanted[origin] for origin in sorted(wanted)])
-                by_image.setdefault(what, []).extend(values[image.origin] for image in images)
-        return by_image
+            images = {index: image for index, image in enumerate(layout.images) if image.kind == kind}
+            tokens = dict(sorted((image.origin, len(image)) for image in images.values()))
+            for what, calls in features.scores.items() if images else ():
+                values = self.to_tokens(_joined(calls), features, list(tokens.values()))
+                seen.setdefault(what, {}).update({index: values[image.origin] for index, image in images.items()})
+        total = range(len(layout.images))
+        return {what: [of[index] for index in total] for what, of in seen.items() if len(of) == len(total)}
 
     def to_tokens(self, values: Tensor, features: Features, tokens: list[int]) -> list[Tensor]:
         """Per-patch values to per-token values.

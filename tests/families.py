@@ -66,12 +66,16 @@ class Llava(Family):
         return {"pixel_values": square_pixels(rows)}
 
 
+#: transformers 5.17 calls VipLlava's layers so, and newer releases rename it themselves.
+OLD_NAME = {} if "vision_feature_layer" in VipLlavaConfig.__annotations__ else {"vision_feature_layers": [-2, -3, 1]}
+
+
 class VipLlava(Llava):
     """As LLaVA, with several tower layers concatenated."""
 
     name = "vipllava"
     config_class = VipLlavaConfig
-    options: ClassVar = {"image_seq_length": 16, "vision_feature_layer": [-2, -3, 1]}
+    options: ClassVar = {"image_seq_length": 16, "vision_feature_layer": [-2, -3, 1], **OLD_NAME}
 
 
 class LlavaNext(Family):

@@ -87,6 +87,7 @@ class ForwardPass:
         text_counts = [n - v for n, v in zip(counts, visual_counts)]
         if removes and self.seam.selector is not None:
             scores = self.seam.adapter.tower_scores(self.recorded, self.layout)
+            self.seam.check_scores(scores)
             self._selections = select(self.seam.selector, self.layout, embeds, scores)
         cut = Cut.whole(valid, padded)
         if self._selections or not right_aligned:

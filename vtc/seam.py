@@ -81,7 +81,8 @@ class Seam:
         self._wrap(composite, "get_placeholder_mask", self._record_placeholders)
         for kind in ("image", "video"):
             if hasattr(composite, name := f"get_{kind}_features"):
-                self._wrap(composite, name, functools.partial(self._record_features, kind))
+                after = functools.partial(self._record_features, kind)
+                self._wrap(composite, name, after, before=self._start_encoding)
         if hasattr(composite, "pack_image_features"):
             self._wrap(composite, "pack_image_features", self._record_packing)
         if hasattr(self.adapter.model, "_prefill"):
@@ -183,11 +184,13 @@ class Seam:
         self._local.recorded = Recorded()
         self._local.running = None
 
+    def _start_encoding(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        self._local.encoding = Features("image")
+
     def _record_features(self, kind: str, output: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         sizes = sizes_of(getattr(output, "pooler_output", output))
         arguments = {**kwargs, "args": args}
         features = replace(self.encoding, kind=kind, sizes=sizes, images=len(sizes), arguments=arguments)
-        self._local.encoding = Features(kind)
         self.recorded.features[kind] = features
         attach_features(output, features)
 
@@ -294,7 +297,7 @@ class Seam:
         inside = self._inside_before_prune(layer)
         if inside is not None:
             before = args[0] if args else kwargs["hidden_states"]
-            after = output[0] if isinstance(output, tuple) else output
+            after = (output[0] if isinstance(output, tuple) else output).reshape(before.shape)
             valid = inside.now.cut.valid.to(before.device)
             with torch.no_grad():
                 prune.on_modules(layer, name, before, after, valid, inside.memory[id(prune)])
@@ -315,6 +318,21 @@ class Seam:
             raise ValueError(
                 "prefill_chunk_size cuts images apart, and a compressed model must see each whole; leave it None (a "
                 "compressed prefill is short)"
+            )
+
+    def check_scores(self, scores: dict[tuple[str, int], list[Tensor]]) -> None:
+        """Refuse a selector whose tower scores were not seen.
+
+        Raises:
+            ValueError: the features were made before the model was patched, or by a tower that is not tapped.
+        """
+        wanted = [("received", block) for block in self.needs.received] + [("cls", block) for block in self.needs.cls]
+        missing = [f"{what} of block {block}" for what, block in wanted if (what, block) not in scores]
+        if missing and self.selector is not None:
+            raise ValueError(
+                f"{self.selector.name} needs attention scores of the vision tower ({', '.join(missing)}) that were not "
+                "seen: make the features after vtc.patch, by the patched model itself; or use a method that reads no "
+                "attention, such as 'divprune'"
             )
 
     def check_call(self, kwargs: dict[str, Any]) -> None:

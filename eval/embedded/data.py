@@ -29,7 +29,7 @@ GROUP_WEIGHTS: dict[str, float] = {
     "relation": 2.0,
     "quadrant": 0.7,
     "digit": 0.7,
-    "word": 0.7,
+    "word": 1.2,
     "choice": 0.8,
     "scene": 0.3,
 }
