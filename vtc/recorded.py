@@ -84,3 +84,12 @@ def origins(images: list[VisualInput], repeats: int) -> list[int]:
         result.append(base + image.ordinal)
         shown = max(shown, image.ordinal + 1)
     return result
+
+
+def sizes_of(features: Any) -> list[int]:
+    """Tokens of each image, from a list of [N, D] or a tensor [images, N, D]; empty where the output does not tell."""
+    if isinstance(features, Tensor):
+        return [features.shape[1]] * features.shape[0] if features.dim() == 3 else []
+    if isinstance(features, (list, tuple)) and all(isinstance(f, Tensor) and f.dim() >= 2 for f in features):
+        return [f.numel() // f.shape[-1] for f in features]
+    return []

@@ -7,19 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vtc.conversation import Conversation, conversation_of
 from vtc.flops import Cost, attention_width, lengths_of, linear_weights
 from vtc.forward import ForwardPass
-from vtc.inside import Inside
 from vtc.layout import Layout
 from vtc.method import Method, Needs, Prune, Selector
-from vtc.recorded import Features, Recorded, attach_features, features_with
-from vtc.scores import Attention, attention_received, attention_rows
+from vtc.recorded import Features, Recorded, attach_features, features_with, sizes_of
 from vtc.tap import Tap
 from vtc.tracing import Trace
+from vtc.watching import decoder_listeners, module_hooks, tower_listeners
 
 
 class Seam:
@@ -93,11 +91,12 @@ class Seam:
             self._hook(block.register_forward_pre_hook(functools.partial(self._before_block, index), with_kwargs=True))
         for index, layer in enumerate(self.parts.layers):
             self._hook(layer.register_forward_pre_hook(functools.partial(self._before_layer, index), with_kwargs=True))
-        self._watch_modules()
+        for module, hook in module_hooks(self):
+            self._hook(module.register_forward_hook(hook, with_kwargs=True))
         if self.packs_inside:
             for module in self.adapter.rotary_modules():
                 self._hook(module.register_forward_hook(self._record_rotary, with_kwargs=True))
-        listeners = {**self._tower_listeners(), **self._decoder_listeners()}
+        listeners = {**tower_listeners(self), **decoder_listeners(self)}
         if listeners:
             self._undo.append(Tap(listeners).close)
 
@@ -121,8 +120,12 @@ class Seam:
             after(output, args, kwargs)
             return output
 
+        own = vars(owner).get(name)  # set on the instance by somebody else
         object.__setattr__(owner, name, wrapper)
-        self._undo.append(lambda: object.__delattr__(owner, name))
+        if own is None:
+            self._undo.append(lambda: object.__delattr__(owner, name))
+        else:
+            self._undo.append(lambda: object.__setattr__(owner, name, own))
 
     # ---------------------------------------------------------------- what belongs to the call in this thread
 
@@ -233,75 +236,6 @@ class Seam:
         if self.running is not None and self.running.inside is not None:
             self.running.inside.rotary.append((module, args, kwargs, output))
 
-    # ---------------------------------------------------------------- what methods asked to see
-
-    def _tower_listeners(self) -> dict[nn.Module, Callable[..., None]]:
-        """Attention scores of the tower, reduced to one value per patch while the tower runs."""
-        listeners: dict[nn.Module, Callable[..., None]] = {}
-        for block in sorted({*self.needs.received, *self.needs.cls}):
-            listeners[self.adapter.attention(self.parts.blocks[block])] = functools.partial(self._hear_tower, block)
-        return listeners
-
-    def _hear_tower(self, block: int, attention: Attention, kwargs: dict[str, Any]) -> None:
-        lengths = kwargs.get("cu_seq_lens_q")
-        with torch.no_grad():
-            if block in self.needs.received:
-                self._add_scores("received", block, _received(attention, lengths))
-            if block in self.needs.cls:
-                row = attention_rows(attention.query[:, :, :1], attention.key, attention.scaling)[:, :, 0].mean(dim=1)
-                self._add_scores("cls", block, row)
-
-    def _add_scores(self, what: str, block: int, values: Tensor) -> None:
-        self.encoding.scores.setdefault((what, block), []).append(values)
-
-    def _decoder_listeners(self) -> dict[nn.Module, Callable[..., None]]:
-        """Attention modules of the decoder that some prune watches, or probes."""
-        listeners: dict[nn.Module, Callable[..., None]] = {}
-        depth = len(self.parts.layers)
-        probed = (layer for layer, (prune, _) in self.prune_at.items() if prune.watch(depth).probe)
-        watched: dict[int, list[Prune]] = {layer: [] for layer in probed}
-        for prune in self.prunes:
-            for layer in prune.watch(depth).attention:
-                watched.setdefault(layer, []).append(prune)
-        for layer, prunes in watched.items():
-            self.parts.layer(layer, prunes[0].name if prunes else "probe")
-            module = self.adapter.attention(self.parts.layers[layer])
-            listeners[module] = functools.partial(self._hear_decoder, layer, prunes)
-        return listeners
-
-    def _hear_decoder(self, layer: int, prunes: list[Prune], attention: Attention, kwargs: dict[str, Any]) -> None:
-        inside = self._inside_before_prune(layer)
-        if inside is not None:
-            for prune in prunes:
-                with torch.no_grad():
-                    prune.on_attention(layer, attention, inside.memory[id(prune)])
-
-    def _inside_before_prune(self, layer: int) -> Inside | None:
-        """The decoder call of this thread, if what happens in `layer` may matter to a prune of it."""
-        inside = self.running.inside if self.running is not None else None
-        return inside if inside is not None and inside.prunes_ahead(layer) else None
-
-    def _watch_modules(self) -> None:
-        """Hooks on attention and MLP modules that some prune watches."""
-        depth = len(self.parts.layers)
-        for prune in self.prunes:
-            for layer in prune.watch(depth).modules:
-                module = self.parts.layers[self.parts.layer(layer, prune.name)]
-                for name, part in (("attention", self.adapter.attention(module)), ("mlp", self.adapter.mlp(module))):
-                    hook = functools.partial(self._see_module, prune, layer, name)
-                    self._hook(part.register_forward_hook(hook, with_kwargs=True))
-
-    def _see_module(
-        self, prune: Prune, layer: int, name: str, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any
-    ) -> None:
-        inside = self._inside_before_prune(layer)
-        if inside is not None:
-            before = args[0] if args else kwargs["hidden_states"]
-            after = (output[0] if isinstance(output, tuple) else output).reshape(before.shape)
-            valid = inside.now.cut.valid.to(before.device)
-            with torch.no_grad():
-                prune.on_modules(layer, name, before, after, valid, inside.memory[id(prune)])
-
     # ---------------------------------------------------------------- plans and refusals
 
     def removes(self, layout: Layout) -> bool:
@@ -371,24 +305,3 @@ def split_kinds(methods: Sequence[Method]) -> tuple[Selector | None, list[Prune]
         names = " and ".join(method.name for method in selectors)
         raise ValueError(f"{names} can't be composed: both select before the first decoder layer; keep one of them")
     return (selectors[0] if selectors else None), [method for method in methods if isinstance(method, Prune)]
-
-
-def sizes_of(features: Any) -> list[int]:
-    """Tokens of each image, from a list of [N, D] or a tensor [images, N, D]; empty where the output does not tell."""
-    if isinstance(features, Tensor):
-        return [features.shape[1]] * features.shape[0] if features.dim() == 3 else []
-    if isinstance(features, (list, tuple)) and all(isinstance(f, Tensor) and f.dim() >= 2 for f in features):
-        return [f.numel() // f.shape[-1] for f in features]
-    return []
-
-
-def _received(attention: Attention, boundaries: Tensor | None) -> Tensor:
-    """Attention received [sequences, P], or [1, total] where sequences of several lengths are packed in one call."""
-    if boundaries is None:
-        mask = attention.mask if attention.mask is not None and attention.mask.dim() == 4 else None
-        return attention_received(attention.query, attention.key, attention.scaling, mask)
-    parts = []
-    for begin, end in zip(boundaries[:-1].tolist(), boundaries[1:].tolist()):
-        query, key = attention.query[:, :, begin:end], attention.key[:, :, begin:end]
-        parts.append(attention_received(query, key, attention.scaling))
-    return torch.cat(parts, dim=1)
