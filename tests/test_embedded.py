@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from collections import Counter
@@ -12,7 +13,21 @@ import pytest
 import torch
 
 from vtc.eval import embedded
-from vtc.eval.embedded import assets, codes, data, gates, losses, model, packed, questions, samples, scenes, tokenizer
+from vtc.eval.embedded import (
+    assets,
+    codes,
+    data,
+    gates,
+    losses,
+    model,
+    packed,
+    questions,
+    samples,
+    scenes,
+    stages,
+    tokenizer,
+    train,
+)
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +222,35 @@ def test_losses_reach_every_part_that_is_used():
     (answers + losses.dense_loss(heads, features, cls, labels, pixels)[0]).backward()
     assert fresh.model.vision_tower.embeddings.patch_embedding.weight.grad.abs().sum() > 0
     assert all(p.grad is not None for p in heads.parameters())
+
+
+@pytest.mark.parametrize("teaches", ["tower", "decoder", "model"])
+def test_interrupted_training_ends_with_the_same_weights(teaches, tmp_path):
+    stage = stages.Stage("tiny", teaches, (), 2, 2, 1e-3, 1e-3, dense=0.1, words=0.1, visual=(48,))
+    for folder, steps in (("once", (2,)), ("twice", (1, 2))):
+        (tmp_path / folder).mkdir()
+        for last in steps:
+            train.Trainer(stage, tmp_path / folder, "cpu", 0, 1, last).run()
+    once, twice = (torch.load(tmp_path / f / "tiny.pt")["optimizer"]["master"] for f in ("once", "twice"))
+    assert once.keys() == twice.keys()
+    assert all(torch.equal(once[name], twice[name]) for name in once)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [(["--stages", "tower,jiont"], "'jiont'.*joint, final"), (["--scale", "0"], "scale=0.0")],
+)
+def test_bad_training_arguments_are_named(arguments, text, tmp_path):
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    with pytest.raises(ValueError, match=text):
+        train.main(parser.parse_args(["--output", str(tmp_path / "run"), *arguments]))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stage_without_its_predecessor_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"'final' starts from .*joint\.pt"):
+        train.Trainer(stages.STAGES[-1], tmp_path, "cpu", 0, 1, 1)
 
 
 # The packaged model -------------------------------------------------------------------------------------------------

@@ -185,6 +185,7 @@ class Seam:
 
     def _after_composite(self, module: nn.Module, args: tuple, output: Any) -> None:
         self._local.recorded = Recorded()
+        self._local.encoding = Features("image")
         self._local.running = None
 
     def _start_encoding(self, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -192,7 +193,8 @@ class Seam:
 
     def _record_features(self, kind: str, output: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         sizes = sizes_of(getattr(output, "pooler_output", output))
-        arguments = {**kwargs, "args": args}
+        arguments: dict[str, Any] = {name: value for name, value in kwargs.items() if not _is_pixels(value)}
+        arguments["args"] = tuple(value for value in args if not _is_pixels(value))
         features = replace(self.encoding, kind=kind, sizes=sizes, images=len(sizes), arguments=arguments)
         self.recorded.features[kind] = features
         attach_features(output, features)
@@ -305,3 +307,7 @@ def split_kinds(methods: Sequence[Method]) -> tuple[Selector | None, list[Prune]
         names = " and ".join(method.name for method in selectors)
         raise ValueError(f"{names} can't be composed: both select before the first decoder layer; keep one of them")
     return (selectors[0] if selectors else None), [method for method in methods if isinstance(method, Prune)]
+
+
+def _is_pixels(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()

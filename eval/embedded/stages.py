@@ -40,10 +40,14 @@ class Stage:
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("tower", "tower", (), steps=1600, batch=16, muon_lr=0.02, adam_lr=3e-3),
-    Stage("reading", "tower", ("tower",), steps=100000, batch=16, muon_lr=0.004, adam_lr=1e-3),
+    Stage("tower", "tower", (), 1600, 16, 0.02, 3e-3),
+    Stage("reading", "tower", ("tower",), 500, 16, 0.007, 1e-3),
+    Stage("reading_slow", "tower", ("reading",), 140, 16, 0.004, 1e-3),
     Stage("decoder", "decoder", (), 280, 8, 0.01, 2e-3, words=0.5, statements=0.3, visual=(48, 64)),
-    Stage("binding", "decoder", ("decoder",), 100000, 8, 0.004, 1e-3, words=0.1, statements=0.1, visual=(48, 64, 128)),
-    Stage("joint", "model", ("reading", "binding"), 100000, 16, 0.003, 6e-4, dense=0.3),
-    Stage("final", "model", ("joint",), 300, 16, 0.003, 6e-4, decay=1.0),
+    Stage("binding", "decoder", ("decoder",), 260, 8, 0.008, 2e-3, words=0.1, statements=0.1, visual=(48, 64, 128)),
+    Stage(
+        "binding_slow", "decoder", ("binding",), 860, 8, 0.004, 1e-3, words=0.1, statements=0.1, visual=(48, 64, 128)
+    ),
+    Stage("joint", "model", ("reading_slow", "binding_slow"), 226, 16, 0.003, 6e-4, dense=0.3),
+    Stage("final", "model", ("joint",), 220, 16, 0.003, 6e-4, decay=1.0),
 )

@@ -26,7 +26,7 @@ from .optim import MuonAdamW
 from .stages import STAGES, Stage
 from .tokenizer import build_tokenizer
 
-SAVE_SECONDS = 60
+SAVE_SECONDS = 120
 LOG_STEPS = 20
 WARMUP_STEPS = 50
 
@@ -171,7 +171,10 @@ class Trainer:
     def run(self) -> None:
         """Trains to the last step, with a line in `curve.jsonl` every few steps and regular checkpoints."""
         log, saved, began = Curve(self.output, self.stage.name), time.time(), time.time()
+        parent = os.getppid()
         while self.step < self.steps:
+            if os.getppid() != parent:
+                raise SystemExit("the process that started this one is gone")
             loss, report = self.loss()
             loss.backward()
             self._share_gradients()

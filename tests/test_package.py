@@ -1,0 +1,56 @@
+"""The package as a whole: light, quiet, and what the README says."""
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from contract import EVERY, FAMILIES, model_of
+from families import scenario
+
+import vtc
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def test_importing_is_quiet_and_brings_nothing_optional():
+    code = "import sys, torch, transformers; before = set(sys.modules); import vtc; print(*(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    new = {name.split(".")[0] for name in done.stdout.split()}
+    assert not new & {"matplotlib", "sklearn", "skimage", "tqdm", "PIL", "accelerate"}
+    assert "transformers.modeling_utils" not in done.stdout.split()
+
+
+def test_every_public_name_is_there():
+    assert all(getattr(vtc, name) is not None for name in vtc.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = vtc.nonsense
+    importlib.import_module("vtc.tracing")  # a module must not take the place of the function
+    assert callable(vtc.trace)
+
+
+def test_the_readme_lists_every_method_and_family():
+    for name in vtc.list_methods():
+        assert name.startswith("test-") or f"| `{name}` |" in README
+    assert all(f"`{name}`" in README for name in FAMILIES)
+
+
+def test_the_twelve_lines_of_the_readme_run(capsys):
+    code = re.search(r"## Twelve lines\n\n```python\n(.*?)```", README, re.S).group(1)
+    exec(compile(code, "README.md", "exec"), {})
+    assert "divprune:keep=0.25: 256 -> 64 visual tokens" in capsys.readouterr().out
+
+
+def test_torch_compile_gives_the_same_logits():
+    model = model_of("llava")
+    inputs = EVERY["llava"].inputs(model, scenario(EVERY["llava"], "ragged"))
+    with torch.no_grad(), vtc.patched(model, "divprune:keep=0.5+fastv:layer=2"):
+        expected = model(**inputs).logits
+        compiled = torch.compile(model, backend="eager")
+        torch.testing.assert_close(compiled(**inputs).logits, expected, atol=1e-4, rtol=1e-4)
+        assert vtc.trace(model).tokens_per_layer[-1].tolist() == [4, 4, 4]
+    torch._dynamo.reset()
