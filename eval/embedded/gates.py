@@ -45,9 +45,23 @@ def answer(model, processor, samples: Sequence[Sample], blank: bool = False) -> 
 
 
 def measure(n: int, batch: int = 32, dtype: str = "float32", device: str = "cpu", split: str = "test") -> dict:
-    """Accuracy per group and overall, with intervals and the blind baseline, and whether the gates are passed."""
+    """Accuracy per group and overall, with intervals and the blind baseline, and whether the gates are passed.
+
+    Args:
+        n: Questions, at least one of each group.
+        batch: Questions at once.
+        dtype: Float type of the weights, a name in torch.
+        device: Where the model runs.
+        split: Of the benchmark.
+
+    Raises:
+        ValueError: Too few questions, or a batch without any.
+    """
     import torch
 
+    for name, value, least in (("n", n, len(GROUPS)), ("batch", batch, 1)):
+        if value < least:
+            raise ValueError(f"{name}={value} must be at least {least}")
     model, processor = load(getattr(torch, dtype), device)
     right = {(g, blank): 0 for g in GROUPS for blank in (False, True)}
     asked = dict.fromkeys(GROUPS, 0)

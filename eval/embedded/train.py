@@ -184,7 +184,7 @@ class Trainer:
             if self.rank:
                 continue
             log.add(loss.item(), report)
-            if self.step % LOG_STEPS == 0:
+            if self.step % LOG_STEPS == 0 or self.step == self.steps:
                 log.write(self.step, self.steps, time.time() - began)
                 began = time.time()
             if time.time() - saved > SAVE_SECONDS:
