@@ -137,7 +137,13 @@ class Adapter:
         images = []
         for row, here in enumerate(places):
             while len(here):
-                size = sizes.pop(0)
+                size = sizes.pop(0) if sizes else len(here) + 1
+                if size > len(here):
+                    raise ValueError(
+                        f"{self.family}: the visual features do not fit the placeholders of row {row} (for beams, some "
+                        "releases of transformers repeat the images of a row in the wrong order); give each row images "
+                        "of one size, or generate without beams"
+                    )
                 images.append((row, here[:size]))
                 here = here[size:]
         return images

@@ -68,7 +68,10 @@ def test_more_families_work_or_say_why_not(family, method):
         assert {name: list(module._forward_pre_hooks) for name, module in model.named_modules()} == before
         return
     for name in ("ragged", "text_row"):
-        check_rows(EVERY[family], model, spec, name)
+        try:
+            check_rows(EVERY[family], model, spec, name)
+        except ValueError as error:  # pooled video frames: known only once they are seen
+            assert family == "llava_onevision_video" and "do not map onto" in str(error)
 
 
 @pytest.mark.parametrize(("family", "attention"), MATRIX)

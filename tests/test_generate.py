@@ -49,10 +49,11 @@ def test_decoding_equals_recomputing_without_a_cache(family, spec):
             torch.testing.assert_close(stepwise, again, atol=3e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("rows", ["single", "ragged"])
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("family", GENERATE)
-def test_generating_without_a_cache_is_the_same(family, spec):
-    model, inputs = batch(family)
+def test_generating_without_a_cache_is_the_same(family, spec, rows):
+    model, inputs = batch(family, rows)
     with vtc.patched(model, spec):
         assert torch.equal(greedy(model, inputs, use_cache=False), greedy(model, inputs))
 

@@ -1,7 +1,7 @@
 """The one budget word: `keep`, a share in (0, 1] or a count, per image or video."""
 
 import math
-from numbers import Integral, Real
+from numbers import Integral
 
 Keep = float | int
 
@@ -14,7 +14,7 @@ def check_keep(keep: object, name: str = "keep") -> None:
         ValueError: `keep` is NaN, out of (0, 1] as a float, or below 1 as an int.
     """
     way_out = "give a share in (0, 1] such as 0.25, or a count of tokens per image such as 64"
-    if isinstance(keep, bool) or not isinstance(keep, (int, float, Real)):
+    if isinstance(keep, bool) or not isinstance(keep, Integral | float):
         raise TypeError(f"{name}={keep!r} is a {type(keep).__name__}; {way_out}")
     if isinstance(keep, Integral):
         if int(keep) < 1:

@@ -9,6 +9,15 @@ if TYPE_CHECKING:
     from transformers import Cache
 
 
+class Lease:
+    """Says whether the patch that fills a cache is still in place; shared by all its caches and their copies."""
+
+    active = True
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Lease":
+        return self
+
+
 class Conversation:
     """Lengths and padding of one cache whose layers may hold different numbers of tokens.
 
@@ -23,6 +32,7 @@ class Conversation:
         outside: whether masks are made outside the decoder.
         batch: rows.
         device: where indices are kept.
+        lease: the patch's.
 
     Attributes:
         logical: tokens that the user fed; what `get_seq_length()` answers.
@@ -30,11 +40,19 @@ class Conversation:
         held: per segment, LongTensor [B, n]: slot of each key in its layers; None: all slots.
         held_valid: per segment, BoolTensor [B, n]: False at padding; None where there is none.
         shift: per segment, LongTensor [B, 1]: by how much packed positions lag behind the logical ones.
+        text_tail: tokens since the last visual one; these can be taken back.
         rope_deltas: the model's M-RoPE offset that belongs to this conversation.
     """
 
     def __init__(
-        self, segments: int, logical: int, valid: Tensor | None, outside: bool, batch: int, device: torch.device
+        self,
+        segments: int,
+        logical: int,
+        valid: Tensor | None,
+        outside: bool,
+        batch: int,
+        device: torch.device,
+        lease: Lease,
     ):
         self.logical = logical
         self.slots = logical
@@ -44,10 +62,12 @@ class Conversation:
         self.held_valid: list[Tensor | None] = [valid] * segments
         self.shift = [torch.zeros(batch, 1, dtype=torch.long, device=device)] * segments
         self.rope_deltas: Tensor | None = None
-        self.active = True
+        self.lease = lease
+        self.text_tail = logical
 
     def drop_last(self, count: int) -> None:
-        """Forget the last `count` tokens (always text: they are the same in every segment)."""
+        """Forget the last `count` tokens, which must be text: only these are the same in every segment."""
+        self.text_tail -= count
         self.logical -= count
         self.slots -= count
         self._map(lambda kept: kept[:, : kept.shape[1] - count] if kept is not None else None)
@@ -93,7 +113,7 @@ class CompressedCache:
         Raises:
             RuntimeError: the patch that made this cache is gone.
         """
-        if not self._vtc.active:
+        if not self._vtc.lease.active:
             raise RuntimeError(
                 "this cache was filled by a compressed model that has been unpatched since; "
                 "start a new conversation, or patch the model again and feed the prompt anew"
@@ -101,7 +121,16 @@ class CompressedCache:
         return super().update(*args, **kwargs)  # type: ignore[misc]
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Remove the last `-tokens_to_remove` tokens (as transformers, a negative number)."""
+        """Remove the last `-tokens_to_remove` tokens (as transformers, a negative number).
+
+        Raises:
+            ValueError: there are visual tokens among them.
+        """
+        if abs(tokens_to_remove) > self._vtc.text_tail:
+            raise ValueError(
+                f"crop({tokens_to_remove}) reaches into an image of a compressed cache, of which "
+                f"{self._vtc.text_tail} text tokens can be taken back; start the conversation anew"
+            )
         super().crop(tokens_to_remove)  # type: ignore[misc]
         self._vtc.drop_last(abs(tokens_to_remove))
 

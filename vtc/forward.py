@@ -9,6 +9,7 @@ from torch import Tensor
 from vtc.conversation import Conversation, attach, conversation_of, keys_in_layer
 from vtc.inside import Inside, followed
 from vtc.recorded import Recorded
+from vtc.refusals import check_call, check_scores, check_visible
 from vtc.segments import Segment, cut_argument, renumber, visual_index
 from vtc.selecting import Selection, merge, select
 from vtc.sequence import Cut
@@ -47,8 +48,8 @@ class ForwardPass:
         self.layout = self.seam.adapter.layout(self.recorded, (batch, length))
         removes = self.seam.removes(self.layout)
         if removes or conversation is not None:
-            self.seam.check_call(kwargs)
-        elif not removes:
+            check_call(self.seam, kwargs)
+        else:
             if self.layout.images or self.fresh:
                 self._run_untouched(mask2d)
             return kwargs
@@ -56,7 +57,8 @@ class ForwardPass:
             old = 0 if cache is None or self.fresh else cache.get_seq_length()
             seen = mask2d[:, :old].to(embeds.device).bool() if mask2d is not None and old else None
             outside = mask is not None and mask is not mask2d
-            conversation = Conversation(len(self.seam.boundaries), old, seen, outside, batch, embeds.device)
+            segments, lease = len(self.seam.boundaries), self.seam.lease
+            conversation = Conversation(segments, old, seen, outside, batch, embeds.device, lease)
         valid = embeds.new_ones(batch, length, dtype=torch.bool)
         if mask2d is not None:
             valid = mask2d[:, -length:].to(embeds.device).bool()
@@ -81,13 +83,14 @@ class ForwardPass:
         padded = mask2d is not None  # decode steps never wait for the device to know better
         if removes:
             host = valid.cpu()
+            check_visible(self.layout, host)
             counts, right_aligned = host.sum(dim=1).tolist(), bool(host[:, -1].all())
             padded = min(counts) < valid.shape[1]
         visual_counts = self.layout.tokens_per_row()
         text_counts = [n - v for n, v in zip(counts, visual_counts)]
         if removes and self.seam.selector is not None:
             scores = self.seam.adapter.tower_scores(self.recorded, self.layout)
-            self.seam.check_scores(scores)
+            check_scores(self.seam, scores)
             self._selections = select(self.seam.selector, self.layout, embeds, scores)
         cut = Cut.whole(valid, padded)
         if self._selections or not right_aligned:
@@ -100,11 +103,11 @@ class ForwardPass:
             cut = Cut.keep(alive, [t + v for t, v in zip(text_counts, visual_counts)])
         packed = bool(self._selections) and getattr(self.seam.selector, "positions", None) == "packed"
         positions, shift = self._positions(kwargs.get("position_ids"), valid, cut, packed, conversation)
+        packed = packed and positions.dim() == 2  # several axes always keep their own
         if not cut.identity:
             kwargs["inputs_embeds"] = cut.take(merge(embeds, self._selections))
             self._cut_extras(kwargs, cut, visual)
-        if positions is not None:
-            kwargs["position_ids"] = positions
+        kwargs["position_ids"] = positions
         if not conversation.outside:
             kwargs["attention_mask"] = self._mask(mask2d, cut, packed, conversation, kwargs.get("past_key_values"))
         if self.seam.prunes and removes:
@@ -115,7 +118,7 @@ class ForwardPass:
             cut=cut,
             in_entry=whole,
             in_slots=cut if conversation.outside else whole,
-            positions=positions if positions is not None and positions.dim() == 2 else None,
+            positions=positions if positions.dim() == 2 else None,
             shift=shift,
             visual=visual if cut.identity else cut.take(visual) & cut.valid,
             visual_counts=visual_counts,
@@ -215,6 +218,9 @@ class ForwardPass:
             conversation.shift[index] = segment.shift
         conversation.slots += segments[0].in_slots.length
         conversation.logical += segments[0].cut.length
+        ends = [int(image.positions[-1]) for image in self.layout.images]
+        tail = segments[0].cut.length
+        conversation.text_tail = tail - 1 - max(ends) if ends else conversation.text_tail + tail
         for layer, stored in enumerate(cache.layers[: len(self.seam.parts.layers)]):
             held = conversation.held[sum(layer >= boundary for boundary in self.seam.boundaries) - 1]
             expected = conversation.slots if held is None else held.shape[1]

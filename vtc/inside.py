@@ -159,6 +159,10 @@ class Inside:
         instruction[:, -1] = True
         rows = Rows(layer, hidden, visual, valid, instruction, lambda: self._probe(layer, hidden, args, kwargs))
         scores = prune.score(rows, self.memory[id(prune)]).float()
+        if scores.shape != visual.shape:
+            raise RuntimeError(
+                f"{prune.name}.score gave {tuple(scores.shape)}, not {tuple(visual.shape)}: one per token"
+            )
         limits = torch.finfo(scores.dtype)
         scores = scores.nan_to_num(limits.min, limits.max, limits.min).masked_fill(~visual, float("-inf"))
         rank = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
@@ -167,6 +171,9 @@ class Inside:
 
     def _probe(self, layer: int, hidden: Tensor, args: tuple, kwargs: dict[str, Any]) -> Attention:
         """Q and k of the layer about to run; cached keys in front."""
+        prune, _ = self.seam.prune_at[layer]
+        if not prune.watch(len(self.seam.parts.layers)).probe:
+            raise RuntimeError(f"{prune.name} calls rows.probe(): let its watch() return Watch(probe=True)")
         args, kwargs = self._arguments(layer, args, kwargs)
         kwargs = {k: v for k, v in kwargs.items() if k != "hidden_states"}
         module = self.seam.parts.layers[layer]
@@ -229,9 +236,7 @@ class Following(Tensor):
         """Every operation goes to `now`."""
 
         def current(value: Any) -> Any:
-            if isinstance(value, Following):
-                return value.__dict__.get("now", None) if "now" in value.__dict__ else value
-            return value
+            return value.__dict__.get("now", value) if isinstance(value, Following) else value
 
         args = tuple(current(a) for a in args)
         kwargs = {k: current(v) for k, v in (kwargs or {}).items()}

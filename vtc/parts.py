@@ -16,6 +16,7 @@ class Parts:
         layers: its decoder layers.
         blocks: the blocks of the vision tower; empty where the adapter found none.
         has_cls: whether row 0 of the tower's sequence is a CLS token.
+        mapped: whether it is known which patches of the tower make up which visual token.
         feature_layer: index (negative from the end) of the tower block whose output the projector reads.
     """
 
@@ -26,14 +27,20 @@ class Parts:
     blocks: tuple[nn.Module, ...]
     has_cls: bool
     feature_layer: int
+    mapped: bool = True
 
     def block(self, index: int, wanted_by: str) -> int:
         """`index` of a tower block, negative from the end, as an index from 0.
 
         Raises:
-            ValueError: the tower has no such block.
+            ValueError: the tower has no such block, or its patches can't be followed to visual tokens.
         """
         count = len(self.blocks)
+        if not self.mapped:
+            raise ValueError(
+                f"{wanted_by} reads the attention of the vision tower, and how patches become visual tokens is not known "
+                f"for {self.family}; choose a method that does not read the tower, such as 'divprune'"
+            )
         if not count:
             raise ValueError(
                 f"{wanted_by} reads the attention of the vision tower, and none was found in {self.family}"

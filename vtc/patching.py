@@ -11,7 +11,7 @@ from vtc.registry import adapter_class
 from vtc.seam import Seam
 from vtc.tracing import Trace
 
-_MARK = "_vtc_seam"  # on the model and on its decoder, while patched
+_MARK, _PART = "_vtc_seam", "_vtc_part"  # on a patched model, and on its decoder
 
 
 def patch(model: nn.Module, *methods: specs.Spec, **fields: Any) -> nn.Module:
@@ -30,6 +30,8 @@ def patch(model: nn.Module, *methods: specs.Spec, **fields: Any) -> nn.Module:
             a method needs, or a model that is patched already. The model is unchanged then.
         TypeError: an argument of the wrong type.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model={model!r} is a {type(model).__name__}; give a loaded vision-language model")
     if (seam := _seam_of(model)) is not None:
         raise ValueError(f"this {type(model).__name__} is patched already ({seam.spec}); call vtc.unpatch first")
     if not methods:
@@ -40,11 +42,11 @@ def patch(model: nn.Module, *methods: specs.Spec, **fields: Any) -> nn.Module:
     config = getattr(model, "config", None)
     adapter = adapter_class(getattr(config, "model_type", "*"))(model)
     seam = Seam(adapter, parsed, specs.to_string(parsed))
-    if (inside := _seam_of(seam.parts.decoder)) is not None:
+    if (inside := getattr(seam.parts.decoder, _PART, None)) is not None:
         raise ValueError(f"a part of this model is patched already ({inside.spec}); call vtc.unpatch on it first")
     seam.install()
-    for module in (model, seam.parts.decoder):
-        object.__setattr__(module, _MARK, seam)
+    object.__setattr__(model, _MARK, seam)
+    object.__setattr__(seam.parts.decoder, _PART, seam)
     return model
 
 
@@ -60,8 +62,8 @@ def unpatch(model: nn.Module) -> nn.Module:
             f"this {type(model).__name__} is not patched; call vtc.patch(model, 'divprune', keep=0.25) first"
         )
     seam.remove()
-    for module in {model, seam.parts.decoder}:
-        object.__delattr__(module, _MARK)
+    object.__delattr__(model, _MARK)
+    object.__delattr__(seam.parts.decoder, _PART)
     return model
 
 

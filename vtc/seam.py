@@ -2,19 +2,19 @@
 
 import functools
 import threading
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from vtc.conversation import Conversation, conversation_of
+from vtc.conversation import Conversation, Lease, conversation_of
 from vtc.flops import Cost, attention_width, lengths_of, linear_weights
 from vtc.forward import ForwardPass
 from vtc.layout import Layout
-from vtc.method import Method, Needs, Prune, Selector
+from vtc.method import Method, Needs
 from vtc.recorded import Features, Recorded, attach_features, features_with, sizes_of
+from vtc.refusals import CHUNKS, check_schedules, split_kinds
 from vtc.tap import Tap
 from vtc.tracing import Trace
 from vtc.watching import decoder_listeners, module_hooks, tower_listeners
@@ -37,23 +37,19 @@ class Seam:
         self.parts = adapter.parts
         self.spec = spec
         self.selector, self.prunes = split_kinds(methods)
-        depth = len(self.parts.layers)
-        self.prune_at: dict[int, tuple[Prune, int]] = {}
-        for prune in self.prunes:
-            for stage, layer in enumerate(prune.schedule(depth)):
-                self.parts.layer(layer, prune.name)
-                if layer in self.prune_at:
-                    other = self.prune_at[layer][0].name
-                    raise ValueError(f"{prune.name} and {other} both prune in front of layer {layer}; move one of them")
-                self.prune_at[layer] = (prune, stage)
+        self.decoder_config = getattr(self.parts.decoder, "config", None)
+        self.prune_at = check_schedules(self)
         self.boundaries = [0, *sorted(self.prune_at)]
         self.needs = self.selector.needs(self.parts) if self.selector else Needs()
         self.packs_inside = any(prune.positions == "packed" for prune in self.prunes)
-        self.decoder_config = getattr(self.parts.decoder, "config", None)
         self.trace: Trace | None = None
         self._local = threading.local()
         self._undo: list[Callable[[], None]] = []
-        self._conversations: weakref.WeakSet[Conversation] = weakref.WeakSet()
+        self.lease = Lease()
+        self.tapped: tuple[nn.Module, ...] = ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Seam":
+        raise ValueError(f"a patched model ({self.spec}) can't be copied; call vtc.unpatch, copy it, and patch both")
 
     # ---------------------------------------------------------------- putting in and taking out
 
@@ -69,8 +65,7 @@ class Seam:
         """Take every hook out and give configs and methods back."""
         while self._undo:
             self._undo.pop()()
-        for conversation in self._conversations:
-            conversation.active = False
+        self.lease.active = False
 
     def _install(self) -> None:
         composite, decoder = self.parts.composite, self.parts.decoder
@@ -80,7 +75,7 @@ class Seam:
         for kind in ("image", "video"):
             if hasattr(composite, name := f"get_{kind}_features"):
                 after = functools.partial(self._record_features, kind)
-                self._wrap(composite, name, after, before=self._start_encoding)
+                self._wrap(composite, name, after, before=self._start_encoding, finally_=self._end_encoding)
         if hasattr(composite, "pack_image_features"):
             self._wrap(composite, "pack_image_features", self._record_packing)
         if hasattr(self.adapter.model, "_prefill"):
@@ -99,6 +94,7 @@ class Seam:
         listeners = {**tower_listeners(self), **decoder_listeners(self)}
         if listeners:
             self._undo.append(Tap(listeners).close)
+            self.tapped = tuple(listeners)
 
     def _hook(self, handle: Any) -> None:
         self._undo.append(handle.remove)
@@ -109,15 +105,19 @@ class Seam:
         name: str,
         after: Callable[..., None] = lambda *_: None,
         before: Callable[..., None] = lambda *_: None,
+        finally_: Callable[[], None] = lambda: None,
     ) -> None:
-        """Let `before(args, kwargs)` and `after(output, args, kwargs)` see every call of a method of this instance."""
+        """Let `before(args, kwargs)`, `after(output, args, kwargs)` and `finally_()` see every call of a method."""
         original = getattr(owner, name)
 
         @functools.wraps(original)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             before(args, kwargs)
-            output = original(*args, **kwargs)
-            after(output, args, kwargs)
+            try:
+                output = original(*args, **kwargs)
+                after(output, args, kwargs)
+            finally:
+                finally_()
             return output
 
         own = vars(owner).get(name)  # set on the instance by somebody else
@@ -144,13 +144,19 @@ class Seam:
         return self._local.encoding
 
     @property
+    def _made(self) -> dict[str, Features]:
+        """The features that this thread made last, by kind."""
+        if not hasattr(self._local, "made"):
+            self._local.made = {}
+        return self._local.made
+
+    @property
     def running(self) -> ForwardPass | None:
         """The decoder call that runs in this thread."""
         return getattr(self._local, "running", None)
 
     def remember(self, conversation: Conversation) -> None:
-        """Know a conversation, to end it with the patch."""
-        self._conversations.add(conversation)
+        """Keep the model's M-RoPE offset with the conversation that it belongs to."""
         conversation.rope_deltas = getattr(self.parts.composite, "rope_deltas", None)
 
     def cost(self, sequences: list[Any]) -> Cost:
@@ -176,9 +182,12 @@ class Seam:
         if isinstance(mask, Tensor) and mask.dim() == 2:
             self.recorded.mask = mask
         for kind, output in (kwargs.get("mm_encoder_outputs") or {}).items():
-            known = features_with(output) or Features(kind)
+            known = features_with(output)
             sizes = sizes_of(getattr(output, "pooler_output", None))
-            self.recorded.features[kind] = replace(known, sizes=sizes)
+            made = self._made.get(kind)
+            if known is None and made is not None and 0 < sum(sizes) < sum(made.sizes):
+                raise ValueError(CHUNKS)
+            self.recorded.features[kind] = replace(known or Features(kind), sizes=sizes)
         conversation = conversation_of(kwargs.get("past_key_values"))
         if conversation is not None and conversation.rope_deltas is not None:
             module.rope_deltas = conversation.rope_deltas
@@ -189,14 +198,22 @@ class Seam:
         self._local.running = None
 
     def _start_encoding(self, args: tuple, kwargs: dict[str, Any]) -> None:
-        self._local.encoding = Features("image")
+        if not getattr(self._local, "depth", 0):
+            self._local.encoding = Features("image")
+        self._local.depth = getattr(self._local, "depth", 0) + 1
+
+    def _end_encoding(self) -> None:
+        self._local.depth -= 1
 
     def _record_features(self, kind: str, output: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        if self._local.depth > 1:  # Qwen3-VL makes video features by its own call for images
+            return
         sizes = sizes_of(getattr(output, "pooler_output", output))
         arguments: dict[str, Any] = {name: value for name, value in kwargs.items() if not _is_pixels(value)}
         arguments["args"] = tuple(value for value in args if not _is_pixels(value))
         features = replace(self.encoding, kind=kind, sizes=sizes, images=len(sizes), arguments=arguments)
         self.recorded.features[kind] = features
+        self._made[kind] = features
         attach_features(output, features)
 
     def _record_packing(self, output: Any, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -215,6 +232,8 @@ class Seam:
     def _before_decoder(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         self._local.running = None
         if kwargs.get("inputs_embeds") is None:
+            if conversation_of(kwargs.get("past_key_values")) is not None:
+                raise ValueError("call the whole model, not its decoder, to go on with a compressed cache")
             return None
         running = ForwardPass(self, self.recorded)
         kwargs = running.enter(kwargs)
@@ -238,7 +257,7 @@ class Seam:
         if self.running is not None and self.running.inside is not None:
             self.running.inside.rotary.append((module, args, kwargs, output))
 
-    # ---------------------------------------------------------------- plans and refusals
+    # ---------------------------------------------------------------- plans
 
     def removes(self, layout: Layout) -> bool:
         """Whether any method will remove anything from a call, told from counts alone."""
@@ -251,62 +270,7 @@ class Seam:
     def _refuse_chunks(args: tuple, kwargs: dict[str, Any]) -> None:
         configs = [value for value in (*args, *kwargs.values()) if hasattr(value, "prefill_chunk_size")]
         if any(config.prefill_chunk_size is not None for config in configs):
-            raise ValueError(
-                "prefill_chunk_size cuts images apart, and a compressed model must see each whole; leave it None (a "
-                "compressed prefill is short)"
-            )
-
-    def check_scores(self, scores: dict[tuple[str, int], list[Tensor]]) -> None:
-        """Refuse a selector whose tower scores were not seen.
-
-        Raises:
-            ValueError: the features were made before the model was patched, or by a tower that is not tapped.
-        """
-        wanted = [("received", block) for block in self.needs.received] + [("cls", block) for block in self.needs.cls]
-        missing = [f"{what} of block {block}" for what, block in wanted if (what, block) not in scores]
-        if missing and self.selector is not None:
-            raise ValueError(
-                f"{self.selector.name} needs attention scores of the vision tower ({', '.join(missing)}) that were not "
-                "seen: make the features after vtc.patch, by the patched model itself; or use a method that reads no "
-                "attention, such as 'divprune'"
-            )
-
-    def check_call(self, kwargs: dict[str, Any]) -> None:
-        """Refuse what can't be done, before anything is computed.
-
-        Raises:
-            ValueError: static caches, attention outputs, gradient checkpointing with a prune.
-        """
-        cache = kwargs.get("past_key_values")
-        if cache is not None and getattr(cache, "is_compileable", False) and len(getattr(cache, "layers", [])):
-            raise ValueError(
-                f"a {type(cache).__name__} has a fixed length for all layers, so a compressed model can't use it; "
-                "use the default dynamic cache (cache_implementation=None)"
-            )
-        if kwargs.get("output_attentions"):
-            raise ValueError(
-                "output_attentions=True is not available while a model is compressed, since layers see different "
-                "tokens; unpatch the model for it, or read vtc.trace(model)"
-            )
-        decoder = self.parts.decoder
-        if self.prunes and decoder.training and getattr(decoder, "gradient_checkpointing", False):
-            raise ValueError(
-                f"{', '.join(p.name for p in self.prunes)} can't run under gradient checkpointing, which calls layers "
-                "again out of order; call model.gradient_checkpointing_disable() or use a selector"
-            )
-
-
-def split_kinds(methods: Sequence[Method]) -> tuple[Selector | None, list[Prune]]:
-    """The selector (or None) and the prunes among `methods`; "none" is neither.
-
-    Raises:
-        ValueError: more than one selector.
-    """
-    selectors = [method for method in methods if isinstance(method, Selector) and method.name != "none"]
-    if len(selectors) > 1:
-        names = " and ".join(method.name for method in selectors)
-        raise ValueError(f"{names} can't be composed: both select before the first decoder layer; keep one of them")
-    return (selectors[0] if selectors else None), [method for method in methods if isinstance(method, Prune)]
+            raise ValueError(CHUNKS)
 
 
 def _is_pixels(value: Any) -> bool:

@@ -82,8 +82,7 @@ def select(selector: Selector, layout: Layout, embeds: Tensor, scores: Scores) -
         k = selector.count(total)
         with torch.no_grad():
             reduction = selector.select(visual, k)
-        if reduction.kept.shape[1] != k and not getattr(selector, "compat", False):
-            raise RuntimeError(f"{selector.name} kept {reduction.kept.shape[1]} tokens instead of {k}")
+        _check(selector, reduction, len(members), k, total)
         selections.append(Selection(members, rows, places, places.gather(1, reduction.kept), reduction))
     return selections
 
@@ -96,6 +95,22 @@ def merge(embeds: Tensor, selections: list[Selection]) -> Tensor:
             new = ops.merge(embeds[selection.rows, selection.places], mixing, selection.survivors.shape[1])
             embeds = embeds.index_put((selection.rows, selection.survivors), new.to(embeds.dtype))
     return embeds
+
+
+def _check(selector: Selector, reduction: Reduction, images: int, k: int, total: int) -> None:
+    """Hold a decision against its contract; values only of methods from outside, since that waits for the device."""
+    if not isinstance(reduction, Reduction):
+        raise RuntimeError(f"{selector.name}.select gave a {type(reduction).__name__}; it must give a vtc.Reduction")
+    shape = tuple(reduction.kept.shape)
+    if shape != (images, k) and not (getattr(selector, "compat", False) and len(shape) == 2):
+        raise RuntimeError(f"{selector.name} kept {shape} tokens instead of {(images, k)}, images by tokens")
+    if not type(selector).__module__.startswith("vtc."):
+        kept = reduction.kept.cpu()
+        if (kept.diff(dim=1) <= 0).any() or kept.min() < 0 or kept.max() >= total:
+            raise RuntimeError(f"{selector.name} must keep ascending positions from 0 to {total - 1}, each once")
+        mixing = reduction.mixing
+        if mixing is not None and not (mixing.target.max() < k and mixing.source.max() < total):
+            raise RuntimeError(f"{selector.name}: the mixing names a token that is not there")
 
 
 def _of_members(scores: Scores, what: str, members: list[int], device: torch.device) -> dict[int, Tensor]:

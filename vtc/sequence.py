@@ -74,13 +74,23 @@ class Cut:
         return value.gather(dim, index.expand(shape))
 
     def scatter(self, value: Tensor) -> Tensor:
-        """Put tokens [B, n, ..] back where they came from in a sequence of the old length; zeros elsewhere."""
+        """Put tokens [B, n, ..] back where they came from in a sequence of the old length; zeros at dropped places.
+
+        The last dropped place in front of a survivor, or at a row's end, gets the last survivor before it: what comes
+        next is predicted from there.
+        """
         cut = self.to(value.device)
-        batch = len(cut.index)
-        index = torch.where(cut.valid, cut.index, cut.length)  # padding goes to an extra place at the end of each row
-        flat = value.new_zeros(batch * (cut.length + 1), *value.shape[2:])
-        flat = flat.index_copy(0, (index + cut._offsets(cut.length + 1)).flatten(), value.flatten(0, 1))
-        return flat.view(batch, cut.length + 1, *value.shape[2:])[:, : cut.length]
+        batch, count = cut.index.shape
+        alive = torch.zeros(batch, cut.length + 1, dtype=torch.bool, device=value.device)
+        alive = alive.scatter(1, torch.where(cut.valid, cut.index, cut.length), True)[:, : cut.length]
+        padding = count - cut.valid.sum(dim=1, keepdim=True)  # survivors are right-aligned
+        slot = alive.long().cumsum(dim=1) - 1 + padding
+        before_next = torch.ones_like(alive)
+        before_next[:, :-1] = alive[:, 1:]
+        slot = torch.where(alive | (before_next & (slot >= padding)), slot, count)
+        padded = torch.cat([value, value.new_zeros(batch, 1, *value.shape[2:])], dim=1)
+        flat = padded.flatten(0, 1).index_select(0, (slot + cut._offsets(count + 1)).flatten())
+        return flat.view(batch, cut.length, *value.shape[2:])
 
     def _offsets(self, length: int) -> Tensor:
         return torch.arange(len(self.index), device=self.index.device)[:, None] * length

@@ -34,6 +34,9 @@ def parse(spec: Spec, **fields: Any) -> list[Method]:
         TypeError: `spec` is of another type.
     """
     if isinstance(spec, Method):
+        if not dataclasses.is_dataclass(spec) or not hasattr(spec, "name"):
+            name = type(spec).__name__
+            raise TypeError(f"{name} is no method yet; put @vtc.register('name') and @dataclass above its class")
         methods: list[Method] = [spec]
     elif isinstance(spec, str):
         methods = [_parse_one(part, fields) for part in _PLUS.split(spec)]

@@ -22,6 +22,7 @@ Listener = Callable[[Attention, dict[str, Any]], None]
 PREFIX = "vtc_"
 
 _listeners: "weakref.WeakKeyDictionary[nn.Module, Listener]" = weakref.WeakKeyDictionary()
+_taps: dict[int, int] = {}
 _probing = threading.local()
 
 
@@ -45,7 +46,7 @@ class Tap:
 
     def __init__(self, listeners: dict[nn.Module, Listener]):
         self._modules = tuple(listeners)
-        self._configs: dict[int, tuple[Any, str]] = {}
+        configs: dict[int, tuple[Any, str]] = {}
         for module in listeners:
             config = getattr(module, "config", None)
             name = getattr(config, "_attn_implementation", None)
@@ -54,17 +55,22 @@ class Tap:
                     f"{type(module).__name__} does not use transformers' attention interface, so its attention cannot "
                     "be read; choose a method that reads no attention, such as 'divprune'"
                 )
-            if not name.startswith(PREFIX):
-                self._configs[id(config)] = (config, name)
-        for config, name in self._configs.values():
+            configs[id(config)] = (config, name.removeprefix(PREFIX))
+        self._configs = list(configs.values())
+        for config, name in self._configs:
             _register(name)
             config._attn_implementation_internal = PREFIX + name
+            _taps[id(config)] = _taps.get(id(config), 0) + 1  # two models may share a config
         _listeners.update(listeners)
 
     def close(self) -> None:
         """Give the configs back and stop listening."""
-        for config, name in self._configs.values():
-            config._attn_implementation_internal = name
+        for config, name in self._configs:
+            _taps[id(config)] -= 1
+            if not _taps[id(config)]:
+                del _taps[id(config)]
+                if config._attn_implementation == PREFIX + name:  # else somebody set another since
+                    config._attn_implementation_internal = name
         for module in self._modules:
             _listeners.pop(module, None)
 
