@@ -28,7 +28,7 @@ class Spy(vtc.Selector):
         return vtc.Needs(received=(parts.feature_layer % len(parts.blocks),))
 
     def select(self, visual, k):
-        self.seen += zip(visual.features, *visual.received.values())
+        self.seen.append((visual.features, *visual.received.values()))  # taken apart where gradients are recorded
         return vtc.Reduction(torch.arange(k).expand(len(visual.features), k))
 
 
@@ -43,7 +43,7 @@ def test_scores_follow_patches_to_tokens(family, monkeypatch):
         return scores[-1]
 
     def leaf(module, args, output):
-        outputs.append((output[0] if isinstance(output, tuple) else output).detach().requires_grad_())
+        outputs.append((output[0] if isinstance(output, tuple) else output).detach().clone().requires_grad_())
         return (outputs[-1], *output[1:]) if isinstance(output, tuple) else outputs[-1]
 
     monkeypatch.setattr(vtc.watching, "_received", random_scores)
@@ -54,7 +54,7 @@ def test_scores_follow_patches_to_tokens(family, monkeypatch):
     flat = torch.cat([score.flatten() for score in scores])
     assert spy.seen
     for features, received in spy.seen:
-        for token, score in zip(features, received):
+        for token, score in zip(features.flatten(0, 1), received.flatten()):
             gradients = torch.autograd.grad(
                 token.sum() + token.square().sum(), outputs, retain_graph=True, allow_unused=True
             )

@@ -38,7 +38,7 @@ class Parts:
         count = len(self.blocks)
         if not self.mapped:
             raise ValueError(
-                f"{wanted_by} reads the attention of the vision tower, and how patches become visual tokens is not known "
+                f"{wanted_by} reads the attention of the vision tower, and how its patches become tokens is not known "
                 f"for {self.family}; choose a method that does not read the tower, such as 'divprune'"
             )
         if not count:
