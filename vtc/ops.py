@@ -44,7 +44,7 @@ def max_min(features: Tensor, k: int, seed: Tensor | None = None, rule: str = "m
         seeds = [None] * images if seed is None else seed.split(1)
         return torch.cat([max_min(one, k, first, rule) for one, first in zip(features.split(1), seeds, strict=True)])
     if fits and (seed is None or images > 1 or 3 * k >= tokens):
-        similarity = _similarity(unit)
+        similarity = unit @ unit.transpose(1, 2)
         if seed is None:
             similarity.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
             seed = similarity.amax(dim=-1).masked_fill_(lost, 1e30).argmin(dim=-1)
@@ -61,18 +61,6 @@ def _unit_rows(features: Tensor) -> tuple[Tensor, Tensor]:
     length = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
     lost = ~(length.isfinite() & (length > 0))
     return (features / length).masked_fill_(lost, 0.0), lost[..., 0]
-
-
-def _similarity(unit: Tensor) -> Tensor:
-    """Unit · unitᵀ [G, N, N]; one of the two equal off-diagonal quarters is copied instead of computed."""
-    half = unit.shape[1] // 2
-    upper, lower = unit[:, :half], unit[:, half:]
-    similarity = unit.new_empty(*unit.shape[:2], unit.shape[1])
-    similarity[:, :half, :half] = upper @ upper.transpose(1, 2)
-    similarity[:, half:, half:] = lower @ lower.transpose(1, 2)
-    similarity[:, :half, half:] = upper @ lower.transpose(1, 2)
-    similarity[:, half:, :half] = similarity[:, :half, half:].transpose(1, 2)
-    return similarity
 
 
 def _nearest_other(unit: Tensor) -> Tensor:
