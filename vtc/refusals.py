@@ -108,7 +108,7 @@ def check_call(seam: "Seam", kwargs: dict[str, Any]) -> None:
             "sample a row of its own"
         )
     for module in seam.tapped:
-        name = module.config._attn_implementation
+        name = str(getattr(module.config, "_attn_implementation", None))
         if not name.startswith(PREFIX):
             raise ValueError(
                 f"the attention implementation was set to {name!r} after vtc.patch, which cut the method off; "

@@ -68,7 +68,7 @@ def module_hooks(seam: "Seam") -> list[tuple[nn.Module, Callable[..., None]]]:
             with torch.no_grad():
                 prune.on_modules(layer, name, before, after, valid, inside.memory[id(prune)])
 
-    hooks = []
+    hooks: list[tuple[nn.Module, Callable[..., None]]] = []
     for prune in seam.prunes:
         for layer in prune.watch(len(seam.parts.layers)).modules:
             module = seam.parts.layers[seam.parts.layer(layer, prune.name)]
