@@ -111,7 +111,7 @@ class ForwardPass:
         if not conversation.outside:
             kwargs["attention_mask"] = self._mask(mask2d, cut, packed, conversation, kwargs.get("past_key_values"))
         if self.seam.prunes and removes:
-            kwargs.update({name: followed(value) for name, value in kwargs.items() if name not in _KNOWN})
+            kwargs.update({name: followed(value) for name, value in _extras(kwargs).items()})
         whole = Cut.whole(cut.valid, cut.padded)
         first = Segment(
             first_layer=0,
@@ -123,7 +123,7 @@ class ForwardPass:
             visual=visual if cut.identity else cut.take(visual) & cut.valid,
             visual_counts=visual_counts,
         )
-        extras = {name: value for name, value in kwargs.items() if name not in _KNOWN}
+        extras = _extras(kwargs)
         self.inside = Inside(self.seam, conversation, kwargs.get("past_key_values"), first, text_counts, extras)
         return kwargs
 
@@ -153,8 +153,7 @@ class ForwardPass:
 
     def _cut_extras(self, kwargs: dict[str, Any], cut: Cut, visual: Tensor) -> None:
         """Reduce every further argument that is per token; `visual` [B, L] marks visual tokens before the cut."""
-        extras = {name: value for name, value in kwargs.items() if name not in _KNOWN and not _is_plain(value)}
-        if extras:
+        if extras := _extras(kwargs):
             index = visual_index(visual, cut)
             total = sum(len(image) for image in self.layout.images)
             for name, value in extras.items():
@@ -262,5 +261,7 @@ class ForwardPass:
         self._publish([Segment(0, cut, cut, cut, None, nothing, nothing, self.layout.tokens_per_row())])
 
 
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, (bool, int, float, str))
+def _extras(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The further arguments that may be per token."""
+    plain = (bool, int, float, str, type(None))
+    return {name: value for name, value in kwargs.items() if name not in _KNOWN and not isinstance(value, plain)}

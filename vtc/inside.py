@@ -205,6 +205,8 @@ class Inside:
 
     def _shorten_extras(self, cut: Cut, before: Segment) -> None:
         """Shorten what the decoder's loop reads from its own arguments between layers (DeepStack rows)."""
+        if not self.extras:
+            return
         index, total = visual_index(before.visual, cut), sum(before.visual_counts)
         for name, value in self.extras.items():
             new = cut_argument(name, value, cut, index, total, self.seam.parts.family)
