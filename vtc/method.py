@@ -1,7 +1,7 @@
 """The three kinds of method. A dataclass is config, repr and command line at once."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from vtc import budget
 from vtc.budget import Keep
 from vtc.layout import Grid
 from vtc.parts import Parts
+from vtc.patches import Patches
 from vtc.reduction import Reduction
 from vtc.scores import Attention
 
@@ -25,38 +26,97 @@ class Method:
         positions: "packed" (survivors are renumbered without gaps) or "original" (they keep their position ids).
             Models with several position axes (M-RoPE) always keep the original ones.
         min_tokens: the fewest tokens that a share rounds down to.
+        may_adapt: whether `keep=None` lets the method decide by the picture how many tokens stay.
     """
 
     name: ClassVar[str]
     kind: ClassVar[str]
     positions: ClassVar[str] = "packed"
     min_tokens: ClassVar[int] = 1
-    keep: Keep
+    may_adapt: ClassVar[bool] = False
+    keep: Keep | None
 
     def __post_init__(self) -> None:
-        budget.check_keep(self.keep)
+        if not self.adaptive:
+            budget.check_keep(self.keep)
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the picture decides how many tokens stay: `keep=None`, for methods that `may_adapt`."""
+        return self.may_adapt and self.keep is None
 
     def count(self, present: int) -> int:
-        """Tokens that `keep` leaves of `present` tokens of one image."""
-        return budget.resolve(self.keep, present, self.min_tokens)
+        """Tokens that `keep` leaves of `present` tokens of one image; all of them where the picture decides."""
+        return present if self.keep is None else budget.resolve(self.keep, present, self.min_tokens)
+
+    def split(self) -> "tuple[Method, ...]":
+        """The methods of a single kind that this one is made of: itself, for all but those that act in two places."""
+        return (self,)
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a selector reads from the vision tower; only this is captured.
+    """What a selector reads of the vision tower and of the prompt; only this is captured.
+
+    Blocks are given as indices from 0, as `parts.block` returns them.
 
     Attributes:
-        received: tower blocks (index, negative from the end) whose attention received per token is wanted.
+        received: tower blocks whose attention received per token is wanted.
         cls: tower blocks whose attention from the CLS token to each token is wanted.
+        keys: tower blocks whose attention keys are wanted.
+        hidden: tower blocks whose outputs are wanted.
+        observe: name -> (tower block, function of the `Attention` of that block that gives a Tensor [B, S, ...], one
+            entry for each row of the tower's sequence, CLS included).
+        projection: whether the projector and what it reads are wanted.
+        text: whether the question's token ids and embeddings are wanted.
     """
 
     received: tuple[int, ...] = ()
     cls: tuple[int, ...] = ()
+    keys: tuple[int, ...] = ()
+    hidden: tuple[int, ...] = ()
+    observe: Mapping[str, tuple[int, Callable[[Attention], Tensor]]] = field(default_factory=dict)
+    projection: bool = False
+    text: bool = False
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The step from the vision tower to the language model, where one patch makes one token.
+
+    Attributes:
+        rows: Tensor [G, N, C]: what the projector reads; NaN at separators.
+        cls: Tensor [G, crops, C]: the CLS token of each crop in the same space; None for towers without one.
+        apply: the projector: Tensor [G, M, C] -> Tensor [G, M, D].
+    """
+
+    rows: Tensor
+    cls: Tensor | None
+    apply: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Which crop of the image (thumbnail, tile, video frame of the tower) each visual token was seen in.
+
+    Attributes:
+        index: LongTensor [N] on the CPU: the crop, from 0; -1 at separators.
+        place: LongTensor [N] on the CPU: the token's place within its crop, raster order; -1 at separators.
+        count: number of crops.
+        grid: (rows, columns) of tokens in a whole crop, the parts that were cut off afterwards included.
+    """
+
+    index: Tensor
+    place: Tensor
+    count: int
+    grid: tuple[int, int]
 
 
 @dataclass(frozen=True)
 class VisualTokens:
     """G images of N visual tokens each, laid out alike, as the language model will see them.
+
+    What a token has of the tower is the mean over the patches that it is made of, and NaN at separators.
 
     Attributes:
         features: Tensor [G, N, D], after the projector.
@@ -66,7 +126,14 @@ class VisualTokens:
         ordinals: for each of the G images, how many images stand before it in its row.
         received: tower block from 0 -> Tensor [G, N], mean attention probability that each token receives.
         cls: tower block from 0 -> Tensor [G, N], attention probability from the CLS token, mean over heads.
-            Both are NaN at separators.
+        keys: tower block from 0 -> Tensor [G, N, H, d].
+        hidden: tower block from 0 -> Tensor [G, N, C].
+        observed: name of `Needs.observe` -> Tensor [G, N, ...].
+        crops: which crop each token was seen in; None: one crop, in the order of the tokens.
+        projection: where it was asked for and one patch makes one token; else None.
+        question: for each of the G images, LongTensor [T]: ids of the text after the row's last visual token; empty
+            where it was not asked for.
+        text: for each of the G images, Tensor [T, D]: the embeddings of the same.
     """
 
     features: Tensor
@@ -76,6 +143,13 @@ class VisualTokens:
     ordinals: tuple[int, ...] = (0,)
     received: Mapping[int, Tensor] = field(default_factory=dict)
     cls: Mapping[int, Tensor] = field(default_factory=dict)
+    keys: Mapping[int, Tensor] = field(default_factory=dict)
+    hidden: Mapping[int, Tensor] = field(default_factory=dict)
+    observed: Mapping[str, Tensor] = field(default_factory=dict)
+    crops: Crops | None = None
+    projection: Projection | None = None
+    question: tuple[Tensor, ...] = ()
+    text: tuple[Tensor, ...] = ()
 
 
 class Selector(Method, ABC):
@@ -99,7 +173,10 @@ class Selector(Method, ABC):
         raise TypeError(f"{type(self).__name__} implements neither score nor select")
 
     def select(self, visual: VisualTokens, k: int) -> Reduction:
-        """Decide which `k` of the N tokens survive in each of the G images. 1 <= k < N."""
+        """Decide which `k` of the N tokens survive in each of the G images. 1 <= k < N.
+
+        A method that is `adaptive` is shown one image at a time with k = N, and may keep any number from 1 to N.
+        """
         return Reduction.top(self.score(visual), k)
 
 
@@ -184,9 +261,41 @@ class Prune(Method, ABC):
 
 
 class Reducer(Method, ABC):
-    """Acts between blocks of the vision tower. The base of a later release's methods; none is registered yet."""
+    """Acts between blocks of the vision tower: its later blocks, the projector and the language model get fewer rows.
+
+    What is removed or merged are units: the patches that make one visual token (one patch for LLaVA, four for
+    Qwen-VL), so that every token that is left is whole. `keep` holds per image; with several crops (or video frames)
+    each gets its part in proportion to its tokens.
+
+    Class attributes:
+        acts: "block": on a block's output; "attention": between a block's attention and its MLP.
+    """
 
     kind = "reducer"
+    acts: ClassVar[str] = "block"
+
+    @property
+    def together(self) -> str:
+        """Whose decisions may depend on each other: "all" (sequences of one length are shown at once; the method
+        decides for each alone and removes equally many of each), "image" (the crops of one image are shown at once)
+        or "sequence" (one crop at a time, for a count that depends on the content).
+        """
+        return "all"
+
+    @abstractmethod
+    def blocks(self, parts: Parts) -> tuple[int, ...]:
+        """Tower blocks (index from 0, ascending) at which `reduce` is called, none behind `parts.feature_layer`.
+
+        Raises:
+            ValueError: the model lacks what the method needs.
+        """
+
+    @abstractmethod
+    def reduce(self, patches: Patches) -> Reduction | None:
+        """Decide which units survive a block; None: all. After the last block `patches.target` must be left.
+
+        The reduction's `kept` may be in any order: the rows of the tower then stand in that order.
+        """
 
 
 def resolve_layers(

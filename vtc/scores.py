@@ -19,6 +19,8 @@ class Attention:
         causal: whether query i may see only keys up to its own.
         window: sliding-window length in tokens, or None.
         softcap: c of c · tanh(logits / c), or None.
+        value: Tensor [B, H_kv, S, d], or None where nobody kept it.
+        bias: Tensor [B, S], added to the logits of each key, or None.
     """
 
     query: Tensor
@@ -28,6 +30,8 @@ class Attention:
     causal: bool = True
     window: int | None = None
     softcap: float | None = None
+    value: Tensor | None = None
+    bias: Tensor | None = None
 
     def rows(self, index: Tensor) -> Tensor:
         """Attention probabilities of chosen queries, mean over heads, in float32.
