@@ -5,6 +5,8 @@ asked: the recorded packing call is made again with scores, or with the coordina
 features. What comes out at a token is then that token's score or place, and NaN marks the newlines.
 """
 
+import inspect
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -14,19 +16,23 @@ from vtc.adapters.generic import Adapter
 from vtc.layout import Grid
 from vtc.recorded import Features
 
+_DEFAULTS = ("vision_feature_select_strategy", "vision_aspect_ratio")
+
 
 class AnyresAdapter(Adapter):
     """LLaVA-NeXT and LLaVA-OneVision: tiles, thumbnail, newline rows."""
 
     families: ClassVar[tuple[str, ...]] = ("llava_next", "llava_onevision", "llava_next_video")
+    projects_rows: ClassVar[bool] = True
+    follows_patches: ClassVar[bool] = True
 
     def grids(self, features: Features, index: int, tokens: int) -> tuple[Grid, ...]:
         """Thumbnail and tiles of an image, from where the packing puts each patch."""
         if features.packing is None:
             return super().grids(features, index, tokens)
-        crops = self._packed_features(features)[index]
-        count, patches = crops.shape[:2]
-        side = round(patches**0.5)
+        count = self._crops(features)[index]
+        side = self._side
+        patches = side * side
         if count == 1:
             return (Grid(0, 1, side, side, end=tokens - patches),)
         rows = self._rows(features, index, tokens - patches)
@@ -35,39 +41,80 @@ class AnyresAdapter(Adapter):
             Grid(patches, 1, len(rows), rows[0] - 1, row_end=1, kind="tiles"),
         )
 
+    @property
+    def _side(self) -> int:
+        """Patches along a side of a crop."""
+        config: Any = self.parts.composite.config
+        return config.vision_config.image_size // config.vision_config.patch_size
+
     def _rows(self, features: Features, index: int, tokens: int) -> list[int]:
         """Lengths of the rows of tiles, newline included."""
-        crops = [torch.zeros(*crop.shape[:2], 1) for crop in self._packed_features(features)]
+        crops = [torch.zeros(count, self._side**2, 1) for count in self._crops(features)]
         values = self._pack(features, crops)[index][-tokens:, 0]
         ends = values.isnan().nonzero().flatten() + 1
         return ends.diff(prepend=ends.new_zeros(1)).tolist()
 
     def to_tokens(self, values: Tensor, features: Features, tokens: list[int]) -> list[Tensor]:
-        """Scores through the family's own packing."""
+        """Values through the family's own packing."""
         if features.packing is None:
             return super().to_tokens(values, features, tokens)
         if self.parts.has_cls:
             values = values[:, 1:]
-        parts = values[..., None].split([len(crops) for crops in self._packed_features(features)])
-        return [packed[:, 0] for packed in self._pack(features, list(parts))]
+        rows = values.reshape(*values.shape[:2], -1)
+        packed = self._pack(features, list(rows.split(self._crops(features))))
+        return [image.view(-1, *values.shape[2:]) for image in packed]
 
-    @staticmethod
-    def _packed_features(features: Features) -> list[Tensor]:
-        """What was packed: for each image, Tensor [crops, P, D]."""
+    def patches(self, features: Features, shape: tuple[int, int], tokens: list[int] | None = None) -> list[Tensor]:
+        """Patches by number through the family's own packing; those that unpadding cuts off make no token."""
+        if features.packing is None and features.kind == "video":
+            raise ValueError(f"{self.family}: video frames are pooled behind the projector; use a selector for videos")
+        if features.packing is None:
+            features = replace(features, packing=((), self._packing_arguments(features)))
+        numbers = torch.arange(shape[0] * shape[1], dtype=torch.float64).view(*shape, 1)
+        packed = self._pack(features, list(numbers.split(self._crops(features))))
+        if any((image % 1 > 0).any() for image in packed):
+            raise ValueError(
+                f"{self.family} scales the tokens of so large an image down behind the tower, so that its patches can't be "
+                "followed; give a smaller image or use a method that does not read the tower, such as 'divprune'"
+            )
+        return [image.nan_to_num(-1.0).long() for image in packed]
+
+    def _packing_arguments(self, features: Features) -> dict[str, Any]:
+        """The arguments with which the family will pack the features, but for the features and the newline."""
+        config: Any = self.parts.composite.config
+        arguments = {**{name: getattr(config, name, None) for name in _DEFAULTS}, "image_sizes": None}
+        given = {name: value for name, value in features.arguments.items() if value is not None}
+        named = inspect.signature(self._packing_method).parameters
+        return {name: given.get(name, value) for name, value in arguments.items() if name in named}
+
+    def _crops(self, features: Features) -> list[int]:
+        """Crops of each image."""
         assert features.packing is not None
         args, kwargs = features.packing
-        return list(args[0] if args else kwargs["image_features"])
+        packed = args[0] if args else kwargs.get("image_features")
+        if packed is not None:
+            return [len(crops) for crops in packed]
+        from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
+        config: Any = self.parts.composite.config
+        sizes, counts = kwargs["image_sizes"], features.arguments.get("batch_num_images")
+        tiled = [True] * len(sizes) if counts is None else [n == 1 for n in counts for _ in range(n)]
+        side, pinpoints = config.vision_config.image_size, config.image_grid_pinpoints
+        return [image_size_to_num_patches(size, pinpoints, side) if t else 1 for size, t in zip(sizes, tiled)]
+
+    @property
+    def _packing_method(self) -> Any:
+        return type(self.parts.composite).pack_image_features  # type: ignore[attr-defined]
 
     def _pack(self, features: Features, crops: list[Tensor]) -> list[Tensor]:
         """The recorded packing call on other `crops` ([crops, P, C] per image), with NaN for the newline."""
         assert features.packing is not None
         args, kwargs = features.packing
-        newline = torch.full((crops[0].shape[-1],), float("nan"), device=crops[0].device)
+        newline = torch.full((crops[0].shape[-1],), float("nan"), device=crops[0].device, dtype=crops[0].dtype)
         kwargs = {**kwargs, "image_newline": newline}
         if args:
             args = (crops, *args[1:])
         else:
             kwargs["image_features"] = crops
-        original: Any = type(self.parts.composite).pack_image_features  # type: ignore[attr-defined]
-        packed = original(self.parts.composite, *args, **kwargs)
+        packed = self._packing_method(self.parts.composite, *args, **kwargs)
         return list(packed[0] if isinstance(packed, tuple) else packed)

@@ -14,6 +14,8 @@ _DECODERS = ("language_model", "text_model")
 _TOWERS = ("vision_tower", "visual", "vision_model", "vision_embed_tokens", "vision_encoder", "encoder")
 _ATTENTIONS = ("self_attn", "attn", "attention", "self_attention")
 _MLPS = ("mlp", "feed_forward", "block_sparse_moe", "moe", "ffn")
+_SECOND_NORMS = ("layer_norm2", "norm2", "layernorm_after", "ffn_norm", "post_attention_layernorm")
+_PROJECTORS = ("multi_modal_projector", "aligner", "connector", "mm_projector")
 
 
 class Adapter:
@@ -30,6 +32,10 @@ class Adapter:
     families: ClassVar[tuple[str, ...]] = ("*",)
     #: Whether the images of a row are its unbroken runs of placeholders (tiles of one image count together).
     image_is_run: ClassVar[bool] = False
+    #: Whether the projector's output at a patch is the visual token, so that other rows may be put through it.
+    projects_rows: ClassVar[bool] = False
+    #: Whether it is known that the tokens are made of the patches that `patches` names, so that others may be removed.
+    follows_patches: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module):
         self.model = model
@@ -107,6 +113,27 @@ class Adapter:
             raise ValueError(f"{self.family}: no MLP was found in {type(layer).__name__}")
         return mlp
 
+    def second_norm(self, block: nn.Module) -> nn.Module:
+        """The norm between attention and MLP of a tower block.
+
+        Raises:
+            ValueError: none under one of the usual names.
+        """
+        norm = _child(block, _SECOND_NORMS)
+        if norm is None:
+            raise ValueError(f"{self.family}: no norm between attention and MLP was found in {type(block).__name__}")
+        return norm
+
+    @property
+    def projector(self) -> nn.Module | None:
+        """The module between tower and decoder, or None."""
+        return _child(self.parts.composite, _PROJECTORS)
+
+    @property
+    def mergers(self) -> tuple[nn.Module, ...]:
+        """Modules of the tower that turn the rows of its blocks into one row for each visual token."""
+        return ()
+
     def rotary_modules(self) -> list[nn.Module]:
         """The decoder's rotary embeddings that are shared by its layers."""
         layers = {id(m) for layer in self.parts.layers for m in layer.modules()}
@@ -133,7 +160,7 @@ class Adapter:
         places = [row.nonzero().flatten() for row in mask]
         sizes = list(features.sizes)
         if self.image_is_run or sum(sizes) != int(mask.sum()):
-            return [(row, run) for row, here in enumerate(places) for run in _runs(here)]
+            return [(row, run) for row, here in enumerate(places) for run in runs(here)]
         images = []
         for row, here in enumerate(places):
             while len(here):
@@ -151,9 +178,7 @@ class Adapter:
     def grids(self, features: Features, index: int, tokens: int) -> tuple[Grid, ...]:
         """The grid(s) behind the `tokens` of image `index`: from grid_thw, image sizes, or a square; else one row."""
         arguments = features.arguments
-        thw = arguments.get(f"{features.kind}_grid_thw")
-        if thw is None:
-            thw = next((a for a in arguments.get("args", ()) if _is_thw(a)), None)
+        thw = self._thw(features)
         if thw is not None and index < len(thw):
             t, h, w = thw[index].tolist()
             merge = round((t * h * w / tokens) ** 0.5)
@@ -190,56 +215,106 @@ class Adapter:
         """Per-patch values to per-token values.
 
         Args:
-            values: Tensor [sequences, P], one row for each sequence of the tower (crop, image or window), CLS included.
+            values: Tensor [sequences, P, ...], a row for each sequence of the tower (crop, image or window), CLS included.
             features: the call that made them.
             tokens: visual tokens of each encoded image.
 
         Returns:
-            For each encoded image, Tensor [N]; NaN at separators. Where several patches make a token, their mean.
+            For each encoded image, Tensor [N, ...]; NaN at separators. Where several patches make a token, their mean.
         """
         if self.parts.has_cls:
             values = values[:, 1:]
-        patches, total = values.numel(), sum(tokens)
-        if not total or patches % total:
+        flat = values.flatten(0, 1)
+        return [_means(flat, rows) for rows in self.patches(features, tuple(values.shape[:2]), tokens)]
+
+    def patches(self, features: Features, shape: tuple[int, int], tokens: list[int] | None = None) -> list[Tensor]:
+        """The patches that each visual token is made of.
+
+        Args:
+            features: the call that makes the features.
+            shape: (sequences, patches in each), CLS left out.
+            tokens: visual tokens of each encoded image; None: told from the call's arguments and the config.
+
+        Returns:
+            For each encoded image, LongTensor [N, cell] on the CPU: rows of the tower, counted through all sequences, CLS
+            left out; -1 at separators.
+
+        Raises:
+            ValueError: patches and tokens do not fit.
+        """
+        tokens = self.token_counts(features, shape) if tokens is None else tokens
+        count, total = shape[0] * shape[1], sum(tokens)
+        if not total or count % total:
             raise ValueError(
-                f"{self.family}: {patches} patches of the vision tower do not map onto {total} visual tokens; "
+                f"{self.family}: {count} patches of the vision tower do not map onto {total} visual tokens; "
                 "choose a method that does not read the tower, such as 'divprune'"
             )
-        per_token = patches // total
-        if len(values) == 1 < len(tokens) or values.shape[1] == patches:  # all images in one packed sequence
-            parts = values.flatten().split([count * per_token for count in tokens])
-            return [
-                _pool_grid(part, self.grids(features, index, count)[0], per_token)
-                for index, (part, count) in enumerate(zip(parts, tokens))
-            ]
-        return list(pool_patches(values, per_token).flatten().split(tokens))
+        cell, rows = count // total, torch.arange(count)
+        if shape[0] == 1:  # all images in one packed sequence
+            parts = rows.split([n * cell for n in tokens])
+            grids = [self.grids(features, index, n)[0] for index, n in enumerate(tokens)]
+            return [_cells_of_grid(part, grid, cell) for part, grid in zip(parts, grids)]
+        return list(square_cells(rows.view(shape), cell).split(tokens))
+
+    def token_counts(self, features: Features, shape: tuple[int, int]) -> list[int]:
+        """Visual tokens of each encoded image, before there are any features."""
+        thw = self._thw(features)
+        side = getattr(self.tower, "spatial_merge_size", getattr(self.parts.composite.config, "spatial_merge_size", 1))
+        if thw is not None:
+            return (thw.prod(dim=1) // side**2).tolist()
+        sizes = features.arguments.get("image_sizes")
+        if shape[0] == 1 and sizes is not None:
+            patch = self.tower.patch_size * side
+            return [int(height) // patch * (int(width) // patch) for height, width in sizes]
+        return [shape[1] // self._cell(shape[1])] * shape[0]
+
+    def _cell(self, patches: int) -> int:
+        """Patches that make a token, told by the config, for an image of `patches`."""
+        config = self.parts.composite.config
+        if tokens := getattr(config, "mm_tokens_per_image", None):
+            return patches // tokens
+        for name in ("downsample_factor", "scale_factor"):
+            if factor := getattr(config, name, None):
+                return int(factor) ** 2
+        ratio = getattr(config, "downsample_ratio", None)
+        return round(1 / ratio**2) if ratio else 1
+
+    @staticmethod
+    def _thw(features: Features) -> Tensor | None:
+        """The grids in patches [images, 3] that the call was given."""
+        arguments = features.arguments
+        thw = arguments.get(f"{features.kind}_grid_thw")
+        return next((a for a in arguments.get("args", ()) if _is_thw(a)), None) if thw is None else thw
 
 
-def pool_patches(values: Tensor, per_token: int) -> Tensor:
-    """Mean over the patches of each token: square cells of a square grid of patches.
+def _means(flat: Tensor, rows: Tensor) -> Tensor:
+    """Means [N, ...] of `flat` over `rows` [N, cell]; NaN where they are -1."""
+    rows = rows.to(flat.device)
+    return flat[rows.clamp(min=0)].mean(dim=1).masked_fill((rows[:, 0] < 0).view(-1, *[1] * (flat.dim() - 1)), float("nan"))
+
+
+def square_cells(rows: Tensor, cell: int) -> Tensor:
+    """The patches of each token: square cells of a square grid of patches.
 
     Args:
-        values: Tensor [sequences, P].
-        per_token: patches that make a token; a square number for square grids.
+        rows: Tensor [sequences, P].
+        cell: patches that make a token; a square number for square grids.
 
     Returns:
-        Tensor [sequences, P / per_token].
+        Tensor [sequences * P / cell, cell].
     """
-    if per_token == 1:
-        return values
-    side, cell = round(values.shape[1] ** 0.5), round(per_token**0.5)
-    if side * side == values.shape[1] and cell * cell == per_token and side % cell == 0:
-        grid = values.view(len(values), side // cell, cell, side // cell, cell)
-        return grid.mean(dim=(2, 4)).flatten(1)
-    return values.view(len(values), -1, per_token).mean(dim=-1)
+    side, edge = round(rows.shape[1] ** 0.5), round(cell**0.5)
+    if cell > 1 and side * side == rows.shape[1] and edge * edge == cell and side % edge == 0:
+        rows = rows.view(len(rows), side // edge, edge, side // edge, edge).transpose(2, 3)
+    return rows.reshape(-1, cell)
 
 
-def _pool_grid(values: Tensor, grid: Grid, per_token: int) -> Tensor:
-    """Mean over the patches [P] of each token of one image, in cells of its own T × H × W grid."""
-    cell = round(per_token**0.5)
-    if per_token == 1 or cell * cell != per_token or len(values) != grid.t * grid.h * grid.w * per_token:
-        return values.view(-1, per_token).mean(dim=1)
-    return values.view(grid.t, grid.h, cell, grid.w, cell).mean(dim=(2, 4)).flatten()
+def _cells_of_grid(rows: Tensor, grid: Grid, cell: int) -> Tensor:
+    """The patches [N, cell] of each token of one image, `rows` [P], in cells of its own T × H × W grid."""
+    edge = round(cell**0.5)
+    if cell > 1 and edge * edge == cell and len(rows) == grid.t * grid.h * grid.w * cell:
+        rows = rows.view(grid.t, grid.h, edge, grid.w, edge).transpose(2, 3)
+    return rows.reshape(-1, cell)
 
 
 def _joined(calls: list[Tensor]) -> Tensor:
@@ -285,7 +360,8 @@ def _is_thw(value: Any) -> bool:
     return isinstance(value, Tensor) and not value.is_floating_point() and value.dim() == 2 and value.shape[1] == 3
 
 
-def _runs(places: Tensor) -> list[Tensor]:
+def runs(places: Tensor) -> list[Tensor]:
+    """The unbroken runs of ascending `places`."""
     if not len(places):
         return []
     breaks = (places.diff() != 1).nonzero().flatten() + 1

@@ -2,7 +2,8 @@
 
 from typing import ClassVar
 
-from vtc.adapters.generic import Adapter
+from vtc.adapters.generic import Adapter, runs
+from vtc.recorded import Features
 
 
 class InternVLAdapter(Adapter):
@@ -10,3 +11,14 @@ class InternVLAdapter(Adapter):
 
     families: ClassVar[tuple[str, ...]] = ("internvl",)
     image_is_run: ClassVar[bool] = True
+    follows_patches: ClassVar[bool] = True
+
+    def token_counts(self, features: Features, shape: tuple[int, int]) -> list[int]:
+        """Lengths of the runs of placeholders in the prompt."""
+        if features.input_ids is None:
+            raise ValueError(
+                f"{self.family}: how many tiles an image has is told by the prompt, which a reducer needs to know before "
+                "the tower runs; call the whole model with input_ids, or use a selector"
+            )
+        image = self.parts.composite.config.image_token_id
+        return [len(run) for row in features.input_ids.cpu() for run in runs((row == image).nonzero().flatten())]

@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vtc.adapters.generic import Adapter
 from vtc.recorded import Features
@@ -15,29 +15,33 @@ class QwenVLAdapter(Adapter):
     families: ClassVar[tuple[str, ...]] = (
         "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe", "qwen3_5", "qwen3_5_moe",
     )  # fmt: skip
+    follows_patches: ClassVar[bool] = True
 
-    def to_tokens(self, values: Tensor, features: Features, tokens: list[int]) -> list[Tensor]:
-        """Mean over the patches of each token, in raster order."""
-        cell = self.tower.spatial_merge_size**2
-        if values.numel() != cell * sum(tokens):
+    @property
+    def mergers(self) -> tuple[nn.Module, ...]:
+        """The merger, and those of DeepStack."""
+        return (self.tower.merger, *getattr(self.tower, "deepstack_merger_list", ()))
+
+    def patches(self, features: Features, shape: tuple[int, int], tokens: list[int] | None = None) -> list[Tensor]:
+        """Groups of patches that stand together, in the order of the tower's windows."""
+        tokens = self.token_counts(features, shape) if tokens is None else tokens
+        cell, count = self.tower.spatial_merge_size**2, shape[0] * shape[1]
+        if count != cell * sum(tokens):
             raise ValueError(
-                f"{self.family}: {values.numel()} patches of the vision tower do not make {sum(tokens)} visual "
+                f"{self.family}: {count} patches of the vision tower do not make {sum(tokens)} visual "
                 f"tokens of {cell} each; choose a method that does not read the tower, such as 'divprune'"
             )
-        merged = values.flatten().view(-1, cell).mean(dim=1)
+        rows = torch.arange(count).view(-1, cell)
         if hasattr(self.tower, "window_size"):
-            merged = merged[torch.argsort(self._window_index(features)).to(merged.device)]
-        return list(merged.split(tokens))
+            rows = rows[torch.argsort(self._window_index(features)).cpu()]
+        return list(rows.split(tokens))
 
     def _window_index(self, features: Features) -> Tensor:
         """The tower's order of merged tokens: that of its attention windows."""
         from transformers import vision_utils
 
-        grid = features.arguments.get(f"{features.kind}_grid_thw")
-        if grid is None:
-            grid = next(a for a in features.arguments["args"] if not a.is_floating_point())
         index = vision_utils.get_vision_window_index(
-            grid,
+            self._thw(features),
             spatial_merge_size=self.tower.spatial_merge_size,
             window_size=self.tower.window_size,
             patch_size=self.tower.patch_size,

@@ -176,6 +176,7 @@ def check_qwen_tower_scores(case: Case) -> None:
     index = case["window_index"]
     adapter = QwenVLAdapter.__new__(QwenVLAdapter)
     adapter.tower = SimpleNamespace(spatial_merge_size=2, window_size=None)
+    adapter.parts = SimpleNamespace(has_cls=False)
     adapter._window_index = lambda features: index
     features = Features(kind="image", arguments={"image_grid_thw": torch.tensor([[1, 1, 1]])}, sizes=[len(index)])
     for key in [key for key in case.tensors if key.startswith("attn_layer")]:

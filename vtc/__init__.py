@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vtc.method import Needs, Prune, Reducer, Rows, Selector, VisualTokens, Watch
     from vtc.patching import patch, patched, trace, unpatch
+    from vtc.presets import preset
     from vtc.prunes.fastv import FastV
     from vtc.prunes.transprune import TransPrune
     from vtc.reduction import Mixing, Reduction
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "vtc.method": ("Needs", "Prune", "Reducer", "Rows", "Selector", "VisualTokens", "Watch"),
     "vtc.patching": ("patch", "patched", "trace", "unpatch"),
+    "vtc.presets": ("preset",),
     "vtc.prunes.fastv": ("FastV",),
     "vtc.prunes.transprune": ("TransPrune",),
     "vtc.reduction": ("Mixing", "Reduction"),
@@ -57,6 +59,7 @@ __all__ = [
     "list_methods",
     "patch",
     "patched",
+    "preset",
     "register",
     "trace",
     "unpatch",

@@ -1,11 +1,14 @@
 """What the hooks see of a call before the decoder is entered."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from vtc.layout import VisualInput
+
+if TYPE_CHECKING:
+    from vtc.tower import TowerRun
 
 
 @dataclass
@@ -21,6 +24,10 @@ class Features:
         packing: (args, kwargs) of the family's own packing of patches into tokens, where it has one.
         scores: ("received" or "cls", tower block) -> attention scores, one Tensor [sequences, P] per attention call.
         sequences: (tower block, lengths of its sequences), for FLOPs.
+        input_ids: the prompt's ids [B, L], where they were seen before the features were made.
+        projected: what the projector was given, Tensor [sequences, P, C].
+        cls: the CLS tokens in the same space, Tensor [sequences, C].
+        tower: the run of a reducer through the tower.
     """
 
     kind: str
@@ -30,6 +37,10 @@ class Features:
     packing: tuple[tuple, dict[str, Any]] | None = None
     scores: dict[tuple[str, int], list[Tensor]] = field(default_factory=dict)
     sequences: list[Any] = field(default_factory=list)
+    input_ids: Tensor | None = None
+    projected: Tensor | None = None
+    cls: Tensor | None = None
+    tower: "TowerRun | None" = None
 
     @property
     def repeats(self) -> int:
@@ -43,11 +54,13 @@ class Recorded:
 
     Attributes:
         mask: the 2-D attention mask that the composite model was given, if any.
+        input_ids: the prompt's ids that it was given, if any.
         placeholders: (kind, BoolTensor [B, L]) of each visual input that was put into the sequence.
         features: kind -> the call that made the features.
     """
 
     mask: Tensor | None = None
+    input_ids: Tensor | None = None
     placeholders: list[tuple[str, Tensor]] = field(default_factory=list)
     features: dict[str, Features] = field(default_factory=dict)
 
