@@ -215,7 +215,7 @@ class Adapter:
         """Per-patch values to per-token values.
 
         Args:
-            values: Tensor [sequences, P, ...], a row for each sequence of the tower (crop, image or window), CLS included.
+            values: Tensor [sequences, P, ...], a row for each sequence of the tower (crop, image or window), CLS too.
             features: the call that made them.
             tokens: visual tokens of each encoded image.
 
@@ -236,8 +236,8 @@ class Adapter:
             tokens: visual tokens of each encoded image; None: told from the call's arguments and the config.
 
         Returns:
-            For each encoded image, LongTensor [N, cell] on the CPU: rows of the tower, counted through all sequences, CLS
-            left out; -1 at separators.
+            For each encoded image, LongTensor [N, cell] on the CPU: rows of the tower, counted through all sequences,
+            CLS left out; -1 at separators.
 
         Raises:
             ValueError: patches and tokens do not fit.
@@ -282,15 +282,18 @@ class Adapter:
     @staticmethod
     def _thw(features: Features) -> Tensor | None:
         """The grids in patches [images, 3] that the call was given."""
-        arguments = features.arguments
-        thw = arguments.get(f"{features.kind}_grid_thw")
-        return next((a for a in arguments.get("args", ()) if _is_thw(a)), None) if thw is None else thw
+        thw = features.arguments.get(f"{features.kind}_grid_thw")
+        return next((a for a in features.arguments.values() if _is_thw(a)), None) if thw is None else thw
 
 
 def _means(flat: Tensor, rows: Tensor) -> Tensor:
     """Means [N, ...] of `flat` over `rows` [N, cell]; NaN where they are -1."""
     rows = rows.to(flat.device)
-    return flat[rows.clamp(min=0)].mean(dim=1).masked_fill((rows[:, 0] < 0).view(-1, *[1] * (flat.dim() - 1)), float("nan"))
+    return (
+        flat[rows.clamp(min=0)]
+        .mean(dim=1)
+        .masked_fill((rows[:, 0] < 0).view(-1, *[1] * (flat.dim() - 1)), float("nan"))
+    )
 
 
 def square_cells(rows: Tensor, cell: int) -> Tensor:

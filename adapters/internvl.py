@@ -17,8 +17,8 @@ class InternVLAdapter(Adapter):
         """Lengths of the runs of placeholders in the prompt."""
         if features.input_ids is None:
             raise ValueError(
-                f"{self.family}: how many tiles an image has is told by the prompt, which a reducer needs to know before "
-                "the tower runs; call the whole model with input_ids, or use a selector"
+                f"{self.family}: how many tiles an image has is told by the prompt, which a reducer needs to know "
+                "before the tower runs; call the whole model with input_ids, or use a selector"
             )
         image = self.parts.composite.config.image_token_id
         return [len(run) for row in features.input_ids.cpu() for run in runs((row == image).nonzero().flatten())]

@@ -9,12 +9,20 @@ if TYPE_CHECKING:
     from vtc.presets import preset
     from vtc.prunes.fastv import FastV
     from vtc.prunes.transprune import TransPrune
+    from vtc.reducers.diffrate import DiffRate
+    from vtc.reducers.flowcut import FlowCut
+    from vtc.reducers.token_transforming import TokenTransforming
+    from vtc.reducers.tome import ToMe
+    from vtc.reducers.zero_tprune import ZeroTPrune
     from vtc.reduction import Mixing, Reduction
     from vtc.registry import list_methods, register
     from vtc.selectors.baselines import NoCompression, Pool, Random, Stride
     from vtc.selectors.divprune import DivPrune
     from vtc.selectors.hiprune import HiPrune
     from vtc.selectors.kcenter import KCenter
+    from vtc.selectors.recoverable import Recoverable
+    from vtc.selectors.tokencorr import TokenCorr
+    from vtc.selectors.visionzip import VisionZip
     from vtc.tracing import Trace
 
 __version__ = "0.1.0"
@@ -26,19 +34,29 @@ _HOMES = {
     "vtc.presets": ("preset",),
     "vtc.prunes.fastv": ("FastV",),
     "vtc.prunes.transprune": ("TransPrune",),
+    "vtc.reducers.diffrate": ("DiffRate",),
+    "vtc.reducers.flowcut": ("FlowCut",),
+    "vtc.reducers.token_transforming": ("TokenTransforming",),
+    "vtc.reducers.tome": ("ToMe",),
+    "vtc.reducers.zero_tprune": ("ZeroTPrune",),
     "vtc.reduction": ("Mixing", "Reduction"),
     "vtc.registry": ("list_methods", "register"),
     "vtc.selectors.baselines": ("NoCompression", "Pool", "Random", "Stride"),
     "vtc.selectors.divprune": ("DivPrune",),
     "vtc.selectors.hiprune": ("HiPrune",),
     "vtc.selectors.kcenter": ("KCenter",),
+    "vtc.selectors.recoverable": ("Recoverable",),
+    "vtc.selectors.tokencorr": ("TokenCorr",),
+    "vtc.selectors.visionzip": ("VisionZip",),
     "vtc.tracing": ("Trace",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "DiffRate",
     "DivPrune",
     "FastV",
+    "FlowCut",
     "HiPrune",
     "KCenter",
     "Mixing",
@@ -47,15 +65,21 @@ __all__ = [
     "Pool",
     "Prune",
     "Random",
+    "Recoverable",
     "Reducer",
     "Reduction",
     "Rows",
     "Selector",
     "Stride",
+    "ToMe",
+    "TokenCorr",
+    "TokenTransforming",
     "Trace",
     "TransPrune",
+    "VisionZip",
     "VisualTokens",
     "Watch",
+    "ZeroTPrune",
     "list_methods",
     "patch",
     "patched",

@@ -31,3 +31,16 @@ def resolve(keep: Keep, present: int, minimum: int = 1) -> int:
     """
     count = int(keep) if isinstance(keep, Integral) else round(present * float(keep))
     return min(max(count, minimum), present)
+
+
+def share_out(k: int, sizes: list[int]) -> list[int]:
+    """Split `k` in proportion to `sizes`, exactly: largest remainder first, the earlier of two equal ones.
+
+    No share is above its size as long as k <= sum(sizes).
+    """
+    total = sum(sizes)
+    shares = [k * size // total for size in sizes]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: -(k * sizes[i] % total))
+    for i in by_remainder[: k - sum(shares)]:
+        shares[i] += 1
+    return shares

@@ -65,36 +65,85 @@ def layer_flops(weights: int, width: int, tokens: Tensor) -> Tensor:
     return 2 * tokens * weights + 4 * tokens.square() * width
 
 
+@dataclass(frozen=True)
+class Weights:
+    """What a layer's FLOPs depend on.
+
+    Attributes:
+        attention: weights of the linear maps of its attention.
+        rest: weights of its other linear maps (the MLP).
+        width: heads · head_dim.
+    """
+
+    attention: int
+    rest: int
+    width: int
+
+    def flops(self, tokens: Tensor, rest_tokens: Tensor | None = None) -> float:
+        """FLOPs of the layer for `tokens` per row; `rest_tokens`: of the MLP, where it sees another number."""
+        rest = tokens if rest_tokens is None else rest_tokens
+        return float(layer_flops(self.attention, self.width, tokens).sum() + 2 * rest.double().sum() * self.rest)
+
+
+def weights_of(layer: nn.Module, attention: nn.Module | None, config: object) -> Weights:
+    """The `Weights` of a layer with this attention module (None: it has none)."""
+    inside = linear_weights(attention) if attention is not None else 0
+    return Weights(inside, linear_weights(layer) - inside, attention_width(attention, config))
+
+
+@dataclass
+class BlockRun:
+    """One call of a tower block.
+
+    Attributes:
+        block: index from 0.
+        original: gives the lengths of the sequences that attend within themselves, in the untouched tower.
+        rows: the same with compression.
+        mlp_rows: rows that the MLP gets, where that is another number.
+    """
+
+    block: int
+    original: Callable[[], Tensor]
+    rows: Callable[[], Tensor]
+    mlp_rows: Callable[[], Tensor] | None = None
+
+
 @dataclass
 class Cost:
     """What is needed to count the FLOPs of a prefill.
 
     Attributes:
-        layers: (linear weights, attention width) of each decoder layer.
-        blocks: (linear weights, attention width) of each tower block.
-        sequences: per tower block that ran, a function that gives the lengths of the sequences that attended within
-            themselves (read lazily: they may be on the device).
+        layers: of each decoder layer.
+        blocks: of each tower block.
+        runs: each call of a tower block (lengths are read lazily: they may be on the device).
     """
 
-    layers: Sequence[tuple[int, int]]
-    blocks: Sequence[tuple[int, int]]
-    sequences: list[tuple[int, Callable[[], Tensor]]] = field(default_factory=list)
+    layers: Sequence[Weights]
+    blocks: Sequence[Weights]
+    runs: list[BlockRun] = field(default_factory=list)
 
     def flops(self, tokens_per_layer: Tensor, original: Tensor, text: Tensor) -> Flops:
         """FLOPs for visual tokens per layer [layers, batch], `original` and `text` tokens [batch]."""
-        decoder = unpatched = 0.0
-        for (weights, width), visual in zip(self.layers, tokens_per_layer):
-            decoder += float(layer_flops(weights, width, visual + text).sum())
-            unpatched += float(layer_flops(weights, width, original + text).sum())
-        tower = sum(float(layer_flops(*self.blocks[block], lengths()).sum()) for block, lengths in self.sequences)
-        return Flops(decoder, tower, unpatched, tower)
+        decoder = unpatched = tower = unpatched_tower = 0.0
+        for weights, visual in zip(self.layers, tokens_per_layer):
+            decoder += weights.flops(visual + text)
+            unpatched += weights.flops(original + text)
+        for run in self.runs:
+            weights = self.blocks[run.block]
+            tower += weights.flops(run.rows(), run.mlp_rows() if run.mlp_rows else None)
+            unpatched_tower += weights.flops(run.original())
+        return Flops(decoder, tower, unpatched, unpatched_tower)
+
+    def rows_per_block(self) -> list[int]:
+        """Rows of the tower that enter each block, all sequences together."""
+        rows = [0] * len(self.blocks)
+        for run in self.runs:
+            rows[run.block] += int(run.rows().sum())
+        return rows
 
 
-def lengths_of(hidden: Tensor, cu_seqlens: Tensor | None) -> Callable[[], Tensor]:
-    """Lengths of the sequences in a tower block's input: [crops, P, D], or packed [P, D] with `cu_seqlens`."""
-    shape = hidden.shape
+def lengths_of(shape: tuple[int, int], prefix: int, cu_seqlens: Tensor | None) -> Callable[[], Tensor]:
+    """Lengths of the sequences in a tower: `shape` (sequences, rows behind `prefix`), or packed with `cu_seqlens`."""
     if cu_seqlens is not None:
         return lambda: (cu_seqlens[1:] - cu_seqlens[:-1]).cpu()
-    if len(shape) == 3:
-        return lambda: torch.full((shape[0],), shape[1])
-    return lambda: torch.tensor([shape[0]])
+    return lambda: torch.full((shape[0],), shape[1] + prefix)

@@ -9,9 +9,9 @@ from torch import Tensor
 from vtc.conversation import Conversation, attach, conversation_of, keys_in_layer
 from vtc.inside import Inside, followed
 from vtc.recorded import Recorded
-from vtc.refusals import check_call, check_scores, check_visible
+from vtc.refusals import check_call, check_reduced, check_scores, check_visible
 from vtc.segments import Segment, cut_argument, renumber, visual_index
-from vtc.selecting import Selection, merge, select
+from vtc.selecting import Selection, merge, reduced, select
 from vtc.sequence import Cut
 from vtc.tracing import ImageTrace, Stage, Trace
 
@@ -91,7 +91,10 @@ class ForwardPass:
         if removes and self.seam.selector is not None:
             scores = self.seam.adapter.tower_scores(self.recorded, self.layout)
             check_scores(self.seam, scores)
-            self._selections = select(self.seam.selector, self.layout, embeds, scores)
+            self._selections = select(self.seam, self.layout, self.recorded, embeds, scores)
+        if removes and self.seam.reducer is not None:
+            check_reduced(self.seam, self.layout, self.recorded)
+            self._selections = reduced(self.layout, self.recorded, embeds.device)
         cut = Cut.whole(valid, padded)
         if self._selections or not right_aligned:
             alive = valid.clone()
@@ -101,7 +104,8 @@ class ForwardPass:
                 for index in selection.members:
                     visual_counts[self.layout.images[index].row] -= selection.removed
             cut = Cut.keep(alive, [t + v for t, v in zip(text_counts, visual_counts)])
-        packed = bool(self._selections) and getattr(self.seam.selector, "positions", None) == "packed"
+        outer = self.seam.reducer or self.seam.selector
+        packed = bool(self._selections) and outer is not None and outer.positions == "packed"
         positions, shift = self._positions(kwargs.get("position_ids"), valid, cut, packed, conversation)
         packed = packed and positions.dim() == 2  # several axes always keep their own
         if not cut.identity:
@@ -235,20 +239,20 @@ class ForwardPass:
         """Make this call the model's trace."""
         depth, batch = len(self.seam.parts.layers), self.layout.shape[0]
         stages = tuple(Stage(segment.first_layer, segment.cut) for segment in segments)
-        mixed = {index: mixing for selection in self._selections for index, mixing in selection.mixings().items()}
+        merged = {index: into for selection in self._selections for index, into in selection.merged().items()}
         counts = [[s for s in segments if s.first_layer <= layer][-1].visual_counts for layer in range(depth)]
         seconds = self.seconds
         self.seam.trace = Trace(
             spec=self.seam.spec,
             layout=self.layout,
             images=tuple(
-                ImageTrace(image.row, image.kind, image, stages, mixed.get(index))
+                ImageTrace(image.row, image.kind, image, stages, merged.get(index))
                 for index, image in enumerate(self.layout.images)
             ),
             tokens_per_layer=torch.tensor(counts).view(depth, batch),
             _valid=segments[0].cut.valid,
             _selection=lambda: seconds * 1e3,
-            _cost=self.seam.cost([s for features in self.recorded.features.values() for s in features.sequences]),
+            _cost=self.seam.cost([run for features in self.recorded.features.values() for run in features.runs]),
         )
 
     def _run_untouched(self, mask2d: Tensor | None) -> None:

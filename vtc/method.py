@@ -276,9 +276,10 @@ class Reducer(Method, ABC):
 
     @property
     def together(self) -> str:
-        """Whose decisions may depend on each other: "all" (sequences of one length are shown at once; the method
-        decides for each alone and removes equally many of each), "image" (the crops of one image are shown at once)
-        or "sequence" (one crop at a time, for a count that depends on the content).
+        """Which sequences of one length are shown at once: "all", "image" or "sequence".
+
+        "all": the method decides for each alone and removes equally many of each. For counts that depend on the
+        content: "image" shows the crops of one image at once, "sequence" one crop at a time.
         """
         return "all"
 

@@ -13,7 +13,7 @@ _CHUNK = 256
 
 @dataclass(frozen=True)
 class Patches:
-    """G sequences (crops, images, frames) of the tower at one block: U units of `cell` patches each, maybe behind a CLS.
+    """G sequences (crops, images) of the tower at one block: U units of `cell` patches each, maybe behind a CLS.
 
     The tower's rows are [CLS if there is one][unit 0's patches][unit 1's patches]…, P = prefix + U · cell in all.
 

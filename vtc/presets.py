@@ -23,7 +23,7 @@ class Numbers:
     """One row of a published table.
 
     Attributes:
-        scores: benchmark -> number, as printed.
+        scores: benchmark -> number, in the source's unit.
         untouched: benchmark -> number of the model as it is, for those benchmarks of which it is published.
         average: mean over the source's benchmarks of the ratio to the untouched model, in %; None where not printed.
     """

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from vtc.flops import BlockRun
 from vtc.layout import VisualInput
 
 if TYPE_CHECKING:
@@ -20,10 +21,12 @@ class Features:
         sizes: visual tokens of each image; empty where the output does not tell.
         images: number of images that the call encoded (0 where the output does not tell); `generate` may repeat them
             for beams afterwards.
-        arguments: the call's keyword arguments (grids, image sizes); positional ones under "args".
+        arguments: the call's arguments (grids, image sizes), by name.
         packing: (args, kwargs) of the family's own packing of patches into tokens, where it has one.
-        scores: ("received" or "cls", tower block) -> attention scores, one Tensor [sequences, P] per attention call.
-        sequences: (tower block, lengths of its sequences), for FLOPs.
+        scores: what a selector wanted of the tower: ("received", "cls", "keys" or "hidden", tower block) or
+            ("observed", name) -> one Tensor [sequences, P, ...] per call.
+        runs: the calls of the tower's blocks, for FLOPs.
+        shape: (sequences, patches in each) of the tower, CLS left out.
         input_ids: the prompt's ids [B, L], where they were seen before the features were made.
         projected: what the projector was given, Tensor [sequences, P, C].
         cls: the CLS tokens in the same space, Tensor [sequences, C].
@@ -35,8 +38,9 @@ class Features:
     images: int = 0
     arguments: dict[str, Any] = field(default_factory=dict)
     packing: tuple[tuple, dict[str, Any]] | None = None
-    scores: dict[tuple[str, int], list[Tensor]] = field(default_factory=dict)
-    sequences: list[Any] = field(default_factory=list)
+    scores: dict[tuple[str, int | str], list[Tensor]] = field(default_factory=dict)
+    runs: list[BlockRun] = field(default_factory=list)
+    shape: tuple[int, int] = (0, 0)
     input_ids: Tensor | None = None
     projected: Tensor | None = None
     cls: Tensor | None = None

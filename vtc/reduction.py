@@ -30,8 +30,8 @@ class Reduction:
             of its centre.
         mixing: how the old tokens make up the new ones; None means that each survivor stays as it is.
         features: Tensor [G, k, D]: the new tokens themselves, in the order in which they stand in the sequence, where
-            they are no mixture of the old ones (VisionZip's CLS token and what it merges before the projector). `mixing`
-            then only tells the trace what went into what.
+            they are no mixture of the old ones (VisionZip's CLS token and what it merges before the projector).
+            `mixing` then only tells the trace what went into what.
         sizes: Tensor [G, k]: how many original tokens each new one stands for. Only reducers give it; None: merged
             tokens add up theirs.
     """

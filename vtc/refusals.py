@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from vtc.method import Method, Prune, Selector
+from vtc.method import Method, Prune, Reducer, Selector
 from vtc.tap import PREFIX
 
 if TYPE_CHECKING:
@@ -17,22 +17,83 @@ CHUNKS = (
 )
 
 
-def split_kinds(methods: Sequence[Method]) -> tuple[Selector | None, list[Prune]]:
-    """The selector (or None) and the prunes among `methods`; "none" is neither.
+def split_kinds(methods: Sequence[Method]) -> tuple[Reducer | None, Selector | None, list[Prune]]:
+    """The reducer, the selector (or None) and the prunes among `methods`; "none" is neither.
 
     Raises:
-        ValueError: more than one selector, or a method of another kind.
+        ValueError: more than one of reducers and selectors, or a method of another kind.
     """
-    selectors = [method for method in methods if isinstance(method, Selector) and method.name != "none"]
-    if len(selectors) > 1:
-        names = " and ".join(method.name for method in selectors)
-        raise ValueError(f"{names} can't be composed: both select before the first decoder layer; keep one of them")
-    for method in methods:
-        if not isinstance(method, Selector | Prune):
+    parts = [part for method in methods for part in method.split()]
+    outer = [part for part in parts if isinstance(part, Reducer | Selector) and part.name != "none"]
+    if len(outer) > 1:
+        names = " and ".join(part.name for part in outer)
+        raise ValueError(
+            f"{names} can't be composed: both decide what enters the first decoder layer; keep one of them"
+        )
+    for part in parts:
+        if not isinstance(part, Reducer | Selector | Prune):
+            raise ValueError(f"{part.name} is neither a Reducer nor a Selector nor a Prune; derive it from one of them")
+    reducer = next((part for part in outer if isinstance(part, Reducer)), None)
+    selector = next((part for part in outer if isinstance(part, Selector)), None)
+    return reducer, selector, [part for part in parts if isinstance(part, Prune)]
+
+
+def check_blocks(seam: "Seam") -> tuple[int, ...]:
+    """The tower blocks at which the seam's reducer acts; none where there is no reducer.
+
+    Raises:
+        ValueError: the tower lacks what it needs, its patches can't be followed, or a block is out of range.
+    """
+    reducer, parts = seam.reducer, seam.parts
+    if reducer is None:
+        return ()
+    parts.block(0, reducer.name)
+    if not seam.adapter.follows_patches:
+        raise ValueError(
+            f"{reducer.name} removes patches inside the vision tower, and which visual tokens they make is not known "
+            f"for {parts.family}; use a selector such as 'divprune'"
+        )
+    blocks = reducer.blocks(parts)
+    if not blocks or list(blocks) != sorted(set(blocks)):
+        raise ValueError(f"{reducer.name}: blocks {blocks!r} must name one or more tower blocks, ascending")
+    last = parts.feature_layer % len(parts.blocks)
+    for block in blocks:
+        if not 0 <= block <= last:
             raise ValueError(
-                f"{method.name} is a {method.kind}, which this release does not run; use a Selector or a Prune"
+                f"{reducer.name}: tower block {block} is out of range; {parts.family} reads its features from block "
+                f"{last}"
             )
-    return (selectors[0] if selectors else None), [method for method in methods if isinstance(method, Prune)]
+    return blocks
+
+
+def check_tower(seam: "Seam") -> None:
+    """Refuse a pass through the tower that can't be shortened.
+
+    Raises:
+        ValueError: gradient checkpointing, or an attention implementation that was changed after `vtc.patch`.
+    """
+    check_tapped(seam)
+    tower = seam.adapter.tower
+    if tower.training and any(getattr(module, "gradient_checkpointing", False) for module in tower.modules()):
+        raise ValueError(
+            f"{seam.reducer.name} can't run under gradient checkpointing of the vision tower, which calls blocks "
+            "again; call model.gradient_checkpointing_disable() or use a selector"
+        )
+
+
+def check_reduced(seam: "Seam", layout: Any, recorded: Any) -> None:
+    """Refuse features that the seam's reducer did not make.
+
+    Raises:
+        ValueError: they were made before the model was patched, or not by its own tower.
+    """
+    for image in layout.images:
+        run = recorded.features_of(image.kind).tower
+        if run is None or image.origin >= len(run.maps) or len(run.maps[image.origin]) != len(image):
+            raise ValueError(
+                f"{seam.reducer.name} works inside the vision tower, but the visual features of row {image.row} did "
+                "not come from it: make the features after vtc.patch, by the patched model itself; or use a selector"
+            )
 
 
 def check_schedules(seam: "Seam") -> dict[int, tuple[Prune, int]]:
@@ -60,13 +121,17 @@ def check_schedules(seam: "Seam") -> dict[int, tuple[Prune, int]]:
     return prune_at
 
 
-def check_scores(seam: "Seam", scores: dict[tuple[str, int], list[Tensor]]) -> None:
+def check_scores(seam: "Seam", scores: dict[tuple[str, int | str], list[Tensor]]) -> None:
     """Refuse a selector whose tower scores were not seen.
 
     Raises:
         ValueError: the features were made before the model was patched, or by a tower that is not tapped.
     """
-    wanted = [("received", block) for block in seam.needs.received] + [("cls", block) for block in seam.needs.cls]
+    needs = seam.needs
+    wanted: list[tuple[str, int | str]] = [
+        (what, block) for what in ("received", "cls", "keys", "hidden") for block in getattr(needs, what)
+    ]
+    wanted += [("observed", name) for name in needs.observe]
     missing = [f"{what} of block {block}" for what, block in wanted if (what, block) not in scores]
     if missing and seam.selector is not None:
         raise ValueError(
@@ -107,6 +172,15 @@ def check_call(seam: "Seam", kwargs: dict[str, Any]) -> None:
             "position_ids start again within a row: samples packed into one row can't be compressed; give each "
             "sample a row of its own"
         )
+    check_tapped(seam)
+
+
+def check_tapped(seam: "Seam") -> None:
+    """Refuse an attention implementation that was changed after `vtc.patch`.
+
+    Raises:
+        ValueError: it was.
+    """
     for module in seam.tapped:
         name = str(getattr(module.config, "_attn_implementation", None))
         if not name.startswith(PREFIX):

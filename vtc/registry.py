@@ -19,8 +19,16 @@ METHODS = {
     "divprune": "vtc.selectors.divprune",
     "hiprune": "vtc.selectors.hiprune",
     "kcenter": "vtc.selectors.kcenter",
+    "recoverable": "vtc.selectors.recoverable",
+    "tokencorr": "vtc.selectors.tokencorr",
+    "visionzip": "vtc.selectors.visionzip",
     "fastv": "vtc.prunes.fastv",
     "transprune": "vtc.prunes.transprune",
+    "diffrate": "vtc.reducers.diffrate",
+    "flowcut": "vtc.reducers.flowcut",
+    "token_transforming": "vtc.reducers.token_transforming",
+    "tome": "vtc.reducers.tome",
+    "zero_tprune": "vtc.reducers.zero_tprune",
 }
 
 _registered: dict[str, type["Method"]] = {}

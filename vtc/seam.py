@@ -1,6 +1,7 @@
 """Seam 1: hooks on one model instance. Nothing is subclassed, copied or replaced by class."""
 
 import functools
+import inspect
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -8,16 +9,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vtc import reducing
 from vtc.conversation import Conversation, Lease, conversation_of
-from vtc.flops import Cost, attention_width, lengths_of, linear_weights
+from vtc.flops import BlockRun, Cost, lengths_of, weights_of
 from vtc.forward import ForwardPass
 from vtc.layout import Layout
 from vtc.method import Method, Needs
 from vtc.recorded import Features, Recorded, attach_features, features_with, sizes_of
-from vtc.refusals import CHUNKS, check_schedules, split_kinds
+from vtc.refusals import CHUNKS, check_blocks, check_schedules, split_kinds
 from vtc.tap import Tap
 from vtc.tracing import Trace
-from vtc.watching import decoder_listeners, module_hooks, tower_listeners
+from vtc.watching import decoder_listeners, module_hooks, tower_hooks, tower_listeners
+
+_ENCODING_AHEAD = "_maybe_prepare_encoder_kwargs_for_generation"  # of transformers' generate
 
 
 class Seam:
@@ -36,9 +40,10 @@ class Seam:
         self.adapter = adapter
         self.parts = adapter.parts
         self.spec = spec
-        self.selector, self.prunes = split_kinds(methods)
+        self.reducer, self.selector, self.prunes = split_kinds(methods)
         self.decoder_config = getattr(self.parts.decoder, "config", None)
         self.prune_at = check_schedules(self)
+        self.reducing_at = check_blocks(self)
         self.boundaries = [0, *sorted(self.prune_at)]
         self.needs = self.selector.needs(self.parts) if self.selector else Needs()
         self.packs_inside = any(prune.positions == "packed" for prune in self.prunes)
@@ -74,16 +79,22 @@ class Seam:
         self._wrap(composite, "get_placeholder_mask", self._record_placeholders)
         for kind in ("image", "video"):
             if hasattr(composite, name := f"get_{kind}_features"):
-                after = functools.partial(self._record_features, kind)
-                self._wrap(composite, name, after, before=self._start_encoding, finally_=self._end_encoding)
+                before, after = (functools.partial(f, kind) for f in (self._start_encoding, self._record_features))
+                self._wrap(composite, name, after, before=before, finally_=self._end_encoding)
         if hasattr(composite, "pack_image_features"):
             self._wrap(composite, "pack_image_features", self._record_packing)
         if hasattr(self.adapter.model, "_prefill"):
             self._wrap(self.adapter.model, "_prefill", before=self._refuse_chunks)
+        if self.reducer is not None and hasattr(self.adapter.model, _ENCODING_AHEAD):
+            self._wrap(self.adapter.model, _ENCODING_AHEAD, before=self._see_prompt)
         self._hook(decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True))
         self._hook(decoder.register_forward_hook(self._after_decoder))
         for index, block in enumerate(self.parts.blocks):
             self._hook(block.register_forward_pre_hook(functools.partial(self._before_block, index), with_kwargs=True))
+        if self.reducer is not None:
+            reducing.hooks(self, self._hook)
+        for module, hook in tower_hooks(self):
+            self._hook(module.register_forward_hook(hook, with_kwargs=hook.__name__ == "see_projector"))
         for index, layer in enumerate(self.parts.layers):
             self._hook(layer.register_forward_pre_hook(functools.partial(self._before_layer, index), with_kwargs=True))
         for module, hook in module_hooks(self):
@@ -159,20 +170,15 @@ class Seam:
         """Keep the model's M-RoPE offset with the conversation that it belongs to."""
         conversation.rope_deltas = getattr(self.parts.composite, "rope_deltas", None)
 
-    def cost(self, sequences: list[Any]) -> Cost:
+    def cost(self, runs: list[BlockRun]) -> Cost:
         """What the FLOPs count needs of this model."""
         if not hasattr(self, "_sizes"):
-            layers = [
-                (linear_weights(layer), attention_width(self.adapter.find_attention(layer), self.decoder_config))
-                for layer in self.parts.layers
-            ]
             config = getattr(self.adapter.tower, "config", None)
-            blocks = [
-                (linear_weights(block), attention_width(self.adapter.find_attention(block), config))
-                for block in self.parts.blocks
-            ]
-            self._sizes = layers, blocks
-        return Cost(*self._sizes, sequences=list(sequences))
+            self._sizes = tuple(
+                [weights_of(layer, self.adapter.find_attention(layer), config) for layer in layers]
+                for layers, config in ((self.parts.layers, self.decoder_config), (self.parts.blocks, config))
+            )
+        return Cost(*self._sizes, runs=runs)
 
     # ---------------------------------------------------------------- hooks
 
@@ -181,6 +187,7 @@ class Seam:
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() == 2:
             self.recorded.mask = mask
+        self.recorded.input_ids = kwargs.get("input_ids", args[0] if args else None)
         for kind, output in (kwargs.get("mm_encoder_outputs") or {}).items():
             known = features_with(output)
             sizes = sizes_of(getattr(output, "pooler_output", None))
@@ -197,9 +204,12 @@ class Seam:
         self._local.encoding = Features("image")
         self._local.running = None
 
-    def _start_encoding(self, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _start_encoding(self, kind: str, args: tuple, kwargs: dict[str, Any]) -> None:
         if not getattr(self._local, "depth", 0):
-            self._local.encoding = Features("image")
+            given = inspect.signature(getattr(self.parts.composite, f"get_{kind}_features")).bind(*args, **kwargs)
+            arguments = {**given.arguments, **given.arguments.get("kwargs", {})}
+            arguments = {name: value for name, value in arguments.items() if not _is_pixels(value)}
+            self._local.encoding = Features(kind, arguments=arguments, input_ids=self.recorded.input_ids)
         self._local.depth = getattr(self._local, "depth", 0) + 1
 
     def _end_encoding(self) -> None:
@@ -209,12 +219,17 @@ class Seam:
         if self._local.depth > 1:  # Qwen3-VL makes video features by its own call for images
             return
         sizes = sizes_of(getattr(output, "pooler_output", output))
-        arguments: dict[str, Any] = {name: value for name, value in kwargs.items() if not _is_pixels(value)}
-        arguments["args"] = tuple(value for value in args if not _is_pixels(value))
-        features = replace(self.encoding, kind=kind, sizes=sizes, images=len(sizes), arguments=arguments)
+        features = replace(self.encoding, sizes=sizes, images=len(sizes))
+        if features.tower is not None and sizes and sum(sizes) != sum(map(len, features.tower.maps)):
+            raise ValueError(f"{self.parts.family}: the tower's features are not the visual tokens that were expected")
         self.recorded.features[kind] = features
         self._made[kind] = features
         attach_features(output, features)
+
+    def _see_prompt(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        prompt = args[0] if args else kwargs.get("inputs_tensor")
+        if isinstance(prompt, Tensor) and not prompt.is_floating_point():
+            self.recorded.input_ids = prompt
 
     def _record_packing(self, output: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         self.encoding.packing = (args, kwargs)
@@ -248,10 +263,23 @@ class Seam:
         running = self.running
         return running.before_layer(index, args, kwargs) if running is not None else None
 
-    def _before_block(self, index: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _before_block(self, index: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         hidden = args[0] if args else kwargs.get("hidden_states")
-        if isinstance(hidden, Tensor):
-            self.encoding.sequences.append((index, lengths_of(hidden, kwargs.get("cu_seqlens"))))
+        if not isinstance(hidden, Tensor):
+            return None
+        encoding = self.encoding
+        if index == 0:
+            prefix = int(self.parts.has_cls)
+            encoding.shape = (len(hidden), hidden.shape[1] - prefix) if hidden.dim() == 3 else (1, len(hidden))
+            if self.reducer is not None:
+                reducing.start(self, hidden)
+        original = lengths_of(encoding.shape, int(self.parts.has_cls), kwargs.get("cu_seqlens"))
+        run, changed = encoding.tower, None
+        if run is not None and run.active:
+            changed = run.before_block(args, kwargs)
+        rows = original if changed is None or run is None else run.lengths()
+        encoding.runs.append(BlockRun(index, original, rows))
+        return changed
 
     def _record_rotary(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         if self.running is not None and self.running.inside is not None:
@@ -261,7 +289,8 @@ class Seam:
 
     def removes(self, layout: Layout) -> bool:
         """Whether any method will remove anything from a call, told from counts alone."""
-        if self.selector is not None and any(self.selector.count(len(image)) < len(image) for image in layout.images):
+        outer = self.reducer or self.selector
+        if outer is not None and any(outer.adaptive or outer.count(len(image)) < len(image) for image in layout.images):
             return True
         rows = [n for n in layout.tokens_per_row() if n]
         return any(prune.count_at(stage, n) < n for prune, stage in self.prune_at.values() for n in rows)

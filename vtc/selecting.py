@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -10,9 +10,13 @@ from torch import Tensor
 from vtc import ops
 from vtc.layout import Layout
 from vtc.method import Selector, VisualTokens
-from vtc.reduction import Mixing, Reduction
+from vtc.recorded import Recorded
+from vtc.reduction import Reduction
+from vtc.seen import Scores, Seen
+from vtc.tower import Reduced
 
-Scores = dict[tuple[str, int], list[Tensor]]
+if TYPE_CHECKING:
+    from vtc.seam import Seam
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Selection:
         places: LongTensor [G, N]: places of their tokens in the row.
         survivors: LongTensor [G, k]: places of the tokens that stay.
         reduction: the decision, within each image.
+        into: LongTensor [G, N]: the survivor that each token was merged into before, -1 for none; None: nothing was.
     """
 
     members: list[int]
@@ -32,52 +37,68 @@ class Selection:
     places: Tensor
     survivors: Tensor
     reduction: Reduction
+    into: Tensor | None = None
 
     @property
     def removed(self) -> int:
         """Tokens that each image loses."""
         return self.places.shape[1] - self.survivors.shape[1]
 
-    def mixings(self) -> dict[int, tuple[Tensor, Mixing]]:
-        """Image index -> survivors within the image [k] and the mixing of that image alone."""
+    def merged(self) -> dict[int, Tensor]:
+        """Image index -> for each token, LongTensor [N]: the survivor that it was mixed into, -1 for none."""
+        if self.into is not None:
+            return dict(zip(self.members, self.into))
         mixing, kept = self.reduction.mixing, self.reduction.kept
         if mixing is None:
             return {}
-        return {
-            index: (kept[i], Mixing(mixing.source[i], mixing.target[i], mixing.weight[i]))
-            for i, index in enumerate(self.members)
-        }
+        order = mixing.weight.argsort(dim=1, stable=True)  # the largest weight is written last
+        source, target = mixing.source.gather(1, order), mixing.target.gather(1, order)
+        into = torch.full_like(self.places, -1)
+        for i in range(len(into)):
+            into[i, source[i]] = kept[i, target[i]]
+        return dict(zip(self.members, into))
 
 
-def select(selector: Selector, layout: Layout, embeds: Tensor, scores: Scores) -> list[Selection]:
-    """Run `selector` on all images that it shortens, those laid out alike at once.
+def select(seam: "Seam", layout: Layout, recorded: Recorded, embeds: Tensor, scores: Scores) -> list[Selection]:
+    """Run the seam's selector on all images that it shortens, those laid out alike at once.
 
     Args:
-        selector: decides.
+        seam: its selector decides.
         layout: the images of the call.
+        recorded: what was seen of the call.
         embeds: Tensor [B, L, D], the decoder's input.
-        scores: ("received" or "cls", tower block) -> for each image, Tensor [N].
+        scores: what was asked of the tower -> for each image, Tensor [N, ...].
 
     Raises:
         RuntimeError: the selector kept another number than its budget says.
     """
+    selector = seam.selector
+    assert selector is not None
     groups: dict[Any, list[int]] = defaultdict(list)
     for index, image in enumerate(layout.images):
-        if selector.count(len(image)) < len(image):
-            groups[image.kind, image.grids, len(image)].append(index)
+        if selector.adaptive or selector.count(len(image)) < len(image):
+            groups[image.kind, image.grids, len(image), index if selector.adaptive else None].append(index)
     selections = []
-    for (kind, grids, total), members in groups.items():
+    for (kind, grids, total, _), members in groups.items():
         images = [layout.images[index] for index in members]
         rows = torch.tensor([[image.row] for image in images]).to(embeds.device)
         places = torch.stack([image.positions for image in images]).to(embeds.device)
+        seen = Seen(seam, layout, recorded, scores, members)
         visual = VisualTokens(
             features=embeds[rows, places],
             grids=grids,
             separators=images[0].separators(),
             kind=kind,
             ordinals=tuple(image.ordinal for image in images),
-            received=_of_members(scores, "received", members, embeds.device),
-            cls=_of_members(scores, "cls", members, embeds.device),
+            received=seen.scores("received", embeds.device),
+            cls=seen.scores("cls", embeds.device),
+            keys=seen.scores("keys", embeds.device),
+            hidden=seen.scores("hidden", embeds.device),
+            observed=seen.scores("observed", embeds.device),
+            crops=seen.crops(),
+            projection=seen.projection(embeds.device),
+            question=seen.question(),
+            text=seen.text(embeds),
         )
         k = selector.count(total)
         with torch.no_grad():
@@ -87,12 +108,31 @@ def select(selector: Selector, layout: Layout, embeds: Tensor, scores: Scores) -
     return selections
 
 
+def reduced(layout: Layout, recorded: Recorded, device: torch.device) -> list[Selection]:
+    """What a reducer left of each image, as selections whose merged tokens are in their places already."""
+    selections = []
+    results: dict[str, list[Reduced]] = {}
+    for index, image in enumerate(layout.images):
+        run = recorded.features_of(image.kind).tower
+        assert run is not None
+        if image.kind not in results:
+            results[image.kind] = run.reduced()
+        left = results[image.kind][image.origin]
+        if len(left.kept) < left.total:
+            row, places = torch.tensor([[image.row]], device=device), image.positions[None].to(device)
+            reduction = Reduction(left.kept[None].to(device))
+            into = None if left.merged is None else left.merged[None]
+            selections.append(Selection([index], row, places, places.gather(1, reduction.kept), reduction, into))
+    return selections
+
+
 def merge(embeds: Tensor, selections: list[Selection]) -> Tensor:
     """`embeds` [B, L, D] with the merged tokens in the places of their centres; a copy where anything is merged."""
     for selection in selections:
-        mixing = selection.reduction.mixing
-        if mixing is not None:
+        mixing, new = selection.reduction.mixing, selection.reduction.features
+        if mixing is not None and new is None:
             new = ops.merge(embeds[selection.rows, selection.places], mixing, selection.survivors.shape[1])
+        if new is not None:
             embeds = embeds.index_put((selection.rows, selection.survivors), new.to(embeds.dtype))
     return embeds
 
@@ -102,7 +142,8 @@ def _check(selector: Selector, reduction: Reduction, images: int, k: int, total:
     if not isinstance(reduction, Reduction):
         raise RuntimeError(f"{selector.name}.select gave a {type(reduction).__name__}; it must give a vtc.Reduction")
     shape = tuple(reduction.kept.shape)
-    if shape != (images, k) and not (getattr(selector, "compat", False) and len(shape) == 2):
+    fewer = selector.adaptive or getattr(selector, "compat", False)
+    if shape != (images, k) and not (fewer and len(shape) == 2 and shape[0] == images and 1 <= shape[1] <= k):
         raise RuntimeError(f"{selector.name} kept {shape} tokens instead of {(images, k)}, images by tokens")
     if not type(selector).__module__.startswith("vtc."):
         kept = reduction.kept.cpu()
@@ -111,11 +152,3 @@ def _check(selector: Selector, reduction: Reduction, images: int, k: int, total:
         mixing = reduction.mixing
         if mixing is not None and not (mixing.target.max() < k and mixing.source.max() < total):
             raise RuntimeError(f"{selector.name}: the mixing names a token that is not there")
-
-
-def _of_members(scores: Scores, what: str, members: list[int], device: torch.device) -> dict[int, Tensor]:
-    return {
-        block: torch.stack([values[index].to(device) for index in members])
-        for (name, block), values in scores.items()
-        if name == what
-    }

@@ -7,17 +7,20 @@ exactly as before; a model is switched over only while a method needs it.
 
 import copy
 import inspect
+import math
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vtc.scores import Attention
 
-Listener = Callable[[Attention, dict[str, Any]], None]
+#: May give a Tensor [B, S] that is added to the logits of each key.
+Listener = Callable[[Attention, dict[str, Any]], Tensor | None]
 
 PREFIX = "vtc_"
 
@@ -116,7 +119,7 @@ def _register(name: str) -> None:
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        listener = _listeners.get(module)
+        listener, bias, width = _listeners.get(module), None, value.shape[-1]
         if listener is not None:
             scaling = kwargs.get("scaling")
             causal = kwargs.get("is_causal")
@@ -128,14 +131,38 @@ def _register(name: str) -> None:
                 causal=bool(getattr(module, "is_causal", True) if causal is None else causal),
                 window=kwargs.get("sliding_window"),
                 softcap=kwargs.get("softcap"),
+                value=value,
             )
             if getattr(_probing, "module", None) is module:
                 raise _Probed(attention)
-            listener(attention, kwargs)
+            bias = listener(attention, kwargs)
+            if bias is not None:
+                kwargs["scaling"] = attention.scaling
+                query, key, value = _with_bias(query, key, value, attention.scaling, bias)
         original = _eager(module) if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
-        return original(_as_before(name, module), query, key, value, attention_mask, **kwargs)
+        output, weights = original(_as_before(name, module), query, key, value, attention_mask, **kwargs)
+        return (output if bias is None else output[..., :width]), weights
 
     AttentionInterface.register(PREFIX + name, attend)
+
+
+def _with_bias(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Heads widened by 8, so that every attention implementation adds `bias` [B, S] to the logits of the keys.
+
+    The queries get a power of two there, which undoes most of the scaling, and the keys the bias in two parts, so that
+    half precision neither overflows nor rounds.
+    """
+    factor = 2.0 ** round(-math.log2(scaling))
+    wanted = (bias / (scaling * factor)).to(torch.float32)[:, None, :, None]
+    coarse = wanted.to(key.dtype)
+    fine = (wanted - coarse.float()).to(key.dtype)
+    more = torch.cat([coarse, fine], dim=-1).expand(-1, key.shape[1], -1, -1)
+    ones = query.new_zeros(*query.shape[:-1], 8)
+    ones[..., :2] = factor
+    pad = torch.nn.functional.pad
+    return torch.cat([query, ones], dim=-1), torch.cat([key, pad(more, (0, 6))], dim=-1), pad(value, (0, 8))
 
 
 def _eager(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:

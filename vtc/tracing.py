@@ -8,7 +8,6 @@ from torch import Tensor
 
 from vtc.flops import Cost, Flops
 from vtc.layout import Layout, VisualInput
-from vtc.reduction import Mixing
 from vtc.sequence import Cut
 
 
@@ -34,7 +33,7 @@ class ImageTrace:
     kind: str
     source: VisualInput
     _stages: tuple[Stage, ...] = field(repr=False)
-    _mixing: tuple[Tensor, Mixing] | None = field(repr=False, default=None)
+    _merged: Tensor | None = field(repr=False, default=None)
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -59,14 +58,10 @@ class ImageTrace:
 
         None where nothing was merged. A token that went into several survivors names the one with the largest weight.
         """
-        if self._mixing is None:
+        if self._merged is None:
             return None
-        kept, mixing = self._mixing
-        order = mixing.weight.argsort(stable=True)  # the largest weight is written last
-        into = torch.full((len(self.source),), -1, dtype=torch.long)
-        into[mixing.source[order].cpu()] = kept[mixing.target[order]].cpu()
-        alive = torch.isin(into, self.kept(layer))
-        return into.masked_fill(~alive, -1)
+        into = self._merged.cpu()
+        return into.masked_fill(~torch.isin(into, self.kept(layer)), -1)
 
 
 @dataclass(frozen=True)
@@ -108,6 +103,11 @@ class Trace:
     def equivalent_tokens(self) -> Tensor:
         """Float tensor [batch]: mean over decoder layers of the visual tokens entering the layer."""
         return self.tokens_per_layer.double().mean(dim=0).float()
+
+    @property
+    def tower_rows(self) -> Tensor:
+        """LongTensor [blocks]: rows (patches, CLS tokens) that enter each block of the vision tower, of all images."""
+        return torch.tensor(self._cost.rows_per_block())
 
     def flops(self) -> Flops:
         """Prefill FLOPs of the batch, decoder and tower, with and without compression; see `vtc.flops`."""

@@ -1,14 +1,14 @@
 """What methods asked to see: attention of the tower and of the decoder, and what decoder modules take and give."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from vtc.inside import Inside
-from vtc.method import Prune
+from vtc.method import Needs, Prune
 from vtc.scores import Attention, attention_received, attention_rows
 from vtc.tap import Listener
 
@@ -17,20 +17,67 @@ if TYPE_CHECKING:
 
 
 def tower_listeners(seam: "Seam") -> dict[nn.Module, Listener]:
-    """Tower attention -> what reduces it to one value per patch while the tower runs."""
+    """Tower attention -> what takes note of it while the tower runs, and what a reducer adds to its logits."""
 
-    def hear(block: int, attention: Attention, kwargs: dict[str, Any]) -> None:
-        scores = seam.encoding.scores
+    def hear(block: int, attention: Attention, kwargs: dict[str, Any]) -> Tensor | None:
+        encoding = seam.encoding
         with torch.no_grad():
-            if block in seam.needs.received:
-                values = _received(attention, kwargs.get("cu_seq_lens_q"))
-                scores.setdefault(("received", block), []).append(values)
-            if block in seam.needs.cls:
-                row = attention_rows(attention.query[:, :, :1], attention.key, attention.scaling)
-                scores.setdefault(("cls", block), []).append(row[:, :, 0].mean(dim=1))
+            for what, values in _seen(seam.needs, block, attention, kwargs):
+                encoding.scores.setdefault(what, []).append(values)
+        run = encoding.tower
+        return run.hear(attention, block in seam.reducing_at) if run is not None and run.active else None
 
-    blocks = sorted({*seam.needs.received, *seam.needs.cls})
-    return {seam.adapter.attention(seam.parts.blocks[block]): functools.partial(hear, block) for block in blocks}
+    needs = seam.needs
+    blocks = {*needs.received, *needs.cls, *needs.keys, *(block for block, _ in needs.observe.values())}
+    if seam.reducer is not None:
+        blocks |= set(range(len(seam.parts.blocks)))
+    return {
+        seam.adapter.attention(seam.parts.blocks[block]): functools.partial(hear, block) for block in sorted(blocks)
+    }
+
+
+def _seen(
+    needs: Needs, block: int, attention: Attention, kwargs: dict[str, Any]
+) -> Iterator[tuple[tuple[str, int | str], Tensor]]:
+    """What a selector wants of one call of a tower block's attention: [sequences, P, ...], CLS included."""
+    if block in needs.received:
+        yield ("received", block), _received(attention, kwargs.get("cu_seq_lens_q"))
+    if block in needs.cls:
+        row = attention_rows(attention.query[:, :, :1], attention.key, attention.scaling)
+        yield ("cls", block), row[:, :, 0].mean(dim=1)
+    if block in needs.keys:
+        yield ("keys", block), attention.key.transpose(1, 2)
+    for name, (wanted, function) in needs.observe.items():
+        if block == wanted:
+            yield ("observed", name), function(attention)
+
+
+def tower_hooks(seam: "Seam") -> list[tuple[nn.Module, Callable[..., None]]]:
+    """(module, forward hook) for the blocks, the tower and the projector that a selector wants to see."""
+
+    def see_block(block: int, _: nn.Module, args: tuple, output: Any) -> None:
+        hidden = (output[0] if isinstance(output, tuple) else output).detach()
+        seam.encoding.scores.setdefault(("hidden", block), []).append(hidden if hidden.dim() == 3 else hidden[None])
+
+    def see_projector(_: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        rows = args[0] if args else next(iter(kwargs.values()))
+        seam.encoding.projected = rows.detach() if isinstance(rows, Tensor) and rows.dim() == 3 else None
+
+    def see_tower(_: nn.Module, args: tuple, output: Any) -> None:
+        states = getattr(output, "hidden_states", None)
+        layers = getattr(seam.parts.composite.config, "vision_feature_layer", None)
+        if states is not None and layers is not None:
+            layers = [layers] if isinstance(layers, int) else layers
+            seam.encoding.cls = torch.cat([states[layer][:, 0] for layer in layers], dim=-1).detach()
+
+    hooks: list[tuple[nn.Module, Callable[..., None]]] = [
+        (seam.parts.blocks[block], functools.partial(see_block, block)) for block in seam.needs.hidden
+    ]
+    if seam.needs.projection and seam.adapter.projects_rows and seam.adapter.projector is not None:
+        hooks.append((seam.adapter.projector, see_projector))
+        if seam.parts.has_cls:
+            hooks.append((seam.adapter.tower, see_tower))
+    return hooks
 
 
 def decoder_listeners(seam: "Seam") -> dict[nn.Module, Listener]:

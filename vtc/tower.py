@@ -1,0 +1,493 @@
+"""A reducer's run through the vision tower: once it has decided, every later block gets fewer rows.
+
+A tower's rows are either a batch of sequences of equal length (crops of CLIP and its like) or one packed sequence of
+all images (Qwen-VL). Both are kept as *entries* of rows here: one entry for each sequence, or one for everything.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtc import ops
+from vtc.budget import share_out
+from vtc.flops import lengths_of
+from vtc.method import Reducer
+from vtc.patches import Patches
+from vtc.reduction import Mixing, Reduction
+from vtc.scores import Attention
+
+#: Added to the logits of padding rows; finite, so that half precision holds it.
+_NOWHERE = -1e4
+
+
+@dataclass
+class Sequence:
+    """The units that are left of one sequence: a crop, or all of an image in a packed tower.
+
+    Attributes:
+        image: which of the encoded images it belongs to.
+        entry: the entry that its rows stand in.
+        rows: LongTensor [U, cell]: the rows, in the untouched tower's entry, of each unit that is left.
+        tokens: LongTensor [U]: the visual token, within the image, that each makes; -1 for what unpadding cuts off.
+        at: LongTensor [U, cell]: where the rows stand in the entry now.
+        start, target: units before the first and after the last stage.
+        sizes: Tensor [U]: how many units each stands for.
+        owner: LongTensor [start]: the unit now that each unit of the start went into; -1 where it is gone.
+        first: LongTensor [start]: the tokens at the start.
+        memory: the method's store.
+    """
+
+    image: int
+    entry: int
+    rows: Tensor
+    tokens: Tensor
+    at: Tensor
+    start: int
+    target: int
+    sizes: Tensor
+    owner: Tensor
+    first: Tensor
+    memory: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def units(self) -> int:
+        """U, the units that are left."""
+        return len(self.rows)
+
+    @property
+    def reduced(self) -> bool:
+        """Whether it is to lose anything at all."""
+        return self.target < self.start
+
+    def cut(self, reduction: Reduction, member: int, ordered: bool) -> None:
+        """Keep what `reduction` keeps of its image `member`."""
+        kept = reduction.kept[member]
+        self.owner = _followed(self.owner, reduction, member, self.units)
+        order = kept.argsort() if ordered else torch.arange(len(kept), device=kept.device)
+        place = order.argsort()
+        self.owner = torch.where(self.owner >= 0, place[self.owner.clamp(min=0)], -1)
+        self.sizes = _sizes(self.sizes, reduction, member)[order]
+        kept = kept[order]
+        self.rows, self.tokens = self.rows[kept], self.tokens[kept]
+        self.memory = {name: value[kept] for name, value in self.memory.items()}
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """What a reducer left of one encoded image.
+
+    Attributes:
+        total: visual tokens that the image has.
+        kept: LongTensor [k], those that are left, ascending.
+        merged: LongTensor [total]: the survivor that each was merged into, -1 for none; None where nothing was merged.
+    """
+
+    total: int
+    kept: Tensor
+    merged: Tensor | None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which rows of the untouched tower stand in the entries.
+
+    Attributes:
+        index: LongTensor [E, P].
+        valid: BoolTensor [E, P]: False at padding.
+    """
+
+    index: Tensor
+    valid: Tensor
+
+    def restore(self, x: Tensor, length: int) -> Tensor:
+        """`x` [E, P, D] with its rows back in their places among `length`; zeros elsewhere."""
+        full = x.new_zeros(x.shape[0], length, x.shape[-1])
+        entry = torch.arange(len(x), device=x.device)[:, None].expand_as(self.index)
+        return full.index_put((entry[self.valid], self.index[self.valid]), x[self.valid])
+
+
+class TowerRun:
+    """One pass of a tower whose rows a reducer cuts.
+
+    Args:
+        reducer: decides.
+        blocks: the blocks at which it is asked.
+        maps: for each encoded image, LongTensor [N, cell]: rows of each visual token, as `Adapter.patches` tells them.
+        hidden: the first block's input.
+        prefix: CLS rows in front of each sequence.
+    """
+
+    def __init__(self, reducer: Reducer, blocks: tuple[int, ...], maps: list[Tensor], hidden: Tensor, prefix: int):
+        self.reducer, self.blocks, self.maps, self.prefix = reducer, blocks, maps, prefix
+        self.flat = hidden.dim() == 2
+        entries, self.length = (1, hidden.shape[0]) if self.flat else (hidden.shape[0], hidden.shape[1])
+        device = hidden.device
+        self.cell = maps[0].shape[1]
+        self.sequences = [s for image in range(len(maps)) for s in self._sequences(image, entries, device)]
+        self.active = any(sequence.reduced for sequence in self.sequences)
+        everything = torch.arange(self.length, device=device).expand(entries, -1)
+        self.layout = Rows(everything, torch.ones_like(everything, dtype=torch.bool))
+        self.moved = self.ordered = self.merged = False
+        self.boundaries: Tensor | None = None
+        self.bias: Tensor | None = None
+        self.move: Move | None = None  # of the block that runs, until its end
+        self.gathered: tuple[Tensor, Tensor] | None = None  # (entry, place) of what the projector was given
+        self.slots: tuple[int, ...] = ()
+        self._heard: list[Attention] = []
+        self._offset = 0
+
+    def _sequences(self, image: int, entries: int, device: torch.device) -> list[Sequence]:
+        """The sequences of one image, each with its part of the budget."""
+        rows = self.maps[image]
+        tokens = (rows[:, 0] >= 0).nonzero()[:, 0]
+        rows, per_entry = rows[tokens], self.length - self.prefix
+        budget = min(self.reducer.count(len(self.maps[image])), len(tokens))
+        order = rows[:, 0].argsort()
+        rows, tokens = rows[order], tokens[order]
+        crops = rows[:, 0] // per_entry if entries > 1 else torch.zeros_like(tokens)
+        found = crops.unique_consecutive().tolist()
+        parts = share_out(budget, [int((crops == crop).sum()) for crop in found])
+        sequences = []
+        for crop, target in zip(found, parts):
+            mine = crops == crop
+            inside, made = rows[mine] - crop * per_entry, tokens[mine]
+            if budget == len(tokens) and self.cell == 1 and entries > 1:  # untouched: what is cut off later stays too
+                made = torch.full((per_entry,), -1).scatter_(0, inside[:, 0], made)
+                inside, target = torch.arange(per_entry)[:, None], per_entry
+            inside, made = (inside + self.prefix).to(device), made.to(device)
+            units, ones = len(inside), torch.ones(len(inside), device=device)
+            owner = torch.arange(units, device=device)
+            sequences.append(Sequence(image, crop, inside, made, inside, units, target, ones, owner, made))
+        return sequences
+
+    # ---------------------------------------------------------------- a block
+
+    def before_block(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        """A block's arguments with what is per row cut to the rows that are left; None: as they are."""
+        self._heard.clear()
+        self._offset = 0
+        names = [f"argument {index}" for index in range(1, len(args))]
+        given = dict(zip(names, args[1:])) | {k: v for k, v in kwargs.items() if k != "hidden_states"}
+        packed = any(name.startswith("cu_seq") or self._per_row(value) for name, value in given.items())
+        self.ordered = self.ordered or (packed and len(self.layout.index) == 1)
+        cut = {name: self._cut(name, value) for name, value in given.items()}
+        bounds = [value for name, value in cut.items() if name.startswith("cu_seq") and isinstance(value, Tensor)]
+        self.boundaries = bounds[0] if bounds else None
+        if not self.moved:
+            return None
+        return (*args[:1], *(cut[name] for name in names)), {k: cut.get(k, v) for k, v in kwargs.items()}
+
+    def _per_row(self, value: Any) -> bool:
+        if isinstance(value, tuple | list):
+            return any(self._per_row(part) for part in value)
+        return isinstance(value, Tensor) and self.length in value.shape
+
+    def _cut(self, name: str, value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            return type(value)(self._cut(name, part) for part in value)
+        if not isinstance(value, Tensor):
+            return value
+        if name.startswith("cu_seq"):
+            if not self.moved:
+                return value
+            ahead = torch.zeros(self.length + 1, dtype=torch.long, device=value.device)
+            alive = self.layout.index[0].to(value.device)
+            ahead[1:] = torch.zeros_like(ahead[1:]).index_fill_(0, alive, 1).cumsum(0)
+            return ahead[value.long()].unique_consecutive().to(value.dtype)
+        if not self.moved or not self._per_row(value):
+            return value
+        if len(self.layout.index) > 1:
+            raise ValueError(
+                f"{self.reducer.name}: the tower's blocks take {name} for each patch of a batch, which can't be cut "
+                "here; use a selector, or give images one at a time"
+            )
+        index = self.layout.index[0].to(value.device)
+        first = value.shape.index(self.length)
+        pairs = value.dim() == 4 and value.shape[-2:] == (self.length, self.length)  # a mask over queries and keys
+        for axis in (2, 3) if pairs else (first,):
+            value = value.index_select(axis, index)
+        return value
+
+    def hear(self, attention: Attention, wanted: bool) -> Tensor | None:
+        """Take note of a call of the block's attention.
+
+        Returns:
+            What is to be added to the logits of its keys, Tensor [E, S]; None: nothing.
+        """
+        keys = attention.key.shape[2]
+        bias = None if self.bias is None else self.bias[:, self._offset : self._offset + keys]
+        self._offset += keys
+        if wanted:
+            self._heard.append(attention)
+        return bias
+
+    # ---------------------------------------------------------------- deciding
+
+    def reduce(self, block: int, x: Tensor) -> "Move | None":
+        """Ask the method at `block` for the rows `x` [E, P, D] or [P, D]; None: nothing changes."""
+        stage = self.blocks.index(block)
+        x = x[None] if self.flat else x
+        with torch.no_grad():
+            decisions = self._decide(block, stage, x)
+        empty = [s for s in self.sequences if not s.target and s.units]  # whose part of the budget is nothing
+        return self._move(decisions, empty, x) if decisions or empty else None
+
+    def _decide(self, block: int, stage: int, x: Tensor) -> list[tuple[list[Sequence], Reduction]]:
+        """(sequences, what is left of them) for all that the method shortens."""
+        heard = self._heard
+        query = torch.cat([call.query for call in heard], dim=2)
+        key = torch.cat([_heads(call.key, call) for call in heard], dim=2)
+        value = torch.cat([_heads(call.value, call) for call in heard], dim=2)
+        segments = None
+        if self.boundaries is not None and len(self.boundaries) > 2:
+            place = torch.arange(x.shape[1], device=x.device)
+            segments = torch.searchsorted(self.boundaries.to(x.device).long(), place, right=True)
+        decisions = []
+        for group in self._groups():
+            entries = torch.tensor([[s.entry] for s in group], device=x.device)
+            units = torch.stack([s.at.flatten() for s in group])
+            cls = torch.arange(self.prefix, device=x.device).expand(len(group), -1)
+            rows = torch.cat([cls, units], dim=1)
+            patches = Patches(
+                block=block,
+                stage=stage,
+                stages=len(self.blocks),
+                start=group[0].start,
+                target=group[0].target,
+                hidden=x[entries, units].unflatten(1, (-1, self.cell)),
+                query=query.transpose(1, 2)[entries, rows].transpose(1, 2),
+                key=key.transpose(1, 2)[entries, rows].transpose(1, 2),
+                value=value.transpose(1, 2)[entries, rows].transpose(1, 2),
+                scaling=self._heard[0].scaling,
+                sizes=torch.stack([s.sizes for s in group]),
+                prefix=self.prefix,
+                bias=None if self.bias is None else self.bias.expand(len(x), -1)[entries, rows],
+                segments=None if segments is None else segments[rows],
+                memory={name: torch.stack([s.memory[name] for s in group]) for name in group[0].memory},
+            )
+            reduction = self.reducer.reduce(patches)
+            for member, sequence in enumerate(group):
+                sequence.memory = {name: held[member] for name, held in patches.memory.items()}
+            left = patches.units if reduction is None else reduction.kept.shape[1]
+            if patches.last and left != patches.target:
+                raise RuntimeError(f"{self.reducer.name} left {left} units where {patches.target} were asked for")
+            if reduction is not None:
+                decisions.append((group, reduction))
+        return decisions
+
+    def _groups(self) -> list[list[Sequence]]:
+        """Sequences that are shown at once."""
+        groups: dict[Any, list[Sequence]] = defaultdict(list)
+        for index, sequence in enumerate(self.sequences):
+            if sequence.reduced and sequence.target:
+                own = {"all": None, "image": sequence.image, "sequence": index}[self.reducer.together]
+                groups[own, sequence.units, sequence.start, sequence.target].append(sequence)
+        return list(groups.values())
+
+    def _move(self, decisions: list[tuple[list[Sequence], Reduction]], empty: list[Sequence], x: Tensor) -> "Move":
+        """Cut the sequences, lay their rows out anew, and mix what is merged."""
+        old_at = {id(s): s.at for s in self.sequences}
+        mixed = [
+            (group, reduction.kept, ops.merge(_units(x, group, self.cell), reduction.mixing, reduction.kept.shape[1]))
+            for group, reduction in decisions
+            if reduction.mixing is not None
+        ]
+        self.merged = self.merged or bool(mixed)
+        kept_of: dict[int, Tensor] = {}
+        for group, reduction in decisions:
+            for member, sequence in enumerate(group):
+                order = reduction.kept[member].argsort() if self.ordered else slice(None)
+                kept_of[id(sequence)] = reduction.kept[member][order]
+                sequence.cut(reduction, member, self.ordered)
+        for sequence in empty:
+            kept_of[id(sequence)] = sequence.tokens[:0]
+            sequence.cut(Reduction(sequence.tokens[None, :0]), 0, False)
+        sources: list[list[Tensor]] = [[] for _ in range(len(x))]
+        origins: list[list[Tensor]] = [[] for _ in range(len(x))]
+        for sequence in self.sequences:
+            source, origin = sources[sequence.entry], origins[sequence.entry]
+            if not source:
+                first = torch.arange(self.prefix, device=x.device)
+                source.append(first)
+                origin.append(first)
+            begin = sum(map(len, source))
+            moved = old_at[id(sequence)]
+            if id(sequence) in kept_of:
+                moved = moved[kept_of[id(sequence)]]
+            source.append(moved.flatten())
+            origin.append(sequence.rows.flatten())
+            sequence.at = torch.arange(begin, begin + moved.numel(), device=x.device).view(-1, self.cell)
+        index, valid = _padded([torch.cat(parts) for parts in sources])
+        self.layout = Rows(_padded([torch.cat(parts) for parts in origins])[0], valid)
+        self.moved = True
+        self._update_bias(x)
+        entry = torch.arange(len(x), device=x.device)[:, None].expand_as(index)
+        new = x[entry, index] * valid[..., None]
+        for group, kept, units in mixed:
+            for member, sequence in enumerate(group):
+                rows = units[member].view(kept.shape[1], self.cell, -1)
+                if self.ordered:
+                    rows = rows[kept[member].argsort()]
+                place = (torch.full_like(sequence.at.flatten(), sequence.entry), sequence.at.flatten())
+                new = new.index_put(place, rows.flatten(0, 1).to(new.dtype))
+        return Move(index, valid, new, x.shape[1], self.flat)
+
+    def _update_bias(self, x: Tensor) -> None:
+        """What later blocks add to the logits of each row: log of its size, and padding is not seen."""
+        proportional = getattr(self.reducer, "proportional", False) and self.merged
+        if not proportional and bool(self.layout.valid.all()):
+            self.bias = None
+            return
+        bias = torch.zeros(self.layout.index.shape, device=x.device)
+        if proportional:
+            for sequence in self.sequences:
+                each = sequence.sizes.clamp(min=1e-6).log()[:, None].expand(-1, self.cell)
+                bias[sequence.entry, sequence.at.flatten()] = each.flatten().to(bias)
+        self.bias = bias.masked_fill(~self.layout.valid, _NOWHERE)
+
+    def lengths(self) -> Callable[[], Tensor]:
+        """Gives the lengths of the sequences that attend within themselves in the block that runs."""
+        if self.boundaries is not None:
+            return lengths_of((0, 0), 0, self.boundaries)
+        return lengths_of((len(self.layout.index), self.layout.index.shape[1]), 0, None)
+
+    # ---------------------------------------------------------------- leaving the tower
+
+    def mark(self, x: Tensor) -> None:
+        """Remember which rows a block's output has, wherever it is collected."""
+        if self.moved:
+            x._vtc_rows = self.layout  # type: ignore[attr-defined]
+
+    def restore(self, x: Tensor) -> Tensor:
+        """A tower's output with its rows back in their places; zeros where there is none any more."""
+        rows = getattr(x, "_vtc_rows", self.layout)
+        if x.shape[-2] == self.length or x.shape[-2] != rows.index.shape[1]:
+            return x
+        return rows.restore(x[None] if x.dim() == 2 else x, self.length).view(*x.shape[:-2], self.length, x.shape[-1])
+
+    def restore_units(self, x: Tensor) -> Tensor:
+        """A merger's output [U, D], one row for each unit, with the rows back in their places."""
+        cells = self.layout.index[:, :: self.cell] // self.cell
+        return Rows(cells, torch.ones_like(cells, dtype=torch.bool)).restore(x[None], self.length // self.cell)[0]
+
+    def survivors(self, slots: int) -> tuple[Tensor, Tensor] | None:
+        """(entry, place) of each unit that is left, where `slots` rows of the projector stand for an entry's units."""
+        patches = self.length - self.prefix
+        if slots == patches and self.cell == 1:
+            places = [sequence.rows[:, 0] - self.prefix for sequence in self.sequences]
+        elif slots * self.cell == patches and self.cell > 1 and not self.flat:
+            places = [sequence.tokens % slots for sequence in self.sequences]
+        else:
+            return None
+        entries = [torch.full_like(place, s.entry) for place, s in zip(places, self.sequences)]
+        return torch.cat(entries), torch.cat(places)
+
+    def reduced(self) -> list[Reduced]:
+        """What is left of each encoded image."""
+        return [self._reduced(image, rows) for image, rows in enumerate(self.maps)]
+
+    def _reduced(self, image: int, rows: Tensor) -> Reduced:
+        mine = [sequence for sequence in self.sequences if sequence.image == image]
+        total = len(rows)
+        tokens = torch.cat([s.tokens[s.tokens >= 0] for s in mine])
+        missing = self.reducer.count(total) - len(tokens)
+        separators = (rows[:, 0] < 0).nonzero()[:missing, 0].to(tokens.device) if missing > 0 else tokens[:0]
+        merged = None
+        if self.merged:
+            merged = torch.full((total,), -1, dtype=torch.long, device=tokens.device)
+            for sequence in mine:
+                into = torch.full_like(sequence.first, -1)
+                if sequence.units:
+                    into = torch.where(sequence.owner >= 0, sequence.tokens[sequence.owner.clamp(min=0)], -1)
+                made = sequence.first >= 0
+                merged[sequence.first[made]] = into[made]
+        return Reduced(total, torch.cat([tokens, separators]).sort().values, merged)
+
+
+@dataclass(frozen=True)
+class Move:
+    """New rows for old ones.
+
+    Attributes:
+        source: LongTensor [E, P']: the old row that each new one stands for.
+        valid: BoolTensor [E, P']: False at padding.
+        new: Tensor [E, P', D].
+        old_length: P, rows of an entry before.
+        flat: whether the tower knows no entries.
+    """
+
+    source: Tensor
+    valid: Tensor
+    new: Tensor
+    old_length: int
+    flat: bool
+
+    @property
+    def rows(self) -> Tensor:
+        """`new` as the tower's modules take it."""
+        return self.new[0] if self.flat else self.new
+
+    def write(self, x: Tensor) -> None:
+        """Put the new rows into `x`, the old residual stream, at the rows that they stand for."""
+        x = x[None] if self.flat else x
+        entry = torch.arange(len(x), device=x.device)[:, None].expand_as(self.source)
+        x.index_put_((entry[self.valid], self.source[self.valid]), self.new[self.valid])
+
+    def expand(self, x: Tensor) -> Tensor:
+        """What was made of the new rows, at the old rows that they stand for; zeros elsewhere."""
+        full = Rows(self.source, self.valid).restore(x[None] if self.flat else x, self.old_length)
+        return full[0] if self.flat else full
+
+    def take(self, x: Tensor) -> Tensor:
+        """The rows of `x`, a block's output at the old length, that the new ones stand for."""
+        x = x[None] if self.flat else x
+        entry = torch.arange(len(x), device=x.device)[:, None].expand_as(self.source)
+        new = x[entry, self.source] * self.valid[..., None]
+        return new[0] if self.flat else new
+
+
+def _heads(x: Tensor, call: Attention) -> Tensor:
+    """Keys or values repeated to the number of query heads."""
+    return x.repeat_interleave(call.query.shape[1] // x.shape[1], dim=1)
+
+
+def _units(x: Tensor, group: list[Sequence], cell: int) -> Tensor:
+    """The units' rows, [G, U, cell · D]."""
+    entries = torch.tensor([[s.entry] for s in group], device=x.device)
+    rows = x[entries, torch.stack([s.at.flatten() for s in group])]
+    return rows.unflatten(1, (-1, cell)).flatten(2)
+
+
+def _followed(owner: Tensor, reduction: Reduction, member: int, units: int) -> Tensor:
+    """`owner` one reduction later."""
+    into = torch.full((units,), -1, dtype=torch.long, device=owner.device)
+    if reduction.mixing is not None:
+        mixing: Mixing = reduction.mixing
+        order = mixing.weight[member].argsort(stable=True)  # the largest weight is written last
+        into[mixing.source[member][order]] = mixing.target[member][order]
+    else:
+        into[reduction.kept[member]] = torch.arange(reduction.kept.shape[1], device=owner.device)
+    return torch.where(owner >= 0, into[owner.clamp(min=0)], -1)
+
+
+def _sizes(sizes: Tensor, reduction: Reduction, member: int) -> Tensor:
+    """Sizes one reduction later, in the order of `kept`."""
+    kept, mixing = reduction.kept[member], reduction.mixing
+    if reduction.sizes is not None:
+        return reduction.sizes[member].to(sizes.dtype)
+    if mixing is None:
+        return sizes[kept]
+    positive = mixing.weight[member] > 0
+    new = torch.zeros(len(kept), dtype=sizes.dtype, device=sizes.device)
+    return new.index_add(0, mixing.target[member][positive], sizes[mixing.source[member][positive]])
+
+
+def _padded(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Rows of several lengths as LongTensor [E, P] (0 where padded) and BoolTensor [E, P]."""
+    index = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows], device=index.device)
+    return index, torch.arange(index.shape[1], device=index.device) < lengths[:, None]
