@@ -75,7 +75,7 @@ class AnyresAdapter(Adapter):
         if any((image % 1 > 0).any() for image in packed):
             raise ValueError(
                 f"{self.family} scales the tokens of so large an image down behind the tower, so that its patches "
-                "can't be followed; give a smaller image or use a method that does not read the tower, such as 'divprune'"
+                "can't be followed; give a smaller image, or use a method that does not read the tower: 'divprune'"
             )
         return [image.nan_to_num(-1.0).long() for image in packed]
 

@@ -196,12 +196,12 @@ class Adapter:
 
     # ---------------------------------------------------------------- tower scores, per token
 
-    def tower_scores(self, recorded: Recorded, layout: Layout) -> dict[tuple[str, int], list[Tensor]]:
+    def tower_scores(self, recorded: Recorded, layout: Layout) -> dict[tuple[str, int | str], list[Tensor]]:
         """Scores that the tower's attention gave: ("received" or "cls", block) -> Tensor [N] for each image.
 
         Left out is what was not seen for every image.
         """
-        seen: dict[tuple[str, int], dict[int, Tensor]] = {}
+        seen: dict[tuple[str, int | str], dict[int, Tensor]] = {}
         for kind, features in recorded.features.items():
             images = {index: image for index, image in enumerate(layout.images) if image.kind == kind}
             tokens = dict(sorted((image.origin, len(image)) for image in images.values()))
@@ -225,7 +225,7 @@ class Adapter:
         if self.parts.has_cls:
             values = values[:, 1:]
         flat = values.flatten(0, 1)
-        return [_means(flat, rows) for rows in self.patches(features, tuple(values.shape[:2]), tokens)]
+        return [_means(flat, rows) for rows in self.patches(features, (values.shape[0], values.shape[1]), tokens)]
 
     def patches(self, features: Features, shape: tuple[int, int], tokens: list[int] | None = None) -> list[Tensor]:
         """The patches that each visual token is made of.
@@ -321,10 +321,10 @@ def _cells_of_grid(rows: Tensor, grid: Grid, cell: int) -> Tensor:
 
 
 def _joined(calls: list[Tensor]) -> Tensor:
-    """Scores [sequences, P] of several calls as rows of equal length where they are; else as one row."""
-    if len({call.shape[-1] for call in calls}) == 1:
+    """Scores [sequences, P, ...] of several calls as rows of equal length where they are; else as one row."""
+    if len({call.shape[1] for call in calls}) == 1:
         return torch.cat(calls)
-    return torch.cat([call.flatten() for call in calls])[None]
+    return torch.cat([call.flatten(0, 1) for call in calls])[None]
 
 
 def _numbered(images: list[VisualInput]) -> list[VisualInput]:

@@ -1,6 +1,6 @@
 """InternVL: the tiles of one image stand in one unbroken run of placeholders."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from vtc.adapters.generic import Adapter, runs
 from vtc.recorded import Features
@@ -20,5 +20,5 @@ class InternVLAdapter(Adapter):
                 f"{self.family}: how many tiles an image has is told by the prompt, which a reducer needs to know "
                 "before the tower runs; call the whole model with input_ids, or use a selector"
             )
-        image = self.parts.composite.config.image_token_id
-        return [len(run) for row in features.input_ids.cpu() for run in runs((row == image).nonzero().flatten())]
+        config: Any = self.parts.composite.config
+        return [len(run) for row in features.input_ids.cpu() for run in runs((row == config.image_token_id).nonzero().flatten())]

@@ -40,8 +40,11 @@ class QwenVLAdapter(Adapter):
         """The tower's order of merged tokens: that of its attention windows."""
         from transformers import vision_utils
 
+        grids = self._thw(features)
+        assert grids is not None  # else there would be no features
+
         index = vision_utils.get_vision_window_index(
-            self._thw(features),
+            grids,
             spatial_merge_size=self.tower.spatial_merge_size,
             window_size=self.tower.window_size,
             patch_size=self.tower.patch_size,

@@ -34,6 +34,8 @@ COMMANDS = {
     "ask": Command("vtc.eval.ask", "ask about one picture, with and without compression, and see what was kept"),
     "bench": Command("vtc.eval.bench", "time the prefill: measured speed-up beside what the FLOPs promise"),
     "methods": Command("vtc.eval.methods", "list the methods"),
+    "presets": Command("vtc.eval.presets", "list published settings, or show one with its published numbers"),
+    "pages": Command("vtc.eval.pages", "write a page of documentation for every method"),
     "train-embedded": Command("vtc.eval.embedded.train", "train the embedded model from nothing", ValueError),
 }
 

@@ -14,7 +14,12 @@ ATTENTIONS = ("sdpa", "eager", flash_stand_in.NAME)
 
 #: Where a method's name and keep are not enough: more fields that every family takes.
 FIELDS = {"fastv": ",layer=2", "transprune": ",layers=(1,2,3)"}
-COMPOSED = ("divprune:keep=0.6+fastv:layer=2,keep=0.5", "pool:keep=0.5+transprune:keep=0.4,layers=(1,3,4)")
+COMPOSED = (
+    "divprune:keep=0.6+fastv:layer=2,keep=0.5",
+    "pool:keep=0.5+transprune:keep=0.4,layers=(1,3,4)",
+    "tome:keep=0.6+fastv:layer=3,keep=0.5",
+    "flowcut:keep=0.3,stages=both",
+)
 
 torch.set_num_threads(1)
 

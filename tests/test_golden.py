@@ -6,12 +6,14 @@ names of its tensors say which check applies, so files with other cases, sizes a
 
 import os
 
+import golden_merging
 import golden_prunes
+import golden_reducers
 import golden_selectors
 import pytest
 from golden_cases import Case, discovered
 
-CHECKS = [*golden_selectors.CHECKS, *golden_prunes.CHECKS]
+CHECKS = [*golden_selectors.CHECKS, *golden_prunes.CHECKS, *golden_reducers.CHECKS, *golden_merging.CHECKS]
 
 
 @pytest.mark.parametrize("case", discovered())

@@ -10,6 +10,7 @@ from families import scenario
 
 import vtc
 from vtc.budget import Keep
+from vtc.method import Method
 
 
 @pytest.fixture(autouse=True)
@@ -35,8 +36,8 @@ class Wrong(vtc.Selector):
 
 
 @dataclass
-class Unrun(vtc.Reducer):
-    """A kind that this release does not run."""
+class Unrun(Method):
+    """Of no kind."""
 
     keep: Keep = 0.5
     name = "unrun"
@@ -48,8 +49,8 @@ def test_a_selector_that_repeats_a_token():
         model(**inputs)
 
 
-def test_a_reducer():
-    with pytest.raises(ValueError, match="unrun is a reducer"):
+def test_a_method_of_no_kind():
+    with pytest.raises(ValueError, match="unrun is neither a Reducer nor a Selector nor a Prune"):
         vtc.patch(model_of("llava"), Unrun())
 
 

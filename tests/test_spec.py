@@ -122,8 +122,10 @@ def test_methods_are_listed_by_kind() -> None:
         return [name for name in vtc.list_methods(kind) if name in METHODS]
 
     assert shipped("prune") == ["fastv", "transprune"]
-    assert shipped("selector") == ["divprune", "hiprune", "kcenter", "none", "pool", "random", "stride"]
-    assert shipped("reducer") == []
+    assert shipped("selector") == [
+        "divprune", "hiprune", "kcenter", "none", "pool", "random", "recoverable", "stride", "tokencorr", "visionzip",
+    ]  # fmt: skip
+    assert shipped("reducer") == ["diffrate", "flowcut", "token_transforming", "tome", "zero_tprune"]
     assert sorted(METHODS) == [name for name in vtc.list_methods() if name in METHODS]
     with pytest.raises(ValueError, match="kind='outer'"):
         vtc.list_methods("outer")

@@ -91,7 +91,9 @@ class Patches:
 
     def received(self) -> Tensor:
         """Mean attention probability [G, U] that each unit receives, over all heads and all rows (CLS included)."""
-        total = sum(rows.sum(dim=(1, 2)) for _, rows in self._chunks())
+        total = torch.zeros(self.query.shape[0], self.query.shape[2], device=self.query.device)
+        for _, rows in self._chunks():
+            total += rows.sum(dim=(1, 2))
         return self.of_units(total / (self.query.shape[1] * self.query.shape[2]))
 
     def importance(self) -> Tensor:

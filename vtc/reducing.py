@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 def start(seam: "Seam", hidden: Tensor) -> None:
     """Begin a run through the tower; `hidden` is its first block's input."""
+    assert seam.reducer is not None
     encoding, prefix = seam.encoding, int(seam.parts.has_cls)
     check_tower(seam)
     rows = hidden.shape[:2] if hidden.dim() == 3 else (1, hidden.shape[0])
@@ -74,7 +75,7 @@ def _after_block(seam: "Seam", index: int, module: nn.Module, args: tuple, outpu
     move: Move | None = run.move
     if move is not None:  # decided between attention and MLP
         rows, run.move = move.take(hidden), None
-    elif index in seam.reducing_at and seam.reducer.acts == "block":
+    elif index in seam.reducing_at and run.reducer.acts == "block":
         run.mark(hidden)  # whoever collects outputs may have this one
         move = run.reduce(index, hidden)
         rows = move.rows if move is not None else hidden

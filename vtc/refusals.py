@@ -73,11 +73,11 @@ def check_tower(seam: "Seam") -> None:
         ValueError: gradient checkpointing, or an attention implementation that was changed after `vtc.patch`.
     """
     check_tapped(seam)
-    tower = seam.adapter.tower
+    tower, name = seam.adapter.tower, seam.reducer.name if seam.reducer is not None else ""
     if tower.training and any(getattr(module, "gradient_checkpointing", False) for module in tower.modules()):
         raise ValueError(
-            f"{seam.reducer.name} can't run under gradient checkpointing of the vision tower, which calls blocks "
-            "again; call model.gradient_checkpointing_disable() or use a selector"
+            f"{name} can't run under gradient checkpointing of the vision tower, which calls blocks again; "
+            "call model.gradient_checkpointing_disable() or use a selector"
         )
 
 
@@ -87,12 +87,13 @@ def check_reduced(seam: "Seam", layout: Any, recorded: Any) -> None:
     Raises:
         ValueError: they were made before the model was patched, or not by its own tower.
     """
+    name = seam.reducer.name if seam.reducer is not None else ""
     for image in layout.images:
         run = recorded.features_of(image.kind).tower
         if run is None or image.origin >= len(run.maps) or len(run.maps[image.origin]) != len(image):
             raise ValueError(
-                f"{seam.reducer.name} works inside the vision tower, but the visual features of row {image.row} did "
-                "not come from it: make the features after vtc.patch, by the patched model itself; or use a selector"
+                f"{name} works inside the vision tower, but the visual features of row {image.row} did not "
+                "come from it: make the features after vtc.patch, by the patched model itself; or use a selector"
             )
 
 

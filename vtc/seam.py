@@ -174,11 +174,12 @@ class Seam:
         """What the FLOPs count needs of this model."""
         if not hasattr(self, "_sizes"):
             config = getattr(self.adapter.tower, "config", None)
-            self._sizes = tuple(
+            self._sizes = [
                 [weights_of(layer, self.adapter.find_attention(layer), config) for layer in layers]
                 for layers, config in ((self.parts.layers, self.decoder_config), (self.parts.blocks, config))
-            )
-        return Cost(*self._sizes, runs=runs)
+            ]
+        layers, blocks = self._sizes
+        return Cost(layers, blocks, runs)
 
     # ---------------------------------------------------------------- hooks
 

@@ -3,7 +3,8 @@
     spec   = method *( "+" method )
     method = name [ ":" key "=" value *( "," key "=" value ) ]
 
-A value is a Python literal (0.25, 64, True, None, (7,9,12)) or a bare word, which is a string.
+A value is a Python literal (0.25, 64, True, None, (7,9,12)) or a bare word, which is a string. In place of a method the
+name of a preset may stand, such as `hiprune/llava-1.5/192`.
 """
 
 import ast
@@ -14,6 +15,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from vtc.method import Method
+from vtc.presets import published
 from vtc.registry import method_class
 
 Spec = str | Method | Iterable["Spec"]
@@ -77,6 +79,8 @@ def build(name: str, fields: dict[str, Any]) -> Method:
 
 
 def _parse_one(text: str, fields: dict[str, Any]) -> Method:
+    if "/" in text and ":" not in text:  # the name of a preset
+        text = published(text.strip()).spec
     name, colon, rest = text.strip().partition(":")
     given: dict[str, Any] = {}
     for item in _COMMA.split(rest) if colon else []:

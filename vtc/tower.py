@@ -241,7 +241,7 @@ class TowerRun:
         heard = self._heard
         query = torch.cat([call.query for call in heard], dim=2)
         key = torch.cat([_heads(call.key, call) for call in heard], dim=2)
-        value = torch.cat([_heads(call.value, call) for call in heard], dim=2)
+        value = torch.cat([_heads(call.value, call) for call in heard if call.value is not None], dim=2)
         segments = None
         if self.boundaries is not None and len(self.boundaries) > 2:
             place = torch.arange(x.shape[1], device=x.device)

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from vtc import fields
-from vtc.budget import Keep
+from vtc.budget import Keep, share_out
 from vtc.method import Needs, Selector, VisualTokens
 from vtc.parts import Parts
 from vtc.reduction import Reduction, top_k
 from vtc.registry import register
-from vtc.selectors.places import candidates, share_out
+from vtc.selectors.crops import crop_tokens, share_by
+from vtc.selectors.places import candidates
 
 
 def anchor_count(k: int, alpha: float) -> int:
@@ -23,7 +24,13 @@ def anchor_count(k: int, alpha: float) -> int:
 
 
 def hiprune(
-    object_score: Tensor, deep_score: Tensor, k: int, grid: tuple[int, int], alpha: float = 0.1, compat: bool = False
+    object_score: Tensor,
+    deep_score: Tensor,
+    k: int,
+    grid: tuple[int, int],
+    alpha: float = 0.1,
+    compat: bool = False,
+    visible: Tensor | None = None,
 ) -> Tensor:
     """Which tokens survive.
 
@@ -38,15 +45,20 @@ def hiprune(
         alpha: share of the budget for anchors and buffers.
         compat: exclude chosen tokens by subtracting 1 from their deep score, as the released Qwen code does to scores
             whose mean is 1, so that some are chosen twice and fewer than k survive. Give scores of that scale.
+        visible: BoolTensor [T·h·w], places that hold a token, at least k; None: all. The rest can't be chosen.
 
     Returns:
         BoolTensor [G, T·h·w]; k True in each row, or fewer with `compat`. Where anchors and buffers are more than k
         (the released code fails there), anchors go first, then buffers, each by object score.
     """
+    if visible is not None:
+        object_score, deep_score = (_only(score, visible) for score in (object_score, deep_score))
     anchors = top_k(object_score, anchor_count(k, alpha))
     tier = torch.zeros_like(object_score, dtype=torch.int8)
     tier.scatter_(1, _neighbours(anchors, *grid), 1)
     tier.scatter_(1, anchors, 2)
+    if visible is not None:
+        tier.masked_fill_(~visible, 0)
     chosen = tier > 0
     if compat:
         rank = top_k(deep_score - chosen.float(), deep_score.shape[1]).argsort(dim=1)
@@ -54,6 +66,11 @@ def hiprune(
     order = top_k(torch.where(chosen, object_score, deep_score), deep_score.shape[1])
     by_tier = tier.gather(1, order).argsort(dim=1, descending=True, stable=True)
     return torch.zeros_like(chosen).scatter_(1, order.gather(1, by_tier)[:, :k], True)
+
+
+def _only(score: Tensor, visible: Tensor) -> Tensor:
+    """`score` with -inf where nothing is visible and finite numbers elsewhere, so that NaN there ranks above it."""
+    return score.nan_to_num(nan=torch.finfo(score.dtype).min).masked_fill(~visible, float("-inf"))
 
 
 def _neighbours(anchors: Tensor, h: int, w: int) -> Tensor:
@@ -72,8 +89,12 @@ class HiPrune(Selector):
     """Keep anchors and buffers from a middle layer of the vision tower, and registers from a deep one.
 
     Middle layers attend to objects, deep ones to tokens that hold the whole. Reads the attention that each token
-    receives; no text. With tiles, thumbnail and tiles are selected each by itself, with a part of the budget in
+    receives; no text. With tiles, thumbnail and joined tiles are selected each by itself, with a part of the budget in
     proportion to their tokens; separators are dropped. https://arxiv.org/abs/2508.00553
+
+    Budget: the paper's, tokens in all: 192, 128 or 64 of LLaVA-1.5's 576, 640, 320 or 160 for all crops of LLaVA-NeXT,
+    a share for Qwen2.5-VL. The released code gives each crop int(budget / crops) and loses the remainder; `per_crop`
+    gives the remainder to the first crops, one token each, and what is more than a crop has to the others.
 
     Attributes:
         keep: share in (0, 1] or count of the visual tokens of an image. Default 1/3 (192 of LLaVA-1.5's 576).
@@ -83,6 +104,8 @@ class HiPrune(Selector):
         deep_layer: deep block. None: the published one (with CLS the one that the projector reads, else the last).
         compat: keep fewer tokens than asked for, like the released Qwen code, behind whose published numbers this is.
             One image at a time; only for towers without CLS.
+        per_crop: select in each crop (thumbnail and every single tile) by itself, all with the same budget, buffers in
+            the crop's own grid, as the released code does. Default False: see above.
     """
 
     keep: Keep = 1 / 3
@@ -90,6 +113,7 @@ class HiPrune(Selector):
     object_layer: int | None = None
     deep_layer: int | None = None
     compat: bool = False
+    per_crop: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,6 +122,12 @@ class HiPrune(Selector):
             if getattr(self, name) is not None:
                 fields.check_int(name, getattr(self, name), "give a block of the vision tower, or None for the default")
         fields.check_bool("compat", self.compat)
+        fields.check_bool("per_crop", self.per_crop)
+        if self.compat and self.per_crop:
+            raise ValueError(
+                "compat=True is what the released code does on Qwen2.5-VL, which has no tiles; with it, "
+                "use per_crop=False"
+            )
 
     def needs(self, parts: Parts) -> Needs:
         depth = len(parts.blocks)
@@ -121,6 +151,8 @@ class HiPrune(Selector):
         places = candidates(visual, k)
         if len(places) == k:
             return Reduction.of(places.to(object_score.device).expand(len(object_score), -1))
+        if self.per_crop and visual.crops is not None:
+            return Reduction(top_k(self._crop_by_crop(visual, k).float(), k).sort(dim=1).values)
         kept = torch.zeros_like(object_score, dtype=torch.bool)
         sizes = [grid.t * grid.h * grid.w for grid in visual.grids]
         for grid, part in zip(visual.grids, share_out(k, sizes), strict=True):
@@ -130,6 +162,24 @@ class HiPrune(Selector):
                     object_score[:, inside], deep_score[:, inside], part, (grid.h, grid.w), self.alpha, self.compat
                 )
         return self._reduction(kept, k)
+
+    def _crop_by_crop(self, visual: VisualTokens, k: int) -> Tensor:
+        """BoolTensor [G, N]: the `k` survivors, each crop with the same number where it has as many tokens."""
+        assert visual.crops is not None
+        scores = visual.received[min(visual.received)], visual.received[max(visual.received)]
+        kept = torch.zeros_like(scores[0], dtype=torch.bool)
+        crops = crop_tokens(visual)
+        height, width = visual.crops.grid
+        for tokens, part in zip(crops, share_by(k, [1] * len(crops), [len(tokens) for tokens in crops]), strict=True):
+            if part:
+                place, tokens = visual.crops.place[tokens].to(kept.device), tokens.to(kept.device)
+                visible = torch.zeros(height * width, dtype=torch.bool, device=kept.device)
+                visible[place] = True
+                whole = (score.new_zeros(len(score), height * width) for score in scores)
+                first, deep = (w.index_copy_(1, place, s[:, tokens]) for w, s in zip(whole, scores, strict=True))
+                chosen = hiprune(first, deep, part, (height, width), self.alpha, visible=visible)
+                kept[:, tokens] = chosen[:, place]
+        return kept
 
     def _reduction(self, kept: Tensor, k: int) -> Reduction:
         if self.compat:

@@ -7,21 +7,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from vtc.budget import share_out
 from vtc.layout import Grid
 from vtc.method import VisualTokens
-
-
-def share_out(k: int, sizes: list[int]) -> list[int]:
-    """Split `k` in proportion to `sizes`, exactly: largest remainder first, the earlier of two equal ones.
-
-    No share is above its size as long as k <= sum(sizes).
-    """
-    total = sum(sizes)
-    shares = [k * size // total for size in sizes]
-    by_remainder = sorted(range(len(sizes)), key=lambda i: -(k * sizes[i] % total))
-    for i in by_remainder[: k - sum(shares)]:
-        shares[i] += 1
-    return shares
 
 
 def candidates(visual: VisualTokens, k: int) -> Tensor:

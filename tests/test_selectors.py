@@ -1,0 +1,878 @@
+"""What holds for the selectors that read more of the tower than a score, crop by crop: visionzip, tokencorr,
+recoverable, hiprune with per_crop."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from golden_cases import Case, read
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_methods import FEATURES, check_decision, dense, features_of
+from torch import Tensor
+from torch.testing import assert_close
+
+from vtc import HiPrune, Reduction, VisualTokens, ops
+from vtc.layout import Grid
+from vtc.method import Crops, Needs, Projection
+from vtc.parts import Parts
+from vtc.scores import Attention
+from vtc.selectors.crops import crop_tokens, share_by
+from vtc.selectors.hiprune import hiprune
+from vtc.selectors.outliers import local_outlier_factor, outlier_count
+from vtc.selectors.places import share_out
+from vtc.selectors.recoverable import Counts, Recoverable, cls_full_width, outlier_counts, recover
+from vtc.selectors.tokencorr import TokenCorr, exponential_noise, informative_order, local_count, neighbour_count
+from vtc.selectors.visionzip import VisionZip, merge_weights, visionzip
+
+quick = settings(max_examples=25, deadline=None)
+
+METHODS = [
+    VisionZip(), VisionZip(dominant=0.0), VisionZip(dominant=1.0), VisionZip(dominant=0.5, average=True),
+    TokenCorr(keep=0.5), TokenCorr(keep=0.5, alpha=0.0, beta=0.3, sample=True), Recoverable(keep=0.5),
+    HiPrune(per_crop=True), HiPrune(per_crop=True, alpha=1.0),
+]  # fmt: skip
+ADAPTIVE = [TokenCorr(), TokenCorr(sample=True, alpha=0.1), Recoverable(), Recoverable(floor=5)]
+#: What stands between tower and language model: a projector of rows with CLS, without, or one that joins patches.
+TOWERS = ("cls", "rows", "joined")
+
+
+def tiled() -> tuple[tuple[Grid, ...], Crops]:
+    """A thumbnail of 3 × 3 and two tiles of 3 × 3 side by side, whose first row of tokens was cut off as padding."""
+    grids = (Grid(0, 1, 3, 3, kind="thumbnail"), Grid(9, 1, 2, 6, row_end=1, kind="tiles"))
+    index, place = [0] * 9, list(range(9))
+    for row in (1, 2):
+        for column in range(6):
+            index.append(1 + column // 3)
+            place.append(row * 3 + column % 3)
+        index.append(-1)
+        place.append(-1)
+    return grids, Crops(torch.tensor(index), torch.tensor(place), 3, (3, 3))
+
+
+def layout_of(name: str) -> tuple[tuple[Grid, ...], Crops | None]:
+    match name:
+        case "tiles":
+            return tiled()
+        case "video":
+            frame = torch.arange(18) // 6
+            return (Grid(0, 3, 2, 3),), Crops(frame, torch.arange(18) % 6, 3, (2, 3))
+        case "one crop":
+            return (Grid(0, 1, 4, 4, end=1),), Crops(torch.tensor([0] * 16 + [-1]), torch.arange(17), 1, (4, 4))
+        case _:
+            return (Grid(0, 1, 5, 5),), None
+
+
+LAYOUTS = ("tiles", "video", "one crop", "square")
+
+
+def visual_tokens(
+    layout: str = "tiles", tower: str = "cls", images: int = 1, kind: str = "random", seed: int = 0
+) -> VisualTokens:
+    """Random tokens, and all that the methods ask for; NaN at separators, as the tower's values are."""
+    grids, crops = layout_of(layout)
+    tokens = sum(map(len, grids))
+    separators = torch.ones(tokens, dtype=torch.bool)
+    for grid in grids:
+        separators[grid.tokens().flatten()] = False
+
+    def values(width: int, salt: int) -> Tensor:
+        x = features_of(kind, images, tokens, 1000 * seed + salt, width)
+        return x.masked_fill(separators[:, None], float("nan"))
+
+    rows, keys, score = values(6, 1), values(8, 2), [values(4, 3 + i).abs().mean(-1) for i in range(2)]
+    cls_rows = features_of("random", images, 3, seed, 6)[:, : crops.count if crops else 1].to(rows.dtype)
+    weight = torch.randn(6, 5, generator=torch.Generator().manual_seed(seed)).to(rows.dtype)
+    visual = VisualTokens(
+        features=features_of(kind, images, tokens, 1000 * seed, 5),
+        grids=grids,
+        separators=separators,
+        ordinals=tuple(range(images)),
+        received={1: score[0], 3: score[1]},
+        keys={3: keys.unflatten(2, (2, 4))},
+        crops=crops,
+        text=tuple(features_of("random", images, 4, seed, 5)),
+    )
+    if tower == "joined":
+        return visual
+    projection = Projection(rows, cls_rows if tower == "cls" else None, lambda x: x @ weight)
+    if tower == "rows":
+        return replace(visual, projection=projection)
+    return replace(visual, projection=projection, cls=visual.received, received={}, observed={"cls": score[1]})
+
+
+def shown_to(method: Any, visual: VisualTokens) -> VisualTokens:
+    """What of `visual` the method asks for."""
+    if isinstance(method, HiPrune):
+        return replace(visual, received=visual.cls or visual.received, projection=None)
+    if isinstance(method, Recoverable):
+        return replace(visual, cls={}, received={} if visual.observed else {3: visual.received[3]})
+    visual = replace(visual, observed={})
+    if isinstance(method, VisionZip):
+        return replace(visual, **{k: {3: v[3]} for k in ("cls", "received") if (v := getattr(visual, k))})
+    return replace(visual, projection=None)
+
+
+def one(visual: VisualTokens, index: int) -> VisualTokens:
+    """Image `index` of the group, by itself."""
+    alone = slice(index, index + 1)
+
+    def cut(values: Any) -> Any:
+        return {name: value[alone] for name, value in values.items()}
+
+    projection = visual.projection
+    if projection is not None:
+        cls = None if projection.cls is None else projection.cls[alone]
+        projection = Projection(projection.rows[alone], cls, projection.apply)
+    return replace(
+        visual, features=visual.features[alone], ordinals=visual.ordinals[alone], received=cut(visual.received),
+        cls=cut(visual.cls), keys=cut(visual.keys), observed=cut(visual.observed), projection=projection,
+        text=visual.text[alone],
+    )  # fmt: skip
+
+
+def check_reduction(reduction: Reduction, visual: VisualTokens, k: int) -> None:
+    images, tokens, width = visual.features.shape
+    check_decision(reduction, images, tokens, k)
+    if reduction.mixing is not None:
+        source, target, weight = (getattr(reduction.mixing, name) for name in ("source", "target", "weight"))
+        assert source.shape == target.shape == weight.shape and len(source) == images
+        assert ((source >= 0) & (source < tokens)).all() and not visual.separators[source].any()
+        assert ((target >= 0) & (target < k)).all() and weight.isfinite().all()
+    if reduction.features is not None:
+        assert reduction.features.shape == (images, k, width)
+    assert (reduction.features is None) == (visual.projection is None or reduction.mixing is None)
+
+
+def same(ours: Reduction, other: Reduction, image: int, tokens: int) -> None:
+    """`ours`, of one image, is what `other` says of `image`."""
+    k = ours.kept.shape[1]
+    assert torch.equal(ours.kept[0], other.kept[image])
+    assert (ours.mixing is None) == (other.mixing is None)
+    if ours.mixing is not None and other.mixing is not None:
+        assert_close(dense(ours.mixing, k, tokens)[0], dense(other.mixing, k, tokens)[image])
+    if ours.features is not None and other.features is not None:
+        assert_close(ours.features[0], other.features[image], equal_nan=True)
+
+
+# ---------------------------------------------------------------- every one of them
+
+
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+@quick
+@given(
+    layout=st.sampled_from(LAYOUTS),
+    tower=st.sampled_from(TOWERS),
+    kind=st.sampled_from(FEATURES),
+    images=st.integers(1, 3),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)
+def test_exactly_k_tokens_stay_whatever_the_values(
+    method: Any, layout: str, tower: str, kind: str, images: int, share: float, seed: int
+) -> None:
+    visual = shown_to(method, visual_tokens(layout, tower, images, kind, seed))
+    tokens = visual.features.shape[1]
+    k = min(1 + int(share * (tokens - 1)), tokens - 1)
+    check_reduction(method.select(visual, k), visual, k)
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+def test_every_budget_from_one_to_all_but_one(method: Any, layout: str, tower: str) -> None:
+    visual = shown_to(method, visual_tokens(layout, tower, images=2))
+    cells = int((~visual.separators).sum())
+    for k in range(1, visual.features.shape[1]):
+        reduction = method.select(visual, k)
+        check_reduction(reduction, visual, k)
+        separators = visual.separators[reduction.kept].sum(dim=1)
+        assert (separators == max(k - cells, 0)).all()
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+def test_a_group_of_images_gets_what_each_gets_alone(method: Any, layout: str, tower: str) -> None:
+    visual = shown_to(method, visual_tokens(layout, tower, images=3))
+    together = method.select(visual, 11)
+    for index in range(3):
+        same(method.select(one(visual, index), 11), together, index, len(visual.separators))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+def test_other_precisions_decide_as_float32_does(method: Any, dtype: torch.dtype) -> None:
+    visual = shown_to(method, visual_tokens("tiles", "joined", images=2, seed=4))
+
+    def at(dtype: torch.dtype, values: VisualTokens) -> VisualTokens:
+        maps = {
+            name: {key: value.to(dtype) for key, value in getattr(values, name).items()}
+            for name in ("received", "keys", "observed")
+        }
+        text = tuple(value.to(dtype) for value in values.text)
+        return replace(values, features=values.features.to(dtype), text=text, **maps)
+
+    rough = at(dtype, visual)  # both from the same rounded numbers
+    ours, exact = method.select(rough, 8), method.select(at(torch.float32, rough), 8)
+    assert torch.equal(ours.kept, exact.kept)
+    if ours.mixing is not None and exact.mixing is not None:
+        for w, v in zip(vars(ours.mixing).values(), vars(exact.mixing).values(), strict=True):
+            assert_close(w, v, check_dtype=False)
+
+
+@pytest.mark.parametrize("method", ADAPTIVE, ids=repr)
+@quick
+@given(
+    layout=st.sampled_from(LAYOUTS), tower=st.sampled_from(TOWERS), kind=st.sampled_from(FEATURES), seed=st.integers(0, 99)
+)
+def test_where_the_picture_decides_some_token_stays_whatever_the_values(
+    method: Any, layout: str, tower: str, kind: str, seed: int
+) -> None:
+    visual = shown_to(method, visual_tokens(layout, tower, 1, kind, seed))
+    cells = int((~visual.separators).sum())
+    reduction = method.select(visual, visual.features.shape[1])
+    k = reduction.kept.shape[1]
+    assert (method.floor if isinstance(method, Recoverable) else len(crop_tokens(visual))) <= k <= cells
+    check_reduction(reduction, visual, k)
+    if kind == "random":  # the budget that comes out, asked for, gives the same
+        same(replace(method, keep=k).select(visual, k), reduction, 0, len(visual.separators))
+
+
+@pytest.mark.parametrize("method", ADAPTIVE, ids=repr)
+def test_the_adaptive_count_is_not_asked_for(method: Any) -> None:
+    assert method.adaptive and method.count(77) == 77
+    assert not replace(method, keep=0.5).adaptive and replace(method, keep=0.5).count(77) == 38
+
+
+# ---------------------------------------------------------------- crops
+
+
+def test_tokens_of_crops_leave_out_separators_and_keep_their_order() -> None:
+    found = crop_tokens(visual_tokens("tiles"))
+    assert [tokens.tolist() for tokens in found] == [list(range(9)), [9, 10, 11, 16, 17, 18], [12, 13, 14, 19, 20, 21]]
+    (alone,) = crop_tokens(replace(visual_tokens("one crop"), crops=None))
+    assert alone.tolist() == list(range(16))
+
+
+@settings(max_examples=200, deadline=None)
+@given(parts=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 12)), min_size=1, max_size=6), share=st.floats(0, 1))
+def test_shares_by_weight_are_exact_and_fit(parts: list[tuple[int, int]], share: float) -> None:
+    weights, sizes = [w for w, _ in parts], [s for _, s in parts]
+    k = round(share * sum(sizes))
+    shares = share_by(k, weights, sizes)
+    assert sum(shares) == k
+    assert all(0 <= part <= size for part, size in zip(shares, sizes, strict=True))
+    if sum(weights) and all(k * w <= s * sum(weights) for w, s in parts if s) and all(s or not w for w, s in parts):
+        assert shares == share_out(k, weights)  # nothing is full
+    for (weight, size), mine in zip(parts, shares, strict=True):  # who isn't full has no less than a lighter one
+        if mine < size and sum(weights):
+            assert all(mine >= other - 1 for (w, _), other in zip(parts, shares, strict=True) if w <= weight)
+
+
+# ---------------------------------------------------------------- visionzip
+
+
+def zip_input(images: int, tokens: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(images, tokens, generator=generator), torch.randn(images, tokens, 6, generator=generator)
+
+
+@quick
+@given(tokens=st.integers(1, 30), seed=st.integers(0, 99), data=st.data())
+def test_zip_is_the_algorithm_step_by_step(tokens: int, seed: int, data: Any) -> None:
+    score, keys = zip_input(2, tokens, seed)
+    dominant = data.draw(st.integers(0, tokens))
+    contextual = data.draw(st.integers(0, tokens - dominant))
+    zipped = visionzip(score, keys, dominant, contextual)
+    for image in range(2):
+        best = sorted(sorted(range(tokens), key=lambda i: -score[image, i])[:dominant])
+        rest = [i for i in range(tokens) if i not in best]
+        targets = [rest[j * max(1, len(rest) // contextual)] for j in range(contextual)]
+        others = [i for i in rest if i not in targets] if targets else []
+        assert zipped.dominant[image].tolist() == best
+        assert zipped.target[image].tolist() == targets
+        assert zipped.others[image].tolist() == others
+        for token, target in zip(others, zipped.assigned[image].tolist(), strict=True):
+            near = torch.cosine_similarity(keys[image, token], keys[image, targets], dim=-1)
+            assert near[target] >= near.max() - 1e-6
+
+
+def test_ties_go_to_the_lowest_index() -> None:
+    zipped = visionzip(torch.ones(1, 10), torch.ones(1, 10, 3), 4, 2)
+    assert zipped.dominant.tolist() == [[0, 1, 2, 3]]
+    assert zipped.target.tolist() == [[4, 7]]
+    assert zipped.others.tolist() == [[5, 6, 8, 9]] and zipped.assigned.tolist() == [[0, 0, 0, 0]]
+
+
+def test_permuted_tokens_have_the_same_dominant_ones() -> None:
+    score, keys = zip_input(1, 20, 3)
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
+    before = visionzip(score, keys, 7, 3).dominant[0].tolist()
+    after = visionzip(score[:, order], keys[:, order], 7, 3).dominant[0]
+    assert sorted(order[after].tolist()) == before
+
+
+def test_a_contextual_token_is_target_plus_mean_or_the_mean_of_all() -> None:
+    zipped = visionzip(*zip_input(3, 25, 5), 6, 7)
+    filled = torch.zeros(3, 7).scatter_add_(1, zipped.assigned, torch.ones(zipped.assigned.shape)) > 0
+    assert not filled.all()  # the case has targets that nothing goes to
+    for average in (False, True):
+        by_target, by_other = merge_weights(zipped, average)
+        total = by_target.scatter_add(1, zipped.assigned, by_other)
+        assert_close(total, torch.ones(3, 7) + (filled & (not average)))
+        assert average or (by_target == 1).all()
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("average", [False, True])
+def test_mixing_rows_sum_to_what_the_docstring_says(tower: str, average: bool) -> None:
+    method = VisionZip(dominant=0.5, average=average)
+    visual = shown_to(method, visual_tokens("tiles", tower, images=2))
+    reduction = method.select(visual, 10)
+    assert reduction.mixing is not None
+    w = dense(reduction.mixing, 10, len(visual.separators))
+    sums = w.sum(dim=2)
+    assert ((sums - 1).abs().lt(1e-6) | (sums - 2).abs().lt(1e-6) & (not average) | (sums == 0)).all()
+    assert ((sums == 0).sum(dim=1) == (3 if tower == "cls" else 0)).all()  # rows of CLS tokens mix nothing
+    assert ((w > 0).sum(dim=1)[:, ~visual.separators] == 1).all()  # every token goes into one
+
+
+def test_the_sequence_is_that_of_the_released_code() -> None:
+    """Thumbnail block, then the tiles' dominant tokens in raster order, their CLS, their contextual ones."""
+    method, budget = VisionZip(dominant=0.6, average=True), 14
+    visual = shown_to(method, visual_tokens("tiles", "cls"))
+    token = torch.arange(len(visual.separators)).float()[None, :, None]  # a row says which token it is
+    marks = torch.tensor([[[100.0], [200.0], [300.0]]])
+    visual = replace(visual, projection=Projection(token, marks, lambda rows: rows))
+    blocks = []
+    for tokens, part in zip(crop_tokens(visual), share_out(budget, [9, 6, 6]), strict=True):
+        dominant = round(0.6 * part)
+        score, keys = visual.cls[3][:, tokens], visual.keys[3][:, tokens].mean(dim=2)
+        zipped = visionzip(score, keys, dominant - 1, part - dominant)
+        groups = [[t, *zipped.others[0][zipped.assigned[0] == j]] for j, t in enumerate(zipped.target[0])]
+        merged = [float(tokens[torch.stack(group)].float().mean()) for group in groups]
+        blocks.append((tokens[zipped.dominant[0]].tolist(), merged))
+    (dominant_0, merged_0), (dominant_1, merged_1), (dominant_2, merged_2) = blocks
+    assert all(map(len, (dominant_1, dominant_2, merged_0, merged_1, merged_2)))
+    tiles = sorted(dominant_1 + dominant_2)
+    expected = [100.0, *dominant_0, *merged_0, *tiles, 200.0, 300.0, *merged_1, *merged_2]
+    features = method.select(visual, budget).features
+    assert features is not None
+    assert_close(features[0, :, 0], torch.tensor(expected))
+
+
+def test_a_crop_of_one_token_keeps_cls_alone_and_one_of_none_nothing() -> None:
+    visual = shown_to(VisionZip(), visual_tokens("tiles", "cls"))
+    assert visual.projection is not None and visual.projection.cls is not None
+    visual = replace(visual, projection=replace(visual.projection, apply=lambda rows: rows))
+    for k, crops in ((1, [0]), (2, [0, 1]), (3, [0, 1, 2])):
+        features = VisionZip().select(visual, k).features
+        assert features is not None
+        assert torch.equal(features, visual.projection.cls[:, crops])
+
+
+def test_the_blocks_that_are_read() -> None:
+    layers = torch.nn.ModuleList(torch.nn.Identity() for _ in range(24))
+    parts = Parts("llava", layers, layers, (), tuple(layers), True, -2)
+    assert VisionZip().needs(parts) == Needs(cls=(22,), keys=(22,), projection=True)
+    assert TokenCorr().needs(parts) == Needs(cls=(7, 23), keys=(23,))
+    asked = Recoverable().needs(parts)
+    assert asked.observe["cls"] == (23, cls_full_width) and asked.keys == (23,) and asked.text and not asked.hidden
+    parts = replace(parts, has_cls=False, feature_layer=-1)
+    assert VisionZip(layer=3).needs(parts) == Needs(received=(3,), keys=(3,), projection=True)
+    assert TokenCorr(deep=5, shallow=5).needs(parts) == Needs(received=(5, 5), keys=(5,))
+    assert Recoverable().needs(parts).received == (23,)
+    with pytest.raises(ValueError, match="shallow is block 9, behind deep, block 4"):
+        TokenCorr(deep=4, shallow=9).needs(parts)
+    with pytest.raises(ValueError, match="visionzip: tower layer 24 is out of range"):
+        VisionZip(layer=24).needs(parts)
+
+
+# ---------------------------------------------------------------- tokencorr
+
+
+def crops_of(kinds: list[str], size: int = 40) -> VisualTokens:
+    """An image of several crops: "blank" (all keys alike), "dense" (none alike), "half" (half of them alike)."""
+    keys, total = [], size * len(kinds)
+    for index, kind in enumerate(kinds):
+        distinct = torch.eye(size)[torch.randperm(size, generator=torch.Generator().manual_seed(index))]
+        alike = {"blank": size, "half": size // 2, "dense": 0}[kind]
+        distinct[:alike] = 1.0
+        keys.append(distinct)
+    generator = torch.Generator().manual_seed(1)
+    scores = [torch.rand(1, total, generator=generator) + 1 for _ in range(2)]  # no outliers
+    place = torch.arange(total)
+    return VisualTokens(
+        features=torch.randn(1, total, 4, generator=generator),
+        grids=(Grid(0, len(kinds), 1, size),),
+        separators=torch.zeros(total, dtype=torch.bool),
+        cls={1: scores[0], 3: scores[1]},
+        keys={3: torch.cat(keys)[None, :, None]},
+        crops=Crops(place // size, place % size, len(kinds), (1, size)),
+    )
+
+
+def counts_in(visual: VisualTokens, reduction: Reduction) -> list[int]:
+    assert visual.crops is not None
+    return visual.crops.index[reduction.kept[0]].bincount(minlength=visual.crops.count).tolist()
+
+
+def test_a_crop_that_repeats_gets_few_tokens_and_one_that_does_not_all() -> None:
+    visual = crops_of(["blank", "dense", "half"])
+    assert counts_in(visual, TokenCorr().select(visual, 120)) == [1, 40, 20]
+
+
+def test_a_budget_keeps_the_ratio_between_crops() -> None:
+    visual = crops_of(["dense", "half", "dense"])
+    assert counts_in(visual, TokenCorr(keep=50).select(visual, 50)) == [20, 10, 20]
+    assert counts_in(visual, TokenCorr(keep=115).select(visual, 115)) == [40, 35, 40]  # full crops pass on what is left
+    blank = crops_of(["dense", "blank", "blank", "dense"])
+    assert counts_in(blank, TokenCorr(keep=20).select(blank, 20)) == [9, 1, 1, 9]
+    assert counts_in(blank, TokenCorr(keep=3).select(blank, 3)) == [2, 0, 0, 1]
+
+
+@pytest.mark.parametrize("keep", [None, 2, 13, 0.4])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_token_is_folded_into_one_of_its_crop(layout: str, keep: Any) -> None:
+    method = TokenCorr(keep=keep, alpha=0.0, beta=0.2)
+    visual = shown_to(method, visual_tokens(layout, "cls", images=1 if keep is None else 3))
+    tokens = len(visual.separators)
+    reduction = method.select(visual, method.count(tokens))
+    assert reduction.mixing is not None
+    k = reduction.kept.shape[1]
+    w = dense(reduction.mixing, k, tokens)
+    assert_close(w.sum(dim=2), torch.ones(len(w), k))
+    assert ((w > 0).sum(dim=1)[:, ~visual.separators] == 1).all()
+    assert (w.gather(2, reduction.kept[..., None]) > 0).all()  # a kept token stays with itself
+    if visual.crops is not None and k >= visual.crops.count:
+        crop = visual.crops.index
+        assert (crop[reduction.mixing.source] == crop[reduction.kept.gather(1, reduction.mixing.target)]).all()
+
+
+def test_permuted_tokens_have_the_same_decision() -> None:
+    visual = shown_to(TokenCorr(), visual_tokens("square", "cls"))
+    order = torch.randperm(25, generator=torch.Generator().manual_seed(3))
+
+    def at(values: dict[int, Tensor]) -> dict[int, Tensor]:
+        return {block: value[:, order] for block, value in values.items()}
+
+    shuffled = replace(visual, features=visual.features[:, order], cls=at(visual.cls), keys=at(visual.keys))
+    for keep in (None, 9):
+        method = TokenCorr(keep=keep, alpha=0.2, beta=0.15)
+        before, after = (method.select(v, method.count(25)) for v in (visual, shuffled))
+        assert before.mixing is not None and after.mixing is not None
+        k = before.kept.shape[1]
+        assert k < 25 and sorted(order[after.kept[0]].tolist()) == before.kept[0].tolist()
+        into = [
+            dict(zip(m.source[0].tolist(), r.kept[0][m.target[0]].tolist(), strict=True))
+            for r, m in ((before, before.mixing), (after, after.mixing))
+        ]
+        assert {int(order[s]): int(order[t]) for s, t in into[1].items()} == into[0]
+
+
+def test_global_tokens_come_first() -> None:
+    deep, local = torch.full((12,), 0.01), torch.arange(12.0)
+    deep[[2, 7]] = torch.tensor([0.5, 0.9])
+    assert informative_order(deep, local).tolist() == [7, 2, 11, 10, 9, 8, 6, 5, 4, 3, 1, 0]
+
+
+def test_neighbours_are_counted_in_chunks_as_at_once(monkeypatch: Any) -> None:
+    keys = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    whole = neighbour_count(keys, 0.5)
+    monkeypatch.setattr("vtc.selectors.tokencorr._CHUNK", 7)
+    assert torch.equal(neighbour_count(keys, 0.5), whole)
+    cosine = torch.cosine_similarity(keys[:, None], keys[None], dim=-1).fill_diagonal_(0)
+    assert torch.equal(whole, (cosine > 0.5).sum(dim=1))
+
+
+def test_local_counts() -> None:
+    assert [local_count(d, 10) for d in (0.0, 0.05, 0.3, 0.31, 1.0)] == [1, 1, 3, 4, 10]
+
+
+def test_drawing_follows_the_seed_alone_and_the_attention() -> None:
+    method = TokenCorr(keep=0.3, sample=True, seed=4)
+    visual = shown_to(method, visual_tokens("tiles", "cls", images=3))
+    state = torch.get_rng_state()
+    first = method.select(visual, 6).kept
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first, method.select(visual, 6).kept)
+    assert not torch.equal(first, replace(method, seed=5).select(visual, 6).kept)
+    assert not torch.equal(exponential_noise(9, 0, 0, 0), exponential_noise(9, 0, 0, 1))
+    attention = torch.tensor([0.0, 1.0, 3.0])  # the first of a race is drawn in proportion to its attention
+    winners = [int((attention / exponential_noise(3, seed, 0, 0)).argmax()) for seed in range(4000)]
+    shares = torch.tensor(winners).bincount(minlength=3) / 4000
+    assert shares[0] == 0 and abs(shares[2] - 0.75) < 0.03
+
+
+# ---------------------------------------------------------------- outliers
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    tokens=st.integers(2, 120),
+    neighbours=st.sampled_from([1, 5, 10, 20]),
+    kind=st.sampled_from(["normal", "softmax", "duplicates", "constant"]),
+    seed=st.integers(0, 999),
+)
+def test_outliers_are_those_of_scikit_learn(tokens: int, neighbours: int, kind: str, seed: int) -> None:
+    neighbors = pytest.importorskip("sklearn.neighbors")
+    x = torch.randn(tokens, generator=torch.Generator().manual_seed(seed))
+    if kind == "softmax":
+        x = (3 * x).softmax(dim=0)
+    elif kind == "duplicates":
+        x[: tokens // 2] = x[0]
+    elif kind == "constant":
+        x[:] = x[0]
+    oracle = neighbors.LocalOutlierFactor(n_neighbors=min(neighbours, tokens - 1))
+    found = (oracle.fit_predict(x.double().numpy()[:, None]) == -1).sum()
+    assert int(outlier_count(x, neighbours)) == found
+
+
+@quick
+@given(tokens=st.integers(1, 40), neighbours=st.integers(1, 25), seed=st.integers(0, 99))
+def test_the_factor_is_its_definition(tokens: int, neighbours: int, seed: int) -> None:
+    x = torch.randint(0, 12, (3, tokens), generator=torch.Generator().manual_seed(seed)).double()
+    factor = local_outlier_factor(x, neighbours)
+    k = min(neighbours, tokens - 1)
+    for row, ours in zip(x.tolist(), factor, strict=True):
+        near = [
+            sorted((j for j in range(tokens) if j != i), key=lambda j: (abs(row[j] - row[i]), row[j]))[:k]
+            for i in range(tokens)
+        ]
+        farthest = [abs(row[n[-1]] - row[i]) if k else 0.0 for i, n in enumerate(near)]
+        density = [1 / (sum(max(abs(row[j] - row[i]), farthest[j]) for j in n) / k + 1e-10) if k else 1.0
+                   for i, n in enumerate(near)]  # fmt: skip
+        expected = [sum(density[j] for j in n) / k / density[i] if k else 1.0 for i, n in enumerate(near)]
+        assert_close(ours, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_equal_numbers_have_equal_factors_in_any_order_and_scale() -> None:
+    x = torch.tensor([0.0, 1, 1, 2, 3, 3, 3, 9, 9, 14])
+    factor = local_outlier_factor(x, 3)
+    assert factor[1] == factor[2] and factor[4] == factor[5] == factor[6] and factor[9] > 1.5
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(local_outlier_factor(x[order], 3), factor[order])
+    assert_close(local_outlier_factor(x * 8 + 3, 3), factor, rtol=1e-6, atol=1e-6)
+    assert int(outlier_count(torch.full((9,), float("nan")), 3)) == 0
+
+
+# ---------------------------------------------------------------- recoverable
+
+
+@given(
+    counts=st.builds(Counts, st.integers(0, 30), st.integers(0, 30), st.integers(0, 30)), k=st.integers(1, 100)
+)
+def test_scaled_counts_add_up_and_keep_their_proportions(counts: Counts, k: int) -> None:
+    scaled = counts.scaled(k)
+    assert scaled.total == k
+    assert min(scaled.visual, scaled.text, scaled.centres) >= 0
+    if not counts.total:
+        assert scaled == Counts(k, 0, 0)
+    else:
+        assert abs(scaled.text - k * counts.text / counts.total) < 1
+        assert abs(scaled.visual - k * counts.visual / counts.total) < 2  # one may come from a lone centre
+        assert counts.scaled(counts.total) == counts
+
+
+def recover_input(tokens: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    visual = torch.randn(tokens, generator=generator).mul(2).softmax(dim=0)
+    return visual, torch.randn(tokens, generator=generator) / 50, torch.randn(tokens, 8, generator=generator)
+
+
+@quick
+@given(tokens=st.integers(2, 60), seed=st.integers(0, 99), with_text=st.booleans(), data=st.data())
+def test_recovering_is_the_algorithm_step_by_step(tokens: int, seed: int, with_text: bool, data: Any) -> None:
+    visual, text, keys = recover_input(tokens, seed)
+    n_visual = data.draw(st.integers(0, tokens))
+    n_text = data.draw(st.integers(0, tokens - n_visual)) if with_text else 0
+    left = tokens - n_visual - n_text
+    centres = data.draw(st.integers(0, left - 1)) if left > 1 else 0
+    part = recover(visual, text if with_text else None, keys, Counts(n_visual, n_text, centres))
+    ranked = sorted(range(tokens), key=lambda i: -visual[i])
+    chosen = ranked[:n_visual]
+    chosen += sorted((i for i in range(tokens) if i not in chosen), key=lambda i: -text[i])[:n_text]
+    rest = [i for i in ranked if i not in chosen]
+    assert part.kept.tolist() == sorted(chosen) and part.centres.tolist() == rest[:centres]
+    assert part.last.tolist() == (rest[centres : centres + 1] if centres else [])
+    x = torch.randn(tokens, 3, generator=torch.Generator().manual_seed(seed))
+    for centre in part.centres.tolist():
+        others = torch.tensor([i for i in rest if i != centre])
+        near = torch.cosine_similarity(keys[centre], keys[others], dim=-1) + 50 * text[others] * with_text
+        nearest = others[near.topk(min(32, len(others))).indices]
+        mine = part.centre == centre
+        merged = (part.weight[mine, None] * x[part.source[mine]]).sum(dim=0)
+        assert_close(merged, x[centre] + (visual[nearest, None] * x[nearest]).sum(dim=0))
+    if centres:
+        mine = part.centre == part.last
+        merged = (part.weight[mine, None] * x[part.source[mine]]).sum(dim=0)
+        assert_close(merged, (visual[rest[centres:], None] * x[rest[centres:]]).sum(dim=0))
+
+
+def test_permuted_tokens_recover_the_same() -> None:
+    visual, text, keys = recover_input(50, 2)
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(1))
+    counts = outlier_counts(visual, text)
+    assert outlier_counts(visual[order], text[order]) == counts
+    before = recover(visual, text, keys, Counts(5, 4, 3))
+    after = recover(visual[order], text[order], keys[order], Counts(5, 4, 3)).at(order)
+    assert sorted(after.kept.tolist()) == before.kept.tolist()
+    assert torch.equal(after.centres, before.centres) and torch.equal(after.last, before.last)
+    pairs = [
+        sorted(zip(p.source.tolist(), p.centre.tolist(), p.weight.tolist(), strict=True)) for p in (before, after)
+    ]
+    assert pairs[0] == pairs[1]
+
+
+def recoverable_image(visual: Tensor, text: tuple[Tensor, ...] = ()) -> VisualTokens:
+    tokens = len(visual)
+    return VisualTokens(
+        features=torch.randn(1, tokens, 6, generator=torch.Generator().manual_seed(8)),
+        grids=(Grid(0, 1, 1, tokens),),
+        separators=torch.zeros(tokens, dtype=torch.bool),
+        observed={"cls": visual[None]},
+        keys={3: torch.randn(1, tokens, 2, 4, generator=torch.Generator().manual_seed(9))},
+        text=text,
+    )
+
+
+def test_flat_scores_leave_the_floor_and_outliers_more() -> None:
+    flat = recoverable_image(torch.full((60,), 1 / 61))
+    assert Recoverable().select(flat, 60).kept.tolist() == [[0]]
+    assert Recoverable(floor=7).select(flat, 60).kept.tolist() == [list(range(7))]
+    assert Recoverable(floor=90).select(flat, 60).kept.tolist() == [list(range(60))]
+    peaks = torch.linspace(0.001, 0.002, 60)
+    peaks[[11, 40, 41]] = torch.tensor([0.2, 0.3, 0.25])
+    kept = Recoverable().select(recoverable_image(peaks), 60).kept[0].tolist()
+    assert {11, 40, 41} <= set(kept) and len(kept) < 20
+
+
+def test_the_question_recovers_tokens() -> None:
+    visual = recoverable_image(torch.full((60,), 1 / 61))
+    asked = replace(visual, text=(visual.features[0, [17]].expand(3, -1) * 2,))
+    features = torch.full((1, 60, 6), 1.0)
+    features[0, :, 0] = torch.linspace(0, 0.01, 60)
+    features[0, 17] = torch.tensor([1.0, -1, 1, -1, 1, -1])
+    asked = replace(asked, features=features, text=(features[0, [17, 17]],))
+    assert Recoverable().select(asked, 60).kept.tolist() == [[17]]
+    assert Recoverable().select(replace(asked, text=(features[0, :0],)), 60).kept.tolist() == [[0]]
+
+
+def test_full_width_attention_does_not_split_heads() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(2, heads, 9, 4, generator=generator) for heads in (6, 3))
+    row = cls_full_width(Attention(query, key, scaling=0.5))
+    q = query[:, :, 0].flatten(1)
+    k = key.repeat_interleave(2, dim=1).transpose(1, 2).flatten(2)
+    assert_close(row, torch.softmax((k @ q[:, :, None])[..., 0] / math.sqrt(24), dim=-1))
+
+
+# ---------------------------------------------------------------- recoverable: the CLIP text tower
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of a tiny CLIP model with its tokenizer, and of a language model's tokenizer with other ids."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+
+    words = ["<bos>", "<eos>", "<unk>", *"what is the red thing on a table".split()]
+    folders = []
+    for name, order in (("clip", words), ("words", words[:3] + words[:2:-1])):
+        tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(order)}, unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        if name == "clip":
+            tokenizer.post_processor = processors.TemplateProcessing(
+                single="<bos> $A <eos>", special_tokens=[("<bos>", 0), ("<eos>", 1)]
+            )
+        folder = tmp_path_factory.mktemp(name)
+        special = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<eos>"}
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+        folders.append(folder)
+    torch.manual_seed(0)
+    text = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "max_position_embeddings": 8, "eos_token_id": 1, "bos_token_id": 0}  # fmt: skip
+    vision = {"hidden_size": 12, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 8, "patch_size": 4}  # fmt: skip
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=10)).save_pretrained(folders[0])
+    return folders[0], folders[1]
+
+
+def with_clip(towers: tuple[Path, Path], **fields: Any) -> Recoverable:
+    return Recoverable(clip=str(towers[0]), tokenizer=str(towers[1]), **fields)
+
+
+def test_the_question_is_scored_by_the_clip_model(towers: tuple[Path, Path]) -> None:
+    from transformers import AutoTokenizer, CLIPModel
+
+    model, writer = CLIPModel.from_pretrained(towers[0]).eval(), AutoTokenizer.from_pretrained(towers[0])
+    ids = AutoTokenizer.from_pretrained(towers[1])("what is on the table", return_tensors="pt")["input_ids"][0]
+    hidden = torch.randn(7, 12)
+    text = with_clip(towers)._clip_text
+    question = text.question(ids)
+    assert question == "what is on the table"
+    with torch.no_grad():
+        states = model.text_model(**writer(question, return_tensors="pt")).last_hidden_state
+        feature = model.text_projection(states[0, -1])  # <eos> is the last one
+        expected = torch.cosine_similarity(model.visual_projection(hidden), feature, dim=-1) / math.sqrt(10)
+    assert_close(text.score(hidden, question), expected)
+    assert_close(text.score(hidden.half(), question), expected, rtol=0, atol=1e-3)
+    long = " ".join(["red thing"] * 20)  # cut to the text tower's length
+    assert_close(text.score(hidden, long), text.score(hidden, long + " table"))
+
+
+def test_the_method_asks_for_what_clip_needs_and_loads_it_once(towers: tuple[Path, Path]) -> None:
+    method = with_clip(towers)
+    layers = torch.nn.ModuleList(torch.nn.Identity() for _ in range(4))
+    parts = Parts("llava", layers, layers, (), tuple(layers), True, -2)
+    assert method.needs(parts).hidden == (3,)
+    loaded = method._clip_text
+    tokens, hidden = 40, torch.randn(1, 40, 12, generator=torch.Generator().manual_seed(0))
+    visual = recoverable_image(torch.full((tokens,), 1 / 41))
+    visual = replace(visual, hidden={3: hidden}, question=(torch.tensor([4, 5, 6]),))
+    score = loaded.score(hidden[0], loaded.question(visual.question[0]))
+    counts = outlier_counts(visual.observed["cls"][0], score)
+    kept = method.select(visual, tokens).kept[0]
+    assert len(kept) == max(counts.total, 1)
+    budget = replace(method, keep=12)
+    budget.__dict__["_clip_text"] = loaded
+    expected = recover(visual.observed["cls"][0], score, visual.keys[3][0].flatten(1), counts.scaled(12))
+    places = torch.cat([expected.kept, expected.centres, expected.last]).sort().values
+    assert torch.equal(budget.select(visual, 12).kept[0], places)
+    assert method._clip_text is loaded
+    silent = replace(visual, question=(torch.tensor([0, 1]),))  # special tokens alone: no question
+    assert method.select(silent, tokens).kept.tolist() == [[0]]
+    assert repr(method) == repr(with_clip(towers)) and method == with_clip(towers)
+
+
+def test_what_is_wrong_with_clip_is_said(towers: tuple[Path, Path], tmp_path: Path) -> None:
+    from transformers import LlamaConfig
+
+    with pytest.raises(ValueError, match="give both, or neither"):
+        Recoverable(clip="somewhere")
+    with pytest.raises(ValueError, match="give both, or neither"):
+        Recoverable(tokenizer="somewhere")
+    with pytest.raises(TypeError, match="clip=3 is a int"):
+        Recoverable(clip=3, tokenizer="x")  # type: ignore[arg-type]
+    layers = torch.nn.ModuleList(torch.nn.Identity() for _ in range(4))
+    parts = Parts("llava", layers, layers, (), tuple(layers), True, -2)
+    nothing = str(tmp_path / "nothing")
+    with pytest.raises(ValueError, match=r"clip='.*nothing' can't be loaded .*; give the folder or hub id"):
+        Recoverable(clip=nothing, tokenizer=str(towers[1])).needs(parts)
+    with pytest.raises(ValueError, match=r"tokenizer='.*nothing' can't be loaded"):
+        Recoverable(clip=str(towers[0]), tokenizer=nothing).needs(parts)
+    LlamaConfig().save_pretrained(tmp_path / "llama")
+    with pytest.raises(ValueError, match="is a llama model"):
+        Recoverable(clip=str(tmp_path / "llama"), tokenizer=str(towers[1])).needs(parts)
+    with pytest.raises(ValueError, match="vision tower of width 12, and this one has 5"):
+        with_clip(towers)._clip_text.score(torch.randn(3, 5), "red")
+
+
+# ---------------------------------------------------------------- hiprune, crop by crop
+
+ANYRES = [
+    pytest.param(case, id=name)
+    for name, case in read(Path(__file__).parent / "golden" / "hiprune.safetensors").items()
+    if "sequence" in case
+]
+
+
+@pytest.mark.parametrize("case", ANYRES)
+def test_per_crop_is_what_the_released_code_does_with_tiles(case: Case) -> None:
+    names = sorted((key for key in case.tensors if key.endswith("_full")), key=lambda key: int(key[5:-5]))
+    first, deep = (case[name].reshape(-1, case[name].shape[-1])[:, 1:] for name in (names[0], names[-1]))
+    crops, side = len(first), math.isqrt(first.shape[1])
+    columns, rows = case.info["grid_wh"]
+    place = torch.arange(columns * rows * side * side).view(rows, columns, side, side).transpose(1, 2).flatten()
+    raster = torch.cat([torch.arange(side * side), side * side + place])
+    visual = VisualTokens(
+        features=torch.zeros(1, len(raster), 1),
+        grids=(
+            Grid(0, 1, side, side, kind="thumbnail"),
+            Grid(side * side, 1, rows * side, columns * side, kind="tiles"),
+        ),
+        separators=torch.zeros(len(raster), dtype=torch.bool),
+        received={8: first.flatten()[raster][None], 22: deep.flatten()[raster][None]},
+        crops=Crops(raster // side**2, raster % side**2, crops, (side, side)),
+    )
+    official = case["sequence"]
+    method = HiPrune(alpha=case.info.get("alpha", 0.1), per_crop=True)
+    kept = raster[method.select(visual, len(official)).kept[0]]
+    assert torch.equal(torch.stack([kept // side**2, kept % side**2], dim=1), official)
+    budget = case.info.get("retention", len(official))
+    counts = (raster[method.select(visual, budget).kept[0]] // side**2).bincount(minlength=crops).tolist()
+    extra = budget - crops * (budget // crops)
+    assert counts == [budget // crops + (crop < extra) for crop in range(crops)]  # the first crops get the remainder
+
+
+def test_a_crop_that_has_less_than_its_part_passes_it_on() -> None:
+    visual = shown_to(HiPrune(), visual_tokens("tiles", "joined"))
+    assert counts_in(visual, HiPrune(per_crop=True).select(visual, 20)) == [8, 6, 6]
+
+
+def test_buffers_stay_in_their_own_crop_and_among_what_is_visible() -> None:
+    visual = shown_to(HiPrune(), visual_tokens("tiles", "joined"))
+    first = torch.zeros(1, 23)
+    first[0, 11] = 1.0  # the upper right corner of what is left of the first tile
+    visual = replace(visual, received={1: first, 3: torch.zeros(1, 23)})
+    assert visual.crops is not None
+    kept = HiPrune(alpha=1.0, per_crop=True).select(visual, 15).kept[0].tolist()
+    # place 5 of the tile's 9; its neighbours are 4, 6, 8 and 2, which was cut off; then the lowest index
+    assert [token for token in kept if visual.crops.index[token] == 1] == [9, 10, 11, 16, 18]
+
+
+def test_hidden_places_are_never_chosen() -> None:
+    visible = torch.arange(9) >= 3
+    for score in (torch.rand(2, 9), torch.full((2, 9), float("nan")), torch.full((2, 9), float("-inf"))):
+        for k in range(1, 7):
+            mask = hiprune(score, score, k, (3, 3), 1.0, visible=visible)
+            assert (mask.sum(dim=1) == k).all() and not mask[:, :3].any()
+
+
+def test_per_crop_without_tiles_changes_nothing() -> None:
+    for layout in ("one crop", "square"):
+        visual = shown_to(HiPrune(), visual_tokens(layout, "joined", images=2))
+        for k in (1, 5, 12):
+            ours, plain = (HiPrune(per_crop=per_crop, alpha=0.8).select(visual, k) for per_crop in (True, False))
+            assert torch.equal(ours.kept, plain.kept)
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "says"),
+    [
+        (lambda: HiPrune(compat=True, per_crop=True), ValueError, "use per_crop=False"),
+        (lambda: HiPrune(per_crop=1), TypeError, "per_crop=1 is a int"),
+        (lambda: VisionZip(keep=None), TypeError, "keep=None"),
+        (lambda: VisionZip(dominant=1.5), ValueError, r"dominant=1.5 is not in \[0, 1\]"),
+        (lambda: VisionZip(layer=0.5), TypeError, "layer=0.5"),
+        (lambda: VisionZip(average=None), TypeError, "average=None"),
+        (lambda: TokenCorr(alpha=2), ValueError, "alpha=2"),
+        (lambda: TokenCorr(beta=-0.1), ValueError, "beta=-0.1"),
+        (lambda: TokenCorr(keep=0), ValueError, "keep=0 keeps no token"),
+        (lambda: TokenCorr(deep="last"), TypeError, "deep='last'"),
+        (lambda: TokenCorr(seed=1.5), TypeError, "seed=1.5"),
+        (lambda: TokenCorr(sample=2), TypeError, "sample=2"),
+        (lambda: Recoverable(floor=0), ValueError, "floor=0 is below 1"),
+        (lambda: Recoverable(keep=2.0), ValueError, "keep=2.0"),
+    ],
+)
+def test_bad_fields_are_refused(build: Any, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        build()
+
+
+def test_merging_in_front_of_a_linear_projector_is_merging_behind_it() -> None:
+    """Without a CLS row the two paths mix alike; they differ in order alone."""
+    visual = visual_tokens("square", "rows")
+    assert visual.projection is not None
+    visual = replace(visual, features=visual.projection.apply(visual.projection.rows))
+    for method, k in ((VisionZip(), 12), (Recoverable(keep=9), 9)):
+        rows = method.select(shown_to(method, visual), k)
+        behind = method.select(replace(shown_to(method, visual), projection=None), k)
+        assert torch.equal(rows.kept, behind.kept) and rows.features is not None and behind.mixing is not None
+        merged = ops.merge(visual.features, behind.mixing, k)[0]
+        assert_close(merged.sort(dim=0).values, rows.features[0].sort(dim=0).values)

@@ -1,0 +1,87 @@
+"""The text tower of the CLIP model that a vision tower comes from: what of a picture a question asks for."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtc.method import as_float
+
+
+def text_score(features: Tensor, text: Tensor) -> Tensor:
+    """How near visual tokens are to a text: cosine similarity, divided by the square root of the width.
+
+    Args:
+        features: [n, P].
+        text: [P], in the same space.
+
+    Returns:
+        Tensor [n]; 0 where a vector is zero, NaN or Inf.
+    """
+    unit = torch.nn.functional.normalize(as_float(features), dim=-1)
+    text = torch.nn.functional.normalize(as_float(text), dim=-1).to(unit.dtype)
+    return unit @ text * features.shape[-1] ** -0.5
+
+
+class ClipText:
+    """A CLIP model's text tower and its two projections, and the tokenizer of the language model.
+
+    Args:
+        clip: folder or hub id of a CLIP model with its tokenizer.
+        tokenizer: folder or hub id of the vision-language model's tokenizer.
+
+    Raises:
+        ValueError: one of them can't be loaded, or `clip` is no CLIP model.
+    """
+
+    def __init__(self, clip: str, tokenizer: str):
+        from transformers import AutoConfig, AutoTokenizer, CLIPModel
+
+        self.name = clip
+        self.reader = _load("tokenizer", tokenizer, AutoTokenizer, "the tokenizer of the vision-language model")
+        wanted = "the CLIP model that the vision tower comes from, its tokenizer with it"
+        config = _load("clip", clip, AutoConfig, wanted)
+        if config.model_type != "clip":
+            raise ValueError(f"clip={clip!r} is a {config.model_type} model; give the folder or hub id of {wanted}")
+        self.writer = _load("clip", clip, AutoTokenizer, wanted)
+        self.model = _load("clip", clip, CLIPModel, wanted).float().eval().requires_grad_(False)
+        del self.model.vision_model
+        self.longest = config.text_config.max_position_embeddings
+
+    def question(self, ids: Tensor) -> str:
+        """What token ids [T] of the language model say, special tokens left out."""
+        return self.reader.decode(ids.tolist(), skip_special_tokens=True).strip()
+
+    @torch.no_grad()
+    def score(self, hidden: Tensor, question: str) -> Tensor:
+        """`text_score` [n] of a question and of the last tower block's output [n, C].
+
+        The projection is applied without the norm that CLIP puts in front of it for the CLS token. The text's vector is
+        the one at its end-of-text token.
+
+        Raises:
+            ValueError: the CLIP model belongs to a tower of another width.
+        """
+        self.model.to(hidden.device)
+        width = self.model.visual_projection.in_features
+        if hidden.shape[-1] != width:
+            raise ValueError(
+                f"clip={self.name!r} belongs to a vision tower of width {width}, and this one has {hidden.shape[-1]}; "
+                "give the CLIP model that the tower comes from, or leave clip out"
+            )
+        tokens: Any = self.writer(question, truncation=True, max_length=self.longest, return_tensors="pt")
+        text = self.model.get_text_features(
+            input_ids=tokens["input_ids"].to(hidden.device), attention_mask=tokens["attention_mask"].to(hidden.device)
+        )
+        text = getattr(text, "pooler_output", text)
+        return text_score(self.model.visual_projection(as_float(hidden).float()), text[0])
+
+
+def _load(name: str, value: str, what: Any, wanted: str) -> Any:
+    try:
+        return what.from_pretrained(value)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{name}={value!r} can't be loaded ({reason}); give the folder or hub id of {wanted}"
+        ) from error
