@@ -241,7 +241,8 @@ class ForwardPass:
         stages = tuple(Stage(segment.first_layer, segment.cut) for segment in segments)
         merged = {index: into for selection in self._selections for index, into in selection.merged().items()}
         counts = [[s for s in segments if s.first_layer <= layer][-1].visual_counts for layer in range(depth)]
-        seconds = self.seconds
+        runs = [features.tower for features in self.recorded.features.values() if features.tower is not None]
+        seconds = self.seconds + sum(run.seconds for run in runs)
         self.seam.trace = Trace(
             spec=self.seam.spec,
             layout=self.layout,

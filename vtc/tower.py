@@ -4,6 +4,7 @@ A tower's rows are either a batch of sequences of equal length (crops of CLIP an
 all images (Qwen-VL). Both are kept as *entries* of rows here: one entry for each sequence, or one for everything.
 """
 
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -137,6 +138,7 @@ class TowerRun:
         self.move: Move | None = None  # of the block that runs, until its end
         self.gathered: tuple[Tensor, Tensor] | None = None  # (entry, place) of what the projector was given
         self.slots: tuple[int, ...] = ()
+        self.seconds = 0.0  # of deciding
         self._heard: list[Attention] = []
         self._offset = 0
 
@@ -229,12 +231,15 @@ class TowerRun:
 
     def reduce(self, block: int, x: Tensor) -> "Move | None":
         """Ask the method at `block` for the rows `x` [E, P, D] or [P, D]; None: nothing changes."""
+        begin = time.perf_counter()
         stage = self.blocks.index(block)
         x = x[None] if self.flat else x
         with torch.no_grad():
             decisions = self._decide(block, stage, x)
         empty = [s for s in self.sequences if not s.target and s.units]  # whose part of the budget is nothing
-        return self._move(decisions, empty, x) if decisions or empty else None
+        move = self._move(decisions, empty, x) if decisions or empty else None
+        self.seconds += time.perf_counter() - begin
+        return move
 
     def _decide(self, block: int, stage: int, x: Tensor) -> list[tuple[list[Sequence], Reduction]]:
         """(sequences, what is left of them) for all that the method shortens."""
