@@ -67,7 +67,12 @@ class AnyresAdapter(Adapter):
     def patches(self, features: Features, shape: tuple[int, int], tokens: list[int] | None = None) -> list[Tensor]:
         """Patches by number through the family's own packing; those that unpadding cuts off make no token."""
         if features.packing is None and features.kind == "video":
-            raise ValueError(f"{self.family}: video frames are pooled behind the projector; use a selector for videos")
+            if tokens is None:
+                raise ValueError(
+                    f"{self.family} pools the frames of a video behind the projector, where a reducer inside the tower "
+                    "can't follow; use a selector such as 'divprune'"
+                )
+            return super().patches(features, shape, tokens)
         if features.packing is None:
             features = replace(features, packing=((), self._packing_arguments(features)))
         numbers = torch.arange(shape[0] * shape[1], dtype=torch.float64).view(*shape, 1)

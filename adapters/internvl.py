@@ -21,4 +21,5 @@ class InternVLAdapter(Adapter):
                 "before the tower runs; call the whole model with input_ids, or use a selector"
             )
         config: Any = self.parts.composite.config
-        return [len(run) for row in features.input_ids.cpu() for run in runs((row == config.image_token_id).nonzero().flatten())]
+        places = [(row == config.image_token_id).nonzero().flatten() for row in features.input_ids.cpu()]
+        return [len(run) for row in places for run in runs(row)]

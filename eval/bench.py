@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from vtc.eval import bench_select
 from vtc.eval.arguments import add_model_arguments, add_setting_arguments, positive
 from vtc.eval.errors import InputError
 
@@ -76,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prefill.add_argument("--batch-size", type=positive, default=8, help="pictures at once")
     prefill.add_argument("--rounds", type=positive, default=15, help="times each setting is run")
     prefill.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    bench_select.add_arguments(benches)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -84,6 +86,9 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         InputError: an argument can't be used.
     """
+    if args.bench == "select":
+        bench_select.main(args)
+        return
     from vtc.eval.folder import write_atomically
     from vtc.eval.models import load, set_threads
     from vtc.eval.runner import Runner

@@ -197,3 +197,13 @@ def test_of_two_alike_the_less_important_goes() -> None:
     keys[0, 1] = 3 * keys[0, 4]
     assert near_duplicates(keys, torch.tensor([[5.0, 1.0, 4.0, 3.0, 6.0, 2.0]]), 1).tolist() == [[0, 2, 3, 4, 5]]
     assert near_duplicates(keys, torch.tensor([[5.0, 6.0, 4.0, 3.0, 1.0, 2.0]]), 1).tolist() == [[0, 1, 2, 3, 5]]
+
+
+def test_at_most_the_less_important_half_goes_as_duplicates() -> None:
+    patches = patches_of(8, target=1)
+    kept = ZeroTPrune(similar=1.0).reduce(patches).kept
+    rank = patches.of_units(importance(page_rank(patches, 1)))
+    alive = rank.argsort(dim=1, descending=True)[:, :4].sort(dim=1).values
+    among = patches.only(alive)
+    best = among.of_units(importance(page_rank(among, 1))).argmax(dim=1, keepdim=True)
+    assert torch.equal(kept, alive.gather(1, best))

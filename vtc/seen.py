@@ -69,9 +69,9 @@ class Seen:
         rows = torch.stack([_rows(flat, maps[origin]) for origin in origins])
         cls = None
         if features.cls is not None:
-            patches = features.shape[1]
-            crops = [torch.unique(maps[o][:, 0][maps[o][:, 0] >= 0] // patches) for o in origins]
-            cls = torch.stack([features.cls.to(device)[crop.to(device)] for crop in crops])
+            seen = [maps[origin][:, 0] // features.shape[1] for origin in origins]
+            seen = [crop[maps[origin][:, 0] >= 0] for origin, crop in zip(origins, seen)]
+            cls = torch.stack([features.cls[int(crop.min()) : int(crop.max()) + 1] for crop in seen]).to(device)
         return Projection(rows, cls, adapter.projector)
 
     def question(self) -> tuple[Tensor, ...]:

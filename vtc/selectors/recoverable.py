@@ -158,7 +158,7 @@ def recover(visual: Tensor, text: Tensor | None, keys: Tensor, counts: Counts) -
     near = unit[centres] @ unit.T
     if text is not None:
         near = near + TEXT_WEIGHT * text[rest]
-    near[torch.arange(counts.centres), centres] = float("-inf")
+    near.scatter_(1, centres[:, None], float("-inf"))
     nearest = top_k(near, min(NEIGHBOURS, len(rest) - 1))
     centres, others, last, nearest = rest[centres], rest[others], rest[others[:1]], rest[nearest]
     source = torch.cat([kept, centres, nearest.flatten(), others])
@@ -176,7 +176,7 @@ class Recoverable(Selector):
     Where one patch makes one token, merging is done on what the projector reads, in the released code's order (kept
     tokens, centres by visual score, last token); elsewhere on the visual tokens, each at its own place. The last token
     stands at the place of the merged token with the highest visual score. Tiles are treated as one set of tokens;
-    separators are dropped. Towers without CLS: attention received. https://arxiv.org/abs/2409.01179
+    separators are dropped. Towers without CLS: attention received, as a share of the image's. https://arxiv.org/abs/2409.01179
 
     Three errors of the released code are mended: neighbours are sought by the keys of the tokens in question (there:
     of others), the number of centres comes from the number of remaining tokens (there: from the channels), and the text
@@ -258,9 +258,13 @@ class Recoverable(Selector):
 
     def _decide(self, visual: VisualTokens, image: int, tokens: Tensor, k: int) -> Recovered:
         """What becomes of `tokens`, by their places within the image."""
-        (score,) = visual.observed.values() if visual.observed else visual.received.values()
         (keys,) = visual.keys.values()
-        score = as_float(score[image, tokens])
+        if visual.observed:
+            score = as_float(visual.observed["cls"][image, tokens])
+        else:  # a weight of what is merged, so that it must not depend on what else the tower saw at once
+            (received,) = visual.received.values()
+            score = as_float(received[image, tokens])
+            score = score / score.sum().clamp(min=torch.finfo(score.dtype).tiny)
         text = self._text_score(visual, image, tokens)
         counts = outlier_counts(score, text)
         if not self.adaptive:

@@ -76,8 +76,8 @@ def nearest_kept(keys: Tensor, tokens: Tensor, kept: Tensor) -> Tensor:
     Returns:
         LongTensor [n], of `kept`; of equal ones the first.
     """
-    unit = normalize(as_float(keys), dim=-1)
-    nearest = kept[(unit[tokens] @ unit[kept].T).argmax(dim=1)]
+    unit, centres = (normalize(as_float(keys[places]), dim=-1) for places in (tokens, kept))
+    nearest = kept[(unit @ centres.T).argmax(dim=1)]
     return torch.where(torch.isin(tokens, kept), tokens, nearest)
 
 

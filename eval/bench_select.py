@@ -1,0 +1,109 @@
+"""`vtc bench select`: how long each method's decision takes beside the prefill that it is to shorten.
+
+Every method is shown random stand-ins (`bench_scene`), and its own part alone is timed (`bench_decision`), in rounds
+beside a decoder layer and a tower block (`bench_rounds`).
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vtc.budget import Keep
+from vtc.eval.arguments import keeps, names, positive
+from vtc.eval.errors import InputError
+
+if TYPE_CHECKING:
+    from vtc.method import Method
+
+
+def add_arguments(benches: Any) -> None:
+    """Add `select` to what `vtc bench` offers."""
+    parser = benches.add_parser(
+        "select",
+        help="time of each method's decision as a share of the prefill, and its memory",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--methods", type=names, default="all", help="names separated by commas, or all")
+    parser.add_argument("--tokens", type=_sizes, default="576,2880,16384", help="visual tokens, separated by commas")
+    parser.add_argument("--keep", type=_one_keep, default="0.1", help="budget: a share (0.25) or a count (64)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--rounds",
+        type=positive,
+        default=15,
+        help="most times each method is run; a size gets no more than 3 once it took 30 s",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the rounds and print the tables.
+
+    Raises:
+        InputError: an argument can't be used.
+    """
+    import torch
+
+    from vtc.eval.bench_rounds import bench_select
+    from vtc.eval.bench_table import about, table
+    from vtc.eval.folder import write_atomically
+    from vtc.eval.memory import source
+    from vtc.eval.models import check_device
+
+    if args.json and not args.json.parent.is_dir():
+        raise InputError(f"argument --json: folder {str(args.json.parent)!r} does not exist; create it or give another")
+    check_device(args.device)
+    device = torch.device(args.device)
+    run = {
+        "keep": args.keep,
+        "device": args.device,
+        "dtype": "bfloat16" if device.type == "cuda" else "float32",
+        "threads": torch.get_num_threads(),
+        "most_rounds": args.rounds,
+        "memory": None if source(device) is None else "allocated" if device.type == "cuda" else "resident",
+    }
+    sizes, methods = bench_select(make_methods(args.methods, args.keep), args.tokens, device, args.rounds)
+    notes = about(run)
+    print("\n".join([*notes, "", *table(sizes, methods)]))
+    if args.json:
+        write_atomically(
+            args.json, json.dumps({**run, "notes": notes, "sizes": sizes, "methods": methods}, indent=2) + "\n"
+        )
+
+
+def make_methods(wanted: Sequence[str], keep: Keep) -> "list[Method]":
+    """Every method that is named ("all": every one there is), at the budget.
+
+    Raises:
+        InputError: an unknown method, or a budget that it does not take.
+    """
+    from vtc import registry, spec
+    from vtc.eval.settings import fields_of
+
+    try:
+        found = registry.list_methods() if list(wanted) == ["all"] else sorted(set(wanted))
+        classes = [registry.method_class(name) for name in found]
+    except ValueError as error:
+        raise InputError(f"argument --methods: {error}") from None
+    try:
+        return [
+            spec.build(name, {"keep": keep} if "keep" in fields_of(cls) else {}) for name, cls in zip(found, classes)
+        ]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"argument --keep: {error}") from None
+
+
+def _sizes(text: str) -> list[int]:
+    """Whole numbers of at least 1, separated by commas."""
+    return [positive(part.strip()) for part in text.split(",")]
+
+
+def _one_keep(text: str) -> Keep:
+    """A single budget."""
+    found = keeps(text)
+    if len(found) > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} holds {len(found)} budgets; give one, such as 0.1")
+    return found[0]

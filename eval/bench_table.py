@@ -1,0 +1,94 @@
+"""What `vtc bench select` prints: how it was measured, and two tables."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from vtc.eval.bench_rounds import LEAST_ROUNDS, SECONDS, SLOW, MethodResult, SizeResult
+from vtc.eval.bench_scene import AFTER, BEFORE
+from vtc.eval.results import Spread
+
+
+def about(run: dict[str, Any]) -> list[str]:
+    """The lines above the tables.
+
+    Args:
+        run: keep, device, dtype, threads, most_rounds; memory: "resident", "allocated" or None.
+    """
+    memory = {
+        "resident": "growth of the process's resident memory at the peak",
+        "allocated": "growth of what is allocated on the device at the peak",
+        None: "not told by this system",
+    }[run["memory"]]
+    return [
+        f"decisions alone, one image, keep {run['keep']}, random values, {run['device']}, {run['dtype']}, "
+        f"{run['threads']} threads; median [quartiles] over the rounds, shares within a round",
+        f"decoder: prefill of {BEFORE + AFTER} text tokens and all visual ones, as 24 x one random decoder layer of "
+        "the shape of Qwen2-0.5B",
+        "tower: 24 x one random block of the shape of CLIP-L, over all crops, each with a class token",
+        "selector: capture = what is read of the tower's attention, decide = select; prune: capture = what is noted "
+        "in decoder layers, decide = score with its probe; reducer: decide = all calls of reduce in one pass",
+        "not part of it: what the seam does around a decision (laying out, gathering and cutting rows), and what a "
+        "method keeps from one image for the next of the same shape is warm",
+        f"extra memory: {memory}, of one decision, above what it is given",
+        f"rounds: at most {run['most_rounds']}, {LEAST_ROUNDS} where those take a size {SECONDS:.0f} s or more; "
+        f"a method that takes more than {SLOW:.0f} s is run once, in the round that measures memory",
+    ]
+
+
+def table(sizes: Sequence[SizeResult], methods: Sequence[MethodResult]) -> list[str]:
+    """A table of what methods are held up to, and one of the methods; a method that was not timed says why."""
+    first = [["visual tokens", "crops", "decoder ms", "tower ms"]]
+    for size in sizes:
+        crops = f"{size['crops']} of {size['side']}x{size['side']}"
+        first.append([str(size["tokens"]), crops, _spread(size["decoder_ms"]), _spread(size["tower_ms"])])
+    second = [
+        [
+            *["method", "kind", "tokens", "capture ms", "decide ms", "of the decoder, %", "of the tower, %"],
+            *["extra MiB", "time", "memory", "rounds"],
+        ]
+    ]
+    untimed = dict.fromkeys((r["method"], r["kind"], r["untimed"]) for r in methods if r["untimed"])
+    second += [_row(result) for result in methods if not result["untimed"]]
+    why = []
+    for name, kind, reason in untimed:
+        where = [str(r["tokens"]) for r in methods if (r["method"], r["untimed"]) == (name, reason)]
+        why.append(f"not timed: {name} ({kind}) at {', '.join(where)} tokens: {reason}")
+    return [*_aligned(first), "", *_aligned(second), *why]
+
+
+def _row(result: MethodResult) -> list[str]:
+    memory = "?" if result["extra_bytes"] is None else f"{result['extra_bytes'] / 2**20:.1f}"
+    return [
+        result["method"],
+        result["kind"],
+        str(result["tokens"]),
+        _spread(result["capture_ms"]),
+        _spread(result["decide_ms"]),
+        _spread(result["share"], 100),
+        _spread(result["tower_share"], 100),
+        memory,
+        _power(result["time_exponent"]),
+        _power(result["memory_exponent"]),
+        str(result["rounds"]),
+    ]
+
+
+def _power(exponent: float | None) -> str:
+    return "" if exponent is None else f"N^{exponent:.1f}"
+
+
+def _spread(spread: Spread | None, factor: float = 1) -> str:
+    """Median [quartiles], to three digits of the median, and three behind the point at most."""
+    if spread is None:
+        return ""
+    median = factor * spread["median"]
+    digits = min(max(2 - math.floor(math.log10(median)), 0), 3) if median else 0
+    return f"{median:.{digits}f} [{factor * spread['low']:.{digits}f}, {factor * spread['high']:.{digits}f}]"
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """A table in Markdown, columns padded."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
+    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
