@@ -180,7 +180,7 @@ def run_tower(
             return rows
         patches = Patches(
             index, at.index(index), len(at), start, target, state.units(rows), *qkv, qkv[0].shape[-1] ** -0.5,
-            state.sizes, prefix, bias, state.segments, state.memory,
+            state.sizes, prefix, bias, state.segments, state.memory, len(blocks),
         )  # fmt: skip
         reduction = method.reduce(patches)
         run.calls.append((patches, reduction))

@@ -14,6 +14,7 @@ from vtc import DiffRate, TokenTransforming, ToMe, ops
 from vtc.reducers.diffrate import grown_sizes, match_unimportant, prune_and_merge
 from vtc.reducers.diffrate_rates import published_shares
 from vtc.reducers.nearest import nearest, unit_rows
+from vtc.reducers.stages import geometric
 from vtc.reducers.token_transforming import spread, transform
 from vtc.reducers.tome import bipartite_merge, mean_by_size, merge_schedule, units_left
 
@@ -243,6 +244,13 @@ def test_one_anchor_each_is_merging_into_the_nearest() -> None:
     assert_close(torch.zeros(1, 9, 3).scatter_(2, many, soft).argmax(dim=2), target[:, :, 0])
 
 
+def test_an_anchor_without_direction_stays_with_itself() -> None:
+    keys = rows_of("random", 1, 5, 4, 0)
+    keys[0, 2] = 0
+    target, share = spread(keys, torch.tensor([[0, 2, 4]]), 1e-3, 3)
+    assert target[0, 2, 0] == 1 and share[0, 2].tolist() == [1.0, 0.0, 0.0]
+
+
 def test_pruning_is_the_case_of_anchors_alone() -> None:
     x, anchors = rows_of("random", 1, 6, 4, 0), torch.tensor([[0, 3]])
     share = torch.zeros(1, 6, 1).scatter_(1, anchors[:, :, None], 1.0)
@@ -259,6 +267,15 @@ def test_tome_is_the_case_of_its_matching() -> None:
     expected = mean_by_size(matching.group(), sizes, 6)
     assert_close(dense(mixing, 6, 10), dense(expected, 6, 10))
     assert_close(new, torch.zeros(2, 6).scatter_add_(1, matching.group(), sizes))
+
+
+def test_each_of_several_stages_leaves_about_the_same_share() -> None:
+    assert [geometric(stage, 3, 512, 64, 512) for stage in range(3)] == [256, 128, 64]
+    for start in (*range(1, 200), 4096, 16383):
+        for target in (*range(1, min(start, 40) + 1), start):
+            for stages in (1, 2, 3, 7):
+                left = [geometric(stage, stages, start, target, start) for stage in range(stages)]
+                assert left == sorted(left, reverse=True) and left[-1] == target
 
 
 def test_token_transforming_acts_at_three_blocks_around_the_attended_patches() -> None:

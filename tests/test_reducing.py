@@ -5,8 +5,9 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from contract import ATTENTIONS, EVERY, model_of
+from contract import ATTENTIONS, EVERY, MORE, each_alone, model_of
 from families import Row, scenario
+from torch.utils.flop_counter import FlopCounterMode
 from tower_reference import Tower
 
 import vtc
@@ -66,6 +67,16 @@ FAMILIES = (
 def no_grad():
     with torch.no_grad():
         yield
+
+
+def batch(family: str, name: str, attention: str = "sdpa") -> tuple[Any, dict]:
+    model = model_of(family, attention)
+    return model, EVERY[family].inputs(model, scenario(EVERY[family], name))
+
+
+def pixels(inputs: dict) -> dict:
+    """What `get_image_features` takes of `inputs`."""
+    return {name: value for name, value in inputs.items() if "image" in name or name == "pixel_values"}
 
 
 def see_entry(model: Any, inputs: dict, method: Any) -> tuple[dict, vtc.Trace]:
@@ -132,8 +143,8 @@ METHODS = {
 
 
 @pytest.mark.parametrize("name", ["ragged", "several_images"])
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_what_enters_the_decoder_is_the_tower_run_by_hand(family, name, method):
     check_entry(family, model_of(family), scenario(EVERY[family], name), METHODS[method])
 
@@ -173,3 +184,504 @@ def test_merging_under_every_attention_and_dtype(family, attention, dtype):
     atol, rtol = TOLERANCE[dtype]
     method = Largest(keep=0.4, rule="place", acts="attention", merges=True, proportional=True)
     check_entry(family, model, scenario(EVERY[family], "several_images"), method, atol, rtol)
+
+
+# ---------------------------------------------------------------- fewer rows, and what they cost
+
+
+@pytest.mark.parametrize("method", ["drop", "drop by place"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fewer_rows_enter_blocks_and_projector_and_flops_count_them(family, method):
+    model, tiny = model_of(family, "eager"), EVERY[family]
+    rows = scenario(tiny, "single")
+    inputs = tiny.inputs(model, rows)
+    tower = Tower(tiny, model, inputs, rows)
+    ((results),) = tower.run(METHODS[method])
+    together = max if len(tower.hidden) > 1 else sum  # crops are padded to the longest
+    crops = len(tower.hidden)
+    expected = [[crops * together(r.entered[b][p] for r in results) for p in (0, 1)] for b in range(len(tower.blocks))]
+    entered: list[int] = []
+    through_mlp: list[int] = []
+    projected: list[int] = []
+
+    def count(into: list[int], index: int = 0):
+        return lambda module, args, kwargs: into.append((args or [*kwargs.values()])[0].shape[:-1].numel())
+
+    with vtc.patched(model, METHODS[method]):
+        hooks = [b.register_forward_pre_hook(count(entered), with_kwargs=True) for b in tower.blocks]
+        mlps = [getattr(b, "mlp", None) or b.feed_forward for b in tower.blocks]
+        hooks += [mlp.register_forward_pre_hook(count(through_mlp), with_kwargs=True) for mlp in mlps]
+        projector = getattr(model.model, "multi_modal_projector", None) or tower.tower.merger
+        hooks.append(projector.register_forward_pre_hook(count(projected), with_kwargs=True))
+        with FlopCounterMode(display=False, depth=None) as counter:
+            model(**inputs)
+        for hook in hooks:
+            hook.remove()
+        trace = vtc.trace(model)
+    assert entered == trace.tower_rows.tolist() == [block[0] for block in expected]
+    assert through_mlp == [block[1] for block in expected]
+    assert entered[-1] < entered[0]
+    if family not in ("gemma3", "mistral3"):  # whose projectors pool over the picture
+        kept = sum(len(result.tokens) for result in results)
+        assert projected == [kept * (4 if family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl") else 1)]
+    counts = counter.get_flop_counts()
+    path = {module: f"{type(model).__name__}.{name}" for name, module in model.named_modules()}
+    flops = trace.flops()
+    if family not in ("llava_next", "llava_onevision"):  # whose padding is kept out by heads that are a little wider
+        assert flops.tower == pytest.approx(sum(sum(counts[path[block]].values()) for block in tower.blocks), rel=0.01)
+    assert flops.tower < flops.unpatched_tower
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "mistral3"])
+def test_the_untouched_tower_costs_what_it_costs_without_a_reducer(family, attention):
+    model, inputs = batch(family, "several_images", attention)
+    with vtc.patched(model, "none"):
+        model(**inputs)
+        plain = vtc.trace(model).flops().tower
+    with vtc.patched(model, Largest(layers=(2,))):
+        model(**inputs)
+        flops = vtc.trace(model).flops()
+    assert flops.unpatched_tower == plain
+    assert 0.7 * plain < flops.tower < plain  # only one block of four gets fewer rows
+
+
+@pytest.mark.parametrize(("family", "attention"), [("qwen2_5_vl", "sdpa"), ("mistral3", "flash_stand_in")])
+def test_a_packed_tower_costs_the_sum_of_its_images(family, attention):
+    model, inputs = batch(family, "ragged", attention)
+    with vtc.patched(model, Largest()):
+        model(**inputs)
+        together = vtc.trace(model).flops()
+        alone = []
+        for single in each_alone(EVERY[family], model, scenario(EVERY[family], "ragged")):
+            model(**single)
+            alone.append(vtc.trace(model).flops())
+    assert together.tower == sum(flops.tower for flops in alone)
+    assert together.unpatched_tower == sum(flops.unpatched_tower for flops in alone)
+
+
+@pytest.mark.parametrize("before", ["nothing", "features", "a call"])
+@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl", "internvl"])
+def test_a_tower_called_alone_is_not_reduced(family, before):
+    model, inputs = batch(family, "single")
+    tower, given = getattr(model.model, "visual", None) or model.model.vision_tower, []
+    hook = tower.register_forward_pre_hook(lambda m, args, kwargs: given.append((args, kwargs)), with_kwargs=True)
+    model(**inputs)
+    hook.remove()
+    ((args, kwargs),) = given
+    expected = tower(*args, **kwargs).last_hidden_state
+    with vtc.patched(model, Largest()):
+        if before == "features" and family != "internvl":  # which needs the prompt
+            model.get_image_features(**pixels(inputs))
+        if before == "a call":
+            model(**inputs)
+        assert torch.equal(tower(*args, **kwargs).last_hidden_state, expected)
+
+
+# ---------------------------------------------------------------- what the tower gives
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl"])
+def test_deepstack_features_are_those_of_the_survivors(name):
+    model, tiny = model_of(name), EVERY[name]
+    rows = scenario(tiny, "several_images")
+    inputs = tiny.inputs(model, rows)
+    tower = Tower(tiny, model, inputs, rows)
+    for method in (Largest(), METHODS["merge"]):
+        results = tower.run(method)
+        given, _ = see_entry(model, inputs, method)
+        for which, features in enumerate(given["deepstack_visual_embeds"]):
+            parts = [tower.deepstack(r, s, which) for r, s in zip(results, tower.sequences, strict=True)]
+            torch.testing.assert_close(features, torch.cat(parts), atol=2e-5, rtol=2e-4)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl", "paligemma"])
+def test_hidden_states_of_the_tower_hold_survivors_in_their_places_and_zeros(family, fresh):
+    """`fresh`: transformers' own capturing hooks come behind ours, or before."""
+    tiny, method = EVERY[family], Largest(keep=36 if family == "llava_next" else 0.5, layers=(0, 1))
+    model, rows = model_of(family), scenario(tiny, "ragged")
+    inputs = tiny.inputs(model, rows)
+    tower = Tower(tiny, model, inputs, rows)
+    results = [result for image in tower.run(method) for result in image]
+    if fresh:
+        model = tiny.build()
+    with vtc.patched(model, method):
+        features = model.model.get_image_features(**pixels(inputs), output_hidden_states=True)
+    states = features.hidden_states
+    assert len(states) == len(tower.blocks) + 1
+    assert torch.equal(states[0].view_as(tower.hidden), tower.hidden)
+    for block, state in enumerate(states[1 : tower.last]):
+        full = torch.zeros_like(tower.hidden)
+        begin = 0
+        for entry, (result, sequence) in enumerate(zip(results, tower.sequences, strict=True)):
+            x, at = result.states[block]
+            where = (0, at + begin) if len(tower.hidden) == 1 else (entry, at)
+            full[where] = x
+            begin += len(sequence.hidden)
+        torch.testing.assert_close(state.view_as(full), full, atol=2e-5, rtol=2e-4)
+
+
+# ---------------------------------------------------------------- nothing stays behind
+
+
+def everything(model) -> dict:
+    """All hooks, attributes and attention settings of a model's modules."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+    return {
+        name: (
+            [list(getattr(module, hook)) for hook in hooks],
+            sorted(vars(module)),
+            getattr(getattr(module, "config", None), "_attn_implementation", None),
+        )
+        for name, module in model.named_modules()
+    }
+
+
+@pytest.mark.parametrize("acts", ["block", "attention"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keeping_all_is_bit_exact_and_unpatching_leaves_nothing(family, acts):
+    model, inputs = batch(family, "several_images")
+    logits = model(**inputs).logits
+    before = everything(model)
+    with vtc.patched(model, Largest(keep=1.0, acts=acts)):
+        assert torch.equal(model(**inputs).logits, logits)
+        trace = vtc.trace(model)
+        assert trace.flops().tower == trace.flops().unpatched_tower
+        assert all(len(image.kept()) == len(image.source) for image in trace.images)
+    with vtc.patched(model, Largest(keep=0.3, acts=acts, merges=True, proportional=True)):
+        assert not torch.equal(model(**inputs).logits, logits)
+        assert everything(model) != before
+    assert everything(model) == before
+    assert torch.equal(model(**inputs).logits, logits)
+
+
+@dataclass
+class Failing(Largest):
+    """Raises at its second stage, as long as `broken`."""
+
+    broken: bool = True
+
+    def reduce(self, patches: Patches) -> Reduction | None:
+        if self.broken and patches.last:
+            raise KeyError("a bug in a reducer")
+        return super().reduce(patches)
+
+
+@pytest.mark.parametrize("acts", ["block", "attention"])
+@pytest.mark.parametrize("family", ["llava", "llava_next", "internvl", "qwen2_5_vl"])
+def test_after_an_exception_in_a_reducer_all_is_well(family, acts):
+    model, inputs = batch(family, "several_images")
+    logits, before = model(**inputs).logits, everything(model)
+    with vtc.patched(model, Largest(acts=acts)):
+        expected = model(**inputs).logits
+    with vtc.patched(model, method := Failing(acts=acts)):
+        for call in (lambda: model(**inputs), lambda: model.generate(**inputs, max_new_tokens=1)):
+            with pytest.raises(KeyError, match="a bug in a reducer"):
+                call()
+        method.broken = False
+        assert torch.equal(model(**inputs).logits, expected)
+    assert everything(model) == before
+    assert torch.equal(model(**inputs).logits, logits)
+
+
+# ---------------------------------------------------------------- generate, turns, gradients
+
+
+MERGING = METHODS["merge before the MLP"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generate_makes_features_ahead_for_beams_and_several_sequences(family):
+    model, inputs = batch(family, "ragged")
+    rows = scenario(EVERY[family], "ragged")
+    more = {"max_new_tokens": 3, "do_sample": False}
+    with vtc.patched(model, MERGING):
+        step = model.generate(**inputs, **more, output_logits=True, return_dict_in_generate=True).logits[0]
+        torch.testing.assert_close(step, model(**inputs).logits[:, -1], atol=1e-4, rtol=1e-4)
+        beams = model.generate(**inputs, **more, num_beams=2, num_return_sequences=2)
+        for row, alone in enumerate(each_alone(EVERY[family], model, rows)):
+            single = model.generate(**alone, **more, num_beams=2, num_return_sequences=2)
+            assert torch.equal(single[:, -3:], beams[2 * row : 2 * row + 2, -3:])
+        text = {"input_ids": torch.tensor([[1, 20, 21, 22]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+        text |= {"token_type_ids": torch.zeros(1, 4, dtype=torch.long)} if "token_type_ids" in inputs else {}
+        only_text = model(**text).logits
+    assert torch.equal(only_text, model(**text).logits)
+
+
+@pytest.mark.parametrize("generate", [False, True])
+@pytest.mark.parametrize("family", ["llava", "llava_next", "internvl", "mistral3"])
+def test_a_second_image_in_a_later_turn(family, generate):
+    """Two turns with an image each equal one prompt with both."""
+    model, tiny = model_of(family), EVERY[family]
+    row, other = scenario(tiny, "ragged")[1], scenario(tiny, "ragged")[1]
+    one, two = tiny.inputs(model, [row]), tiny.inputs(model, [other])
+    ids = {n: torch.cat([one[n], two[n]], dim=1) for n in ("input_ids", "attention_mask")}
+    both = ids | {n: torch.cat([one[n], two[n]]) for n in one if n not in ids}
+    with vtc.patched(model, MERGING):
+        cache = model(**one, use_cache=True).past_key_values
+        if generate:  # the prompt so far, and the new picture
+            given = ids | {n: two[n] for n in two if n not in ids}
+            options = {"output_logits": True, "return_dict_in_generate": True, "do_sample": False}
+            turns = model.generate(**given, max_new_tokens=1, past_key_values=cache, **options).logits[0]
+        else:
+            turns = model(**{**two, "attention_mask": ids["attention_mask"]}, past_key_values=cache).logits[:, -1]
+        torch.testing.assert_close(turns, model(**both).logits[:, -1], atol=3e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["drop", "merge", "merge before the MLP"])
+@pytest.mark.parametrize("family", ["llava", "llava_onevision", "internvl", "qwen2_5_vl", "mistral3"])
+def test_gradients_are_those_of_the_tower_run_by_hand(family, method):
+    model, tiny = EVERY[family].build().train(), EVERY[family]
+    rows = scenario(tiny, "ragged")
+    inputs = tiny.inputs(model, rows)
+
+    def gradients(embeddings: torch.Tensor) -> list[torch.Tensor]:
+        (embeddings * torch.linspace(-1, 1, embeddings.shape[-1])).sum().backward()
+        found = [p.grad.clone() for p in weights]
+        model.zero_grad()
+        return found
+
+    with torch.enable_grad():
+        tower = Tower(tiny, model, inputs, rows)
+        weights = [p for p in tower.blocks[0].parameters() if p.grad is None]
+        features = [tower.features(results)[1] for results in tower.run(METHODS[method])]
+        expected = gradients(torch.cat(features))
+        given, trace = see_entry(model, inputs, METHODS[method])
+        visual = []
+        for image in trace.images:
+            kept = image.kept()
+            kept = kept[~image.source.separators()[kept]]
+            visual.append((image.row, image.source.positions[kept]))
+        alive = [
+            torch.cat([image.source.positions[image.kept()] for image in trace.images if image.row == row])
+            for row in range(len(rows))
+        ]
+        rest = inputs["attention_mask"].bool() & (inputs["input_ids"] != tiny.image_id)
+        parts = []
+        for row, places in visual:
+            left = torch.cat([rest[row].nonzero()[:, 0], alive[row]]).sort().values
+            embeds = given["inputs_embeds"][row, -len(left) :]
+            parts.append(embeds[torch.isin(left, places)])
+        got = gradients(torch.cat(parts))
+    for mine, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-3)
+    assert max(float(g.abs().max()) for g in got) > 0
+
+
+def test_gradient_checkpointing_of_the_tower_is_refused():
+    model, inputs = EVERY["llava"].build(), batch("llava", "single")[1]
+    model.gradient_checkpointing_enable()
+    with vtc.patched(model, Largest()):
+        model(**inputs)  # in eval mode nothing is checkpointed
+        model.train()
+        with pytest.raises(ValueError, match="test-largest can't run under gradient checkpointing of the vision tower"):
+            model(**inputs)
+        model.gradient_checkpointing_disable()
+        model(**inputs)
+
+
+@pytest.mark.parametrize("family", ["llava", "internvl", "qwen2_5_vl", "gemma3"])
+def test_a_tower_in_another_dtype(family):
+    model, inputs = EVERY[family].build(), batch(family, "ragged")[1]
+    tower = getattr(model.model, "visual", None) or model.model.vision_tower
+    tower.to(torch.bfloat16)
+    if (projector := getattr(model.model, "multi_modal_projector", None)) is not None:
+        projector.to(torch.bfloat16)
+    if family == "internvl":  # it casts pixels to the whole model's dtype
+        inputs["pixel_values"] = inputs["pixel_values"].to(torch.bfloat16)
+    with vtc.patched(model, Largest(keep=0.4, rule="place", acts="attention", merges=True, proportional=True)):
+        mixed = model(**inputs).logits
+    expected = EVERY[family].build()
+    with vtc.patched(expected, Largest(keep=0.4, rule="place", acts="attention", merges=True, proportional=True)):
+        inputs["pixel_values"] = inputs["pixel_values"].float()
+        torch.testing.assert_close(mixed[:, -1], expected(**inputs).logits[:, -1], atol=0.3, rtol=0.1)
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("family", ["llava", "internvl", "qwen2_5_vl"])
+def test_features_made_before_patching_are_refused(family):
+    model, inputs = batch(family, "single")
+    features = model.model.get_image_features(**pixels(inputs), return_dict=True)
+    rest = {name: value for name, value in inputs.items() if name not in ("pixel_values", "image_sizes")}
+    with (
+        vtc.patched(model, Largest()),
+        pytest.raises(ValueError, match="did not come from it: make the features after"),
+    ):
+        model(**rest, mm_encoder_outputs={"image": features})
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "llava_next"])
+def test_features_made_by_the_patched_model_ahead_are_used(family):
+    model, inputs = batch(family, "single")
+    rest = {name: value for name, value in inputs.items() if name not in ("pixel_values", "image_sizes")}
+    with vtc.patched(model, Largest()):
+        expected = model(**inputs).logits
+        features = model.get_image_features(**pixels(inputs), return_dict=True)
+        given = model(**rest, mm_encoder_outputs={"image": features}).logits
+        assert torch.equal(given, expected)
+
+
+@pytest.mark.parametrize(
+    ("methods", "words"),
+    [
+        ((Largest(), vtc.DivPrune()), "test-largest and divprune can't be composed"),
+        ((Largest(), Largest(keep=0.3)), "test-largest and test-largest can't be composed"),
+        ((Largest(layers=(0, 3)),), "tower block 3 is out of range; llava reads its features from block 2"),
+        ((Largest(layers=(-1,)),), "tower block -1 is out of range"),
+        ((Largest(layers=(2, 0)),), r"blocks \(2, 0\) must name one or more tower blocks, ascending"),
+        ((Largest(layers=()),), r"blocks \(\) must name one or more"),
+    ],
+)
+def test_what_does_not_compose_or_fit_is_refused_and_changes_nothing(methods, words):
+    model, _ = batch("llava", "single")
+    before = everything(model)
+    with pytest.raises(ValueError, match=words):
+        vtc.patch(model, *methods)
+    assert everything(model) == before
+
+
+@pytest.mark.parametrize("family", MORE)
+def test_a_family_whose_patches_are_not_followed_refuses(family):
+    model, inputs = batch(family, "ragged")
+    try:
+        vtc.patch(model, Largest())
+    except ValueError as error:
+        assert any(
+            words in str(error) for words in ("use a selector", "such as 'divprune'", "none was found", "no module")
+        )
+        return
+    try:
+        model(**inputs)
+        counts = [(len(image.source), len(image.kept())) for image in vtc.trace(model).images]
+        assert all(left == round(total / 2) for total, left in counts)
+    except ValueError as error:
+        assert "video" in family and "use a selector" in str(error)
+    finally:
+        vtc.unpatch(model)
+
+
+@dataclass
+class Wrong(Largest):
+    """Breaks the contract of `reduce`."""
+
+    how: str = ""
+
+    def reduce(self, patches: Patches) -> Any:
+        images, now = patches.sizes.shape
+        left = self.left(patches)
+        kept = torch.arange(left).expand(images, left)
+        ones = torch.ones(images, left)
+        return {
+            "nothing": None,
+            "too few": Reduction(kept[:, 1:]),
+            "too many": Reduction(torch.arange(left + 1).expand(images, -1)),
+            "none at all": Reduction(kept[:, :0]),
+            "duplicates": Reduction(torch.zeros_like(kept)),
+            "out of range": Reduction(kept + now),
+            "negative": Reduction(kept - 1),
+            "a list": kept.tolist(),
+            "one dimension": Reduction(kept[0]),
+            "images": Reduction(kept[:1].expand(images + 1, -1)),
+            "source out of range": Reduction(kept, Mixing(kept + now, kept, ones)),
+            "target out of range": Reduction(kept, Mixing(kept, kept + left, ones)),
+            "sizes of another shape": Reduction(kept, sizes=torch.ones(images, left + 1)),
+            "features": Reduction(kept, features=patches.hidden[:, :left, 0]),
+        }[self.how]
+
+
+HOW = (
+    "nothing", "too few", "too many", "none at all", "duplicates", "out of range", "negative", "a list",
+    "one dimension", "images", "source out of range", "target out of range", "sizes of another shape", "features",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_a_reducer_that_breaks_its_contract_is_named(family, how):
+    model, inputs = batch(family, "several_images")
+    with vtc.patched(model, Wrong(how=how)), pytest.raises(RuntimeError, match="test-largest"):
+        model(**inputs)
+
+
+# ---------------------------------------------------------------- one image does not see another
+
+
+@dataclass
+class Varying(Largest):
+    """Its first stage leaves a number that depends on the content of all that it is shown at once."""
+
+    shown: str = "sequence"
+
+    @property
+    def together(self) -> str:
+        return self.shown
+
+    def left(self, patches: Patches) -> int:
+        if patches.last:
+            return patches.target
+        seen = float(patches.hidden.float().square().mean()) * 1000 % 1.0
+        return patches.target + int(seen * (patches.units - patches.target))
+
+
+@pytest.mark.parametrize("name", ["ragged", "several_images"])
+@pytest.mark.parametrize("shown", ["sequence", "image"])
+@pytest.mark.parametrize(("family", "attention"), [*IMPLEMENTATIONS, ("llava_next", "sdpa")])
+def test_each_image_is_as_in_its_own_run(family, name, shown, attention):
+    model, inputs = batch(family, name, attention)
+    rows = scenario(EVERY[family], name)
+    with vtc.patched(model, Varying(shown=shown, merges=True, proportional=True, keep=0.3)):
+        logits = model(**inputs).logits[:, -1]
+        kept = [image.kept().tolist() for image in vtc.trace(model).images]
+        alone = []
+        for row, inputs in enumerate(each_alone(EVERY[family], model, rows)):
+            torch.testing.assert_close(model(**inputs).logits[0, -1], logits[row], atol=3e-4, rtol=1e-4)
+            alone += [image.kept().tolist() for image in vtc.trace(model).images]
+    assert alone == kept
+
+
+@dataclass
+class Counting(Varying):
+    """Notes how many sequences it is shown at once."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.groups: list[int] = []
+
+    def reduce(self, patches: Patches) -> Reduction | None:
+        self.groups.append(len(patches.sizes))
+        return Largest.reduce(self, patches)
+
+
+@pytest.mark.parametrize(("shown", "groups"), [("all", [7]), ("image", [3, 1, 3]), ("sequence", [1] * 7)])
+def test_how_many_crops_are_shown_at_once(shown, groups):
+    model, inputs = batch("internvl", "ragged")  # 3, 1 and 3 tiles
+    with vtc.patched(model, method := Counting(layers=(1,), shown=shown)):
+        model(**inputs)
+    assert method.groups == groups
+
+
+# ---------------------------------------------------------------- the trace
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_trace_says_what_was_kept_and_where_the_rest_went(family, method):
+    model, tiny = model_of(family), EVERY[family]
+    rows = scenario(tiny, "several_images")
+    inputs = tiny.inputs(model, rows)
+    tower = Tower(tiny, model, inputs, rows)
+    _, trace = see_entry(model, inputs, METHODS[method])
+    for image, results in zip(trace.images, tower.run(METHODS[method]), strict=True):
+        kept, total = image.kept(), len(image.source)
+        assert (kept.diff() > 0).all() and kept.min() >= 0 and kept.max() < total
+        assert len(kept) == max(round(METHODS[method].keep * total), 1)
+        into = image.merged_into()
+        if not METHODS[method].merges:
+            assert into is None
+            continue
+        by_hand = {token: survivor for result in results for token, survivor in result.into.items()}
+        assert {token: to for token, to in enumerate(into.tolist()) if to >= 0} == by_hand
+        assert set(into.tolist()) - {-1} <= set(kept.tolist())

@@ -46,7 +46,7 @@ class Result:
         rows: Tensor [k, cell, D], of the block that the projector reads.
         into: for each token of the start that is part of a survivor, the survivor.
         entered: rows that entered each block, and rows that entered its MLP.
-        states: output of each block, Tensor [P', D], with the rows' numbers at the start.
+        states: what is left of each block's output, Tensor [P', D], with the rows' numbers at the start.
     """
 
     tokens: Tensor
@@ -175,10 +175,8 @@ class Tower:
             result.entered.append((entered, len(state.x)))
             state.x = state.x + here.mlp(state.x)
             if acting and method.acts == "block":
-                result.states.append((state.x, state.rows))
                 state.reduce(method, target, method.layers.index(index))
-            else:
-                result.states.append((state.x, state.rows))
+            result.states.append((state.x, state.rows))
             if index == self.last - 1:
                 result.rows, result.tokens = state.x[state.units], state.tokens
         result.into = {int(t): int(state.tokens[u]) for t, u in zip(sequence.tokens, state.owner) if u >= 0}
@@ -284,7 +282,10 @@ class _Block:
 
     def attend(self, state: _State, segments: Tensor | None, proportional: bool) -> Tensor:
         """What the attention adds to the rows; `segments`: the window of each row at the start."""
-        attention, x = self.attention, self._first("layer_norm1", "norm1", "layernorm_before", "attention_norm")(state.x)
+        attention, x = (
+            self.attention,
+            self._first("layer_norm1", "norm1", "layernorm_before", "attention_norm")(state.x),
+        )
         if hasattr(attention, "qkv"):
             query, key, value = attention.qkv(x).chunk(3, dim=-1)
         else:

@@ -269,10 +269,13 @@ class Reducer(Method, ABC):
 
     Class attributes:
         acts: "block": on a block's output; "attention": between a block's attention and its MLP.
+        proportional: whether later blocks add the logarithm of a unit's size to the logits of its keys, once units have
+            been merged.
     """
 
     kind = "reducer"
     acts: ClassVar[str] = "block"
+    proportional: ClassVar[bool] = False
 
     @property
     def together(self) -> str:

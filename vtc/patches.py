@@ -31,6 +31,7 @@ class Patches:
         bias: Tensor [G, P], added to the logits of each key, or None.
         segments: LongTensor [G, P]: rows attend within their segment only (attention windows); None: to all.
         memory: the method's own store; tensors [G, U, ...] in it are cut together with the units.
+        depth: blocks of the tower.
     """
 
     block: int
@@ -48,6 +49,7 @@ class Patches:
     bias: Tensor | None = None
     segments: Tensor | None = None
     memory: dict[str, Tensor] = field(default_factory=dict)
+    depth: int = 24
 
     @property
     def units(self) -> int:

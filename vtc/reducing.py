@@ -21,7 +21,7 @@ def start(seam: "Seam", hidden: Tensor) -> None:
     check_tower(seam)
     rows = hidden.shape[:2] if hidden.dim() == 3 else (1, hidden.shape[0])
     maps = seam.adapter.patches(encoding, (rows[0], rows[1] - prefix))
-    encoding.tower = TowerRun(seam.reducer, seam.reducing_at, maps, hidden, prefix)
+    encoding.tower = TowerRun(seam.reducer, seam.reducing_at, maps, hidden, prefix, len(seam.parts.blocks))
 
 
 def hooks(seam: "Seam", install: Callable[[Any], None]) -> None:

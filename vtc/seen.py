@@ -64,8 +64,10 @@ class Seen:
         features, adapter = self._features, self.seam.adapter
         if not self.seam.needs.projection or features.projected is None or not adapter.projects_rows:
             return None
-        origins = [self.layout.images[index].origin for index in self.members]
-        maps, flat = self._maps(), features.projected.flatten(0, 1).to(device)
+        origins, maps = [self.layout.images[index].origin for index in self.members], self._maps()
+        if maps[0].shape[1] != 1:
+            return None
+        flat = features.projected.flatten(0, 1).to(device)
         rows = torch.stack([_rows(flat, maps[origin]) for origin in origins])
         cls = None
         if features.cls is not None:

@@ -120,9 +120,13 @@ class TowerRun:
         maps: for each encoded image, LongTensor [N, cell]: rows of each visual token, as `Adapter.patches` tells them.
         hidden: the first block's input.
         prefix: CLS rows in front of each sequence.
+        depth: blocks of the tower.
     """
 
-    def __init__(self, reducer: Reducer, blocks: tuple[int, ...], maps: list[Tensor], hidden: Tensor, prefix: int):
+    def __init__(
+        self, reducer: Reducer, blocks: tuple[int, ...], maps: list[Tensor], hidden: Tensor, prefix: int, depth: int
+    ):
+        self.depth = depth
         self.reducer, self.blocks, self.maps, self.prefix = reducer, blocks, maps, prefix
         self.flat = hidden.dim() == 2
         entries, self.length = (1, hidden.shape[0]) if self.flat else (hidden.shape[0], hidden.shape[1])
@@ -273,6 +277,7 @@ class TowerRun:
                 bias=None if self.bias is None else self.bias.expand(len(x), -1)[entries, rows],
                 segments=None if segments is None else segments[rows],
                 memory={name: torch.stack([s.memory[name] for s in group]) for name in group[0].memory},
+                depth=self.depth,
             )
             reduction = self.reducer.reduce(patches)
             for member, sequence in enumerate(group):
@@ -343,7 +348,7 @@ class TowerRun:
 
     def _update_bias(self, x: Tensor) -> None:
         """What later blocks add to the logits of each row: log of its size, and padding is not seen."""
-        proportional = getattr(self.reducer, "proportional", False) and self.merged
+        proportional = self.reducer.proportional and self.merged
         if not proportional and bool(self.layout.valid.all()):
             self.bias = None
             return

@@ -14,8 +14,7 @@ def geometric(stage: int, stages: int, start: int, target: int, present: int) ->
         target: units after the last.
         present: units before this one.
     """
-    left = round(start * (target / start) ** ((stage + 1) / stages))
-    return target if stage == stages - 1 else min(max(left, target), present)
+    return min(round(start * (target / start) ** ((stage + 1) / stages)), present)
 
 
 def check_layers(layers: object) -> tuple[int, ...]:

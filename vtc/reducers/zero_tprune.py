@@ -88,11 +88,11 @@ def near_duplicates(keys: Tensor, rank: Tensor, remove: int) -> Tensor:
     return top_k(gone, tokens - remove).sort(dim=1).values
 
 
-def published_iterations(block: int, stage: int, stages: int) -> int:
-    """Votes at a block: 30 in the first three of the tower, one at the last of several stages or late ones, else 5."""
-    if block < 3:
-        return _EARLY
-    return _LATE if stage == stages - 1 else _MIDDLE
+def published_iterations(block: int, depth: int) -> int:
+    """Votes at a block of a tower of `depth`: 1 in its last three, 30 in its first three, else 5."""
+    if block >= depth - 3:
+        return _LATE
+    return _EARLY if block < 3 else _MIDDLE
 
 
 def _mean_one(signal: Tensor) -> Tensor:
@@ -150,6 +150,6 @@ class ZeroTPrune(Reducer):
             rank = patches.of_units(importance(page_rank(patches, 1, self.uniform)))
             alive = near_duplicates(patches.keys.flatten(2), rank, duplicates)
             patches = patches.only(alive)
-        iterations = published_iterations(patches.block, patches.stage, patches.stages)
+        iterations = published_iterations(patches.block, patches.depth)
         score = patches.of_units(importance(page_rank(patches, iterations, self.uniform)))
         return Reduction(alive.gather(1, top_k(score, left).sort(dim=1).values))
