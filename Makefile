@@ -12,7 +12,7 @@ run: $(VENV)/.done
 	$(BIN)/vtc eval --model embedded --methods none,random,stride,pool,divprune,hiprune,kcenter,fastv,transprune \
 		--keep 0.5,0.25,0.125,0.0625 --limit $(LIMIT) --output $(OUT)
 
-test: $(VENV)/.done
+test: $(VENV)/.done $(VENV)/.llava
 	$(BIN)/python -m pytest -n auto tests
 
 bench: $(VENV)/.done
@@ -29,6 +29,11 @@ $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vtc needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[eval,test,dev]"
+	touch $@
+
+# The original LLaVA package, which tests patch, without its pins: they ask for a torch and a transformers of 2023.
+$(VENV)/.llava: $(VENV)/.done
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llava-torch
 	touch $@
 
 clean:

@@ -1,7 +1,8 @@
 """The adapter with nothing family-specific: it finds parts by what they are, not by whose they are."""
 
+import functools
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 from vtc.layout import Grid, Layout, VisualInput
 from vtc.parts import Parts
 from vtc.recorded import Features, Recorded, origins
+
+if TYPE_CHECKING:
+    from vtc.seam import Seam
 
 _DECODERS = ("language_model", "text_model")
 _TOWERS = ("vision_tower", "visual", "vision_model", "vision_embed_tokens", "vision_encoder", "encoder")
@@ -46,7 +50,7 @@ class Adapter:
         blocks = _longest_list(self.tower) if self.tower is not None else ()
         config = getattr(composite, "config", None)
         layers = getattr(config, "vision_feature_layer", getattr(config, "vision_feature_layers", -1))
-        layers = [layers] if isinstance(layers, int) else layers
+        self.feature_layers = [layers] if isinstance(layers, int) else list(layers)
         self.parts = Parts(
             family=self.family,
             composite=composite,
@@ -54,8 +58,13 @@ class Adapter:
             layers=_layers_of(decoder),
             blocks=blocks,
             has_cls=self.tower is not None and _has_cls(self.tower),
-            feature_layer=max(_block_of_hidden_state(layer, len(blocks)) for layer in layers),
+            feature_layer=max(_block_of_hidden_state(layer, len(blocks)) for layer in self.feature_layers),
         )
+
+    @classmethod
+    def claims(cls, model: nn.Module) -> bool:
+        """Whether `model` is this adapter's whatever family its config names."""
+        return False
 
     # ---------------------------------------------------------------- parts
 
@@ -141,6 +150,21 @@ class Adapter:
         return [m for m in modules if "Rotary" in type(m).__name__ and id(m) not in layers]
 
     # ---------------------------------------------------------------- what a call tells
+
+    def record(self, seam: "Seam") -> None:
+        """Let `seam` see the calls that tell where placeholders are, and how features are made and packed."""
+        composite = self.parts.composite
+        seam.wrap(composite, "get_placeholder_mask", seam.record_placeholders)
+        for kind in ("image", "video"):
+            if hasattr(composite, name := f"get_{kind}_features"):
+                before, after = (functools.partial(f, kind) for f in (seam.start_features, seam.record_features))
+                seam.wrap(composite, name, after, before=before, finally_=seam.end_encoding)
+        if hasattr(composite, "pack_image_features"):
+            seam.wrap(composite, "pack_image_features", seam.record_packing)
+
+    def decoder_arguments(self, recorded: Recorded, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The decoder's keyword arguments, in the form that has `inputs_embeds`; what they tell goes to `recorded`."""
+        return kwargs
 
     def layout(self, recorded: Recorded, shape: tuple[int, int]) -> Layout:
         """Images of a call, row by row, with their grids."""

@@ -79,7 +79,7 @@ def load(name: str, dtype: str | None, device: str, attn: str | None) -> Loaded:
             model = AutoModelForImageTextToText.from_pretrained(name, dtype=chosen or "auto", **kwargs)
             model = model.to(device).eval()
             processor = AutoProcessor.from_pretrained(name)  # type: ignore[no-untyped-call]
-        adapter = adapter_class(model.config.model_type)(model)
+        adapter = adapter_class(model)(model)
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0]
         attention = f" with --attn {attn}" if attn else ""

@@ -138,7 +138,7 @@ def test_unpatching_leaves_nothing_even_after_an_exception(family, spec):
         with pytest.raises(ZeroDivisionError), vtc.patched(model, spec):
             model(**inputs)
         handle.remove()
-        handle = vtc.registry.adapter_class(family)(model).parts.layers[3].register_forward_pre_hook(lambda *_: 1 / 0)
+        handle = vtc.registry.adapter_class(model)(model).parts.layers[3].register_forward_pre_hook(lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError), vtc.patched(model, spec):
             model.generate(**inputs, max_new_tokens=2)
         handle.remove()

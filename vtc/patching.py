@@ -39,8 +39,7 @@ def patch(model: nn.Module, *methods: specs.Spec, **fields: Any) -> nn.Module:
     if len(methods) > 1 and fields:
         raise ValueError(f"{', '.join(fields)}=… beside several methods is ambiguous; put each field into its method")
     parsed = specs.parse(methods[0], **fields) if len(methods) == 1 else specs.parse(methods)
-    config = getattr(model, "config", None)
-    adapter = adapter_class(getattr(config, "model_type", "*"))(model)
+    adapter = adapter_class(model)(model)
     seam = Seam(adapter, parsed, specs.to_string(parsed))
     if (inside := getattr(seam.parts.decoder, _PART, None)) is not None:
         raise ValueError(f"a part of this model is patched already ({inside.spec}); call vtc.unpatch on it first")

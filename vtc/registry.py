@@ -7,6 +7,8 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from vtc.adapters.generic import Adapter
     from vtc.method import Method
 
@@ -84,14 +86,16 @@ def method_class(name: str) -> type["Method"]:
     return _registered[name]
 
 
-def adapter_class(model_type: str) -> type["Adapter"]:
-    """The adapter of a model family: one that names `model_type`, else the generic one.
+def adapter_class(model: "nn.Module") -> type["Adapter"]:
+    """The adapter of a model: one that claims it, else one that names its `config.model_type`, else the generic one.
 
     Adapters are found through the entry-point group `vtc.adapters`; each entry point loads to an Adapter subclass
-    whose `families` lists the `model_type`s that it serves.
+    whose `families` lists the `model_type`s that it serves, and whose `claims` may know models by what they are.
     """
     if not _adapters:
         for entry in entry_points(group="vtc.adapters"):
             cls = entry.load()
             _adapters.update(dict.fromkeys(cls.families, cls))
-    return _adapters.get(model_type) or _adapters["*"]
+    model_type = getattr(getattr(model, "config", None), "model_type", "*")
+    claiming = (cls for cls in _adapters.values() if cls.claims(model))
+    return next(claiming, None) or _adapters.get(model_type) or _adapters["*"]

@@ -76,17 +76,11 @@ class Seam:
         composite, decoder = self.parts.composite, self.parts.decoder
         self._hook(composite.register_forward_pre_hook(self._before_composite, with_kwargs=True))
         self._hook(composite.register_forward_hook(self._after_composite, always_call=True))
-        self._wrap(composite, "get_placeholder_mask", self._record_placeholders)
-        for kind in ("image", "video"):
-            if hasattr(composite, name := f"get_{kind}_features"):
-                before, after = (functools.partial(f, kind) for f in (self._start_encoding, self._record_features))
-                self._wrap(composite, name, after, before=before, finally_=self._end_encoding)
-        if hasattr(composite, "pack_image_features"):
-            self._wrap(composite, "pack_image_features", self._record_packing)
+        self.adapter.record(self)
         if hasattr(self.adapter.model, "_prefill"):
-            self._wrap(self.adapter.model, "_prefill", before=self._refuse_chunks)
+            self.wrap(self.adapter.model, "_prefill", before=self._refuse_chunks)
         if self.reducer is not None and hasattr(self.adapter.model, _ENCODING_AHEAD):
-            self._wrap(self.adapter.model, _ENCODING_AHEAD, before=self._see_prompt)
+            self.wrap(self.adapter.model, _ENCODING_AHEAD, before=self._see_prompt)
         self._hook(decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True))
         self._hook(decoder.register_forward_hook(self._after_decoder))
         for index, block in enumerate(self.parts.blocks):
@@ -94,7 +88,7 @@ class Seam:
         if self.reducer is not None:
             reducing.hooks(self, self._hook)
         for module, hook in tower_hooks(self):
-            self._hook(module.register_forward_hook(hook, with_kwargs=hook.__name__ == "see_projector"))
+            self._hook(module.register_forward_hook(hook, with_kwargs=module is self.adapter.projector))
         for index, layer in enumerate(self.parts.layers):
             self._hook(layer.register_forward_pre_hook(functools.partial(self._before_layer, index), with_kwargs=True))
         for module, hook in module_hooks(self):
@@ -110,7 +104,7 @@ class Seam:
     def _hook(self, handle: Any) -> None:
         self._undo.append(handle.remove)
 
-    def _wrap(
+    def wrap(
         self,
         owner: nn.Module,
         name: str,
@@ -205,18 +199,25 @@ class Seam:
         self._local.encoding = Features("image")
         self._local.running = None
 
-    def _start_encoding(self, kind: str, args: tuple, kwargs: dict[str, Any]) -> None:
+    def start_encoding(self, features: Features) -> None:
+        """Called before a method that runs the tower, with the empty record of what it makes."""
         if not getattr(self._local, "depth", 0):
-            given = inspect.signature(getattr(self.parts.composite, f"get_{kind}_features")).bind(*args, **kwargs)
-            arguments = {**given.arguments, **given.arguments.get("kwargs", {})}
-            arguments = {name: value for name, value in arguments.items() if not _is_pixels(value)}
-            self._local.encoding = Features(kind, arguments=arguments, input_ids=self.recorded.input_ids)
+            self._local.encoding = features
         self._local.depth = getattr(self._local, "depth", 0) + 1
 
-    def _end_encoding(self) -> None:
+    def end_encoding(self) -> None:
+        """Called after it, also when it failed."""
         self._local.depth -= 1
 
-    def _record_features(self, kind: str, output: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+    def start_features(self, kind: str, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Called with the arguments of `get_image_features` or `get_video_features`."""
+        given = inspect.signature(getattr(self.parts.composite, f"get_{kind}_features")).bind(*args, **kwargs)
+        arguments = {**given.arguments, **given.arguments.get("kwargs", {})}
+        arguments = {name: value for name, value in arguments.items() if not _is_pixels(value)}
+        self.start_encoding(Features(kind, arguments=arguments, input_ids=self.recorded.input_ids))
+
+    def record_features(self, kind: str, output: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Called with what `get_image_features` or `get_video_features` returned."""
         if self._local.depth > 1:  # Qwen3-VL makes video features by its own call for images
             return
         sizes = sizes_of(getattr(output, "pooler_output", output))
@@ -232,10 +233,12 @@ class Seam:
         if isinstance(prompt, Tensor) and not prompt.is_floating_point():
             self.recorded.input_ids = prompt
 
-    def _record_packing(self, output: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+    def record_packing(self, output: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Called with what the family's packing of patches into tokens returned."""
         self.encoding.packing = (args, kwargs)
 
-    def _record_placeholders(self, output: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+    def record_placeholders(self, output: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Called with what `get_placeholder_mask` returned."""
         kinds = [kind for kind in ("image", "video") if kwargs.get(f"{kind}_features") is not None]
         masks = output if isinstance(output, tuple) else (output,)
         if not kinds:
@@ -247,6 +250,7 @@ class Seam:
 
     def _before_decoder(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         self._local.running = None
+        kwargs = self.adapter.decoder_arguments(self.recorded, kwargs)
         if kwargs.get("inputs_embeds") is None:
             if conversation_of(kwargs.get("past_key_values")) is not None:
                 raise ValueError("call the whole model, not its decoder, to go on with a compressed cache")

@@ -316,14 +316,10 @@ class TowerRun:
         for sequence in empty:
             kept_of[id(sequence)] = sequence.tokens[:0]
             sequence.cut(Reduction(sequence.tokens[None, :0]), 0, False)
-        sources: list[list[Tensor]] = [[] for _ in range(len(x))]
-        origins: list[list[Tensor]] = [[] for _ in range(len(x))]
+        first = torch.arange(self.prefix, device=x.device)
+        sources, origins = [[first] for _ in x], [[first] for _ in x]
         for sequence in self.sequences:
             source, origin = sources[sequence.entry], origins[sequence.entry]
-            if not source:
-                first = torch.arange(self.prefix, device=x.device)
-                source.append(first)
-                origin.append(first)
             begin = sum(map(len, source))
             moved = old_at[id(sequence)]
             if id(sequence) in kept_of:

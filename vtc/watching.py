@@ -65,10 +65,9 @@ def tower_hooks(seam: "Seam") -> list[tuple[nn.Module, Callable[..., None]]]:
 
     def see_tower(_: nn.Module, args: tuple, output: Any) -> None:
         states = getattr(output, "hidden_states", None)
-        layers = getattr(seam.parts.composite.config, "vision_feature_layer", None)
-        if states is not None and layers is not None:
-            layers = [layers] if isinstance(layers, int) else layers
-            seam.encoding.cls = torch.cat([states[layer][:, 0] for layer in layers], dim=-1).detach()
+        if states is not None:
+            rows = [states[layer][:, 0] for layer in seam.adapter.feature_layers]
+            seam.encoding.cls = torch.cat(rows, dim=-1).detach()
 
     hooks: list[tuple[nn.Module, Callable[..., None]]] = [
         (seam.parts.blocks[block], functools.partial(see_block, block)) for block in seam.needs.hidden
