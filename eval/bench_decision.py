@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from vtc.eval.bench_scene import AFTER, BEFORE, LAYERS, WIDTH, Scene, stand_in_seam
+from vtc.eval.bench_scene import AFTER, BEFORE, BLOCKS, LAYERS, Scene, stand_in_seam
 from vtc.eval.memory import PeakMemory
 from vtc.method import Method, Prune, Reducer, Selector
 from vtc.patches import Patches, take
@@ -134,11 +134,11 @@ def reducing(reducer: Reducer, scene: Scene) -> Decision:
     parts, blocks = _on_either_tower(scene, reducer.blocks)
     prefix, rows = int(parts.has_cls), torch.arange(scene.tokens)[:, None]
     hidden = scene.tower_hidden[:, 1 - prefix :]
-    if not TowerRun(reducer, blocks, [rows], hidden, prefix).active:
+    if not TowerRun(reducer, blocks, [rows], hidden, prefix, BLOCKS).active:
         raise Undecided("keeps every token: nothing is decided")
 
     def run(meter: Meter) -> None:
-        tower = TowerRun(cast(Reducer, _Metered(reducer, meter)), blocks, [rows], hidden, prefix)
+        tower = TowerRun(cast(Reducer, _Metered(reducer, meter)), blocks, [rows], hidden, prefix, BLOCKS)
         x = hidden
         for block in blocks:
             tower.before_block((x,), {})
@@ -195,7 +195,7 @@ def _watched(prune: Prune, layer: int, length: int, scene: Scene, meter: Meter, 
         with meter.weighing(), meter.capturing():
             prune.on_attention(layer, attention, memory)
     for module in ("attention", "mlp") if layer in watch.modules else ():
-        before, after = scene.random(1, length, WIDTH), scene.random(1, length, WIDTH)
+        before, after = scene.decoder_hidden(length)
         valid = torch.ones(1, length, dtype=torch.bool, device=scene.device)
         with meter.weighing(), meter.capturing():
             prune.on_modules(layer, module, before, after, valid, memory)

@@ -92,7 +92,7 @@ class Scene:
         """`tower_attention` of `rows` rows from row `skip` on."""
         whole, some = self.tower_attention, slice(skip, skip + rows)
         assert whole.value is not None
-        query, key, value = (x[:, :, some].contiguous() for x in (whole.query, whole.key, whole.value))
+        query, key, value = (x[:, :, some] for x in (whole.query, whole.key, whole.value))
         return Attention(query, key, whole.scaling, causal=False, value=value)
 
     def of_tokens(self, values: Tensor, prefix: int) -> Tensor:
@@ -134,6 +134,16 @@ class Scene:
         return Attention(query, key, dim**-0.5, value=value)
 
     @cached_property
+    def _decoder_hidden(self) -> tuple[Tensor, Tensor]:
+        before, after = (self.random(1, BEFORE + self.tokens + AFTER, WIDTH) for _ in range(2))
+        return before, after
+
+    def decoder_hidden(self, length: int) -> tuple[Tensor, Tensor]:
+        """What a module of a decoder layer that sees `length` tokens takes and gives, [1, length, D]."""
+        before, after = self._decoder_hidden
+        return before[:, :length], after[:, :length]
+
+    @cached_property
     def _probed(self) -> "DecoderLayer":
         return DecoderLayer(self)
 
@@ -144,7 +154,7 @@ class Scene:
     def rows(self, layer: int, visual: int, probed: bool) -> Rows:
         """The sequence in front of decoder layer `layer`, where `visual` visual tokens are left."""
         place = torch.arange(BEFORE + visual + AFTER, device=self.device)[None]
-        hidden, instruction = self.random(1, place.shape[1], WIDTH), place >= BEFORE + visual
+        (hidden, _), instruction = self.decoder_hidden(place.shape[1]), place >= BEFORE + visual
         call: Any = self._probed.asked(hidden) if probed else None
         return Rows(layer, hidden, (place >= BEFORE) & ~instruction, torch.ones_like(instruction), instruction, call)
 

@@ -31,6 +31,7 @@ def about(run: dict[str, Any]) -> list[str]:
         "not part of it: what the seam does around a decision (laying out, gathering and cutting rows), and what a "
         "method keeps from one image for the next of the same shape is warm",
         f"extra memory: {memory}, of one decision, above what it is given",
+        "time, memory: growth from the size before; where crops have another size, that is in it too",
         f"rounds: at most {run['most_rounds']}, {LEAST_ROUNDS} where those take a size {SECONDS:.0f} s or more; "
         f"a method that takes more than {SLOW:.0f} s is run once, in the round that measures memory",
     ]
@@ -83,7 +84,9 @@ def _spread(spread: Spread | None, factor: float = 1) -> str:
     if spread is None:
         return ""
     median = factor * spread["median"]
-    digits = min(max(2 - math.floor(math.log10(median)), 0), 3) if median else 0
+    if median < 0.001:
+        return "<0.001" if median else "0"
+    digits = min(max(2 - math.floor(math.log10(median)), 0), 3)
     return f"{median:.{digits}f} [{factor * spread['low']:.{digits}f}, {factor * spread['high']:.{digits}f}]"
 
 

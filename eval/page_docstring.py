@@ -62,7 +62,7 @@ def describe(cls: type[Method]) -> Described:
     return Described(
         first=others[0] if others else "",
         body=tuple(others[1:]),
-        budget="\n\n".join(_LINK.sub("", part) for part in budget),
+        budget="\n\n".join(text[:1].upper() + text[1:] for part in budget if (text := _LINK.sub("", part))),
         fields=tuple(_fields(cls)),
         paper=paper[1] if paper else None,
     )

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from vtc import DiffRate, TokenTransforming, ToMe, ops
+from vtc.nearest import nearest, unit_rows
 from vtc.reducers.diffrate import grown_sizes, match_unimportant, prune_and_merge
 from vtc.reducers.diffrate_rates import published_shares
-from vtc.reducers.nearest import nearest, unit_rows
 from vtc.reducers.stages import geometric
 from vtc.reducers.token_transforming import spread, transform
 from vtc.reducers.tome import bipartite_merge, mean_by_size, merge_schedule, units_left

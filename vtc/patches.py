@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from vtc.scores import attention_rows
+from vtc.scores import attention_rows, split_sequences
 
 _CHUNK = 256
 
@@ -93,10 +93,11 @@ class Patches:
 
     def received(self) -> Tensor:
         """Mean attention probability [G, U] that each unit receives, over all heads and all rows (CLS included)."""
-        total = torch.zeros(self.query.shape[0], self.query.shape[2], device=self.query.device)
-        for _, rows in self._chunks():
-            total += rows.sum(dim=(1, 2))
-        return self.of_units(total / (self.query.shape[1] * self.query.shape[2]))
+        images, heads, rows, _ = self.query.shape
+        total = torch.zeros(images, rows, device=self.query.device)
+        for inside, _, attention in self._chunks():
+            total[inside] += attention.sum(dim=(1, 2))
+        return self.of_units(total / (heads * rows))
 
     def importance(self) -> Tensor:
         """`cls_attention` where there is a CLS token, else `received`: [G, U]."""
@@ -114,26 +115,21 @@ class Patches:
             Tensor [G, H, P].
         """
         result = torch.zeros_like(signal)
-        for start, rows in self._chunks():
-            result += (signal[:, :, None, start : start + rows.shape[2]] @ rows)[:, :, 0]
+        for inside, asking, attention in self._chunks():
+            result[inside] += (signal[inside, :, None, asking] @ attention)[:, :, 0]
         return result
 
-    def attend(self, query: Tensor, segment: Tensor | None = None) -> Tensor:
+    def attend(self, query: Tensor, segments: Tensor | None = None) -> Tensor:
         """Attention probabilities of some queries, in float32.
 
         Args:
             query: Tensor [G, H, R, d].
-            segment: LongTensor [G, R]: the segment of each; None: they attend to all rows.
+            segments: LongTensor [G, R]: the segment of each; None: they attend to all rows.
 
         Returns:
             Tensor [G, H, R, P].
         """
-        bias = self.bias[:, None, None, :].float() if self.bias is not None else None
-        if segment is not None and self.segments is not None:
-            apart = (segment[:, :, None] != self.segments[:, None, :])[:, None]
-            wall = torch.zeros(apart.shape, device=apart.device).masked_fill_(apart, float("-inf"))
-            bias = wall if bias is None else bias + wall
-        return attention_rows(query, self.key, self.scaling, bias)
+        return attention_rows(query, self.key, self.scaling, self._walls(slice(None), segments))
 
     def only(self, units: Tensor) -> "Patches":
         """These units (LongTensor [G, M]) alone, CLS kept: attention among them is normalised anew."""
@@ -156,11 +152,25 @@ class Patches:
             memory={name: take(value, units) for name, value in self.memory.items()},
         )
 
-    def _chunks(self) -> Iterator[tuple[int, Tensor]]:
-        """(first row, attention probabilities [G, H, R, P]) for all rows, some at a time."""
-        for start in range(0, self.query.shape[2], _CHUNK):
-            segment = None if self.segments is None else self.segments[:, start : start + _CHUNK]
-            yield start, self.attend(self.query[:, :, start : start + _CHUNK], segment)
+    def _chunks(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        """(some sequences, some of their rows, attention probabilities [g, H, R, P] of these), for all in turn."""
+        first = 0
+        for query, key in split_sequences(self.query, self.key, _CHUNK):
+            inside, first = slice(first, first + len(query)), first + len(query)
+            for start in range(0, query.shape[2], _CHUNK):
+                asking = slice(start, start + _CHUNK)
+                segments = None if self.segments is None else self.segments[inside, asking]
+                walls = self._walls(inside, segments)
+                yield inside, asking, attention_rows(query[:, :, asking], key, self.scaling, walls)
+
+    def _walls(self, inside: slice, segments: Tensor | None) -> Tensor | None:
+        """What is added to the logits of queries of `segments` [g, R]: the keys' bias, -inf outside of the segment."""
+        bias = self.bias[inside, None, None, :].float() if self.bias is not None else None
+        if self.segments is None or segments is None:
+            return bias
+        apart = (segments[:, :, None] != self.segments[inside, None, :])[:, None]
+        wall = torch.zeros(apart.shape, device=apart.device).masked_fill_(apart, float("-inf"))
+        return wall if bias is None else bias + wall
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:

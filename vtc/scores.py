@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_ENTRIES = 2**24
+
 
 @dataclass(frozen=True)
 class Attention:
@@ -100,7 +102,7 @@ def attention_received(
 ) -> Tensor:
     """Mean attention probability that each key receives, over all queries and heads: column means of softmax(Q Kᵀ).
 
-    Works through the queries in chunks, so that memory stays O(chunk · N).
+    Works through the queries in chunks, and through many sequences in parts, so that memory stays O(chunk · N).
 
     Args:
         query: [B, H, Q, d].
@@ -112,6 +114,10 @@ def attention_received(
     Returns:
         Tensor [B, S] in float32; sums to 1.
     """
+    parts = split_sequences(query, key, chunk)
+    if len(parts) > 1:
+        masks = [mask] * len(parts) if mask is None or len(mask) == 1 else mask.split([len(q) for q, _ in parts])
+        return torch.cat([attention_received(q, k, scaling, m, chunk) for (q, k), m in zip(parts, masks, strict=True)])
     total = torch.zeros(key.shape[0], key.shape[2], device=key.device)
     for start in range(0, query.shape[2], chunk):
         bias = mask[:, :, start : start + chunk] if mask is not None else None
@@ -120,3 +126,13 @@ def attention_received(
         rows = attention_rows(query[:, :, start : start + chunk], key, scaling, bias)
         total += rows.sum(dim=(1, 2))
     return total / (query.shape[1] * query.shape[2])
+
+
+def split_sequences(query: Tensor, key: Tensor, chunk: int) -> list[tuple[Tensor, Tensor]]:
+    """The sequences of `query` [B, H, Q, d] and `key` [B, H_kv, S, d] in parts that are worked through one by one.
+
+    The attention of `chunk` queries of one part stays below 64 MiB in float32 where a single sequence allows it.
+    """
+    entries = query.shape[1] * min(query.shape[2], chunk) * key.shape[2]
+    size = max(1, _ENTRIES // max(entries, 1))
+    return list(zip(query.split(size), key.split(size), strict=True))

@@ -69,8 +69,8 @@ class Sequence:
         kept = reduction.kept[member]
         self.owner = _followed(self.owner, reduction, member, self.units)
         order = kept.argsort() if ordered else torch.arange(len(kept), device=kept.device)
-        place = order.argsort()
-        self.owner = torch.where(self.owner >= 0, place[self.owner.clamp(min=0)], -1)
+        if len(kept):  # else nobody is left to own anything
+            self.owner = torch.where(self.owner >= 0, order.argsort()[self.owner.clamp(min=0)], -1)
         self.sizes = _sizes(self.sizes, reduction, member)[order]
         kept = kept[order]
         self.rows, self.tokens = self.rows[kept], self.tokens[kept]

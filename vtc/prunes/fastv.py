@@ -32,6 +32,9 @@ class FastV(Prune):
     Attention is that of the last prompt token. Done once, in prefill; the survivors keep their position ids. Several
     images of a row share one budget. https://arxiv.org/abs/2403.06764
 
+    Budget: the paper's R is the share that goes after K layers: R=0.5 with K=2 is keep=0.5, layer=2. Counted over all
+    layers that is more than `keep`: the layers before see every token.
+
     Attributes:
         layer: decoder layer, from 0, that is the first to see fewer tokens: K of the paper, so K layers run in full.
         keep: share in (0, 1] or count of the row's visual tokens; a share is rounded half to even and can leave 0.

@@ -74,6 +74,9 @@ class TransPrune(Prune):
     summed over the layers from the one before the first prune point on, and the attention from the instruction in the
     layer about to run. Needs no attention matrix. Survivors are numbered anew. https://arxiv.org/abs/2507.20630
 
+    Budget: the paper gives a share for each of its three layers, of the tokens at the first; the last one is `keep`
+    here, and `keeps` takes all three.
+
     Attributes:
         keep: share in (0, 1] or count of the row's visual tokens that is left in the end. Of what is to go, 1/7, 3/7
             and all has gone after the three layers: 0.125 gives the published 0.875, 0.625, 0.125. Shares round down,

@@ -12,10 +12,10 @@ from torch import Tensor
 from vtc import fields
 from vtc.budget import Keep
 from vtc.method import Reducer
+from vtc.nearest import nearest, unit_rows
 from vtc.parts import Parts
 from vtc.patches import Patches, take
 from vtc.reducers.diffrate_rates import published_shares
-from vtc.reducers.nearest import nearest, unit_rows
 from vtc.reduction import Mixing, Reduction, top_k
 from vtc.registry import register
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from vtc import fields
 from vtc.budget import Keep
 from vtc.method import Reducer
+from vtc.nearest import unit_rows
 from vtc.parts import Parts
 from vtc.patches import Patches, take
-from vtc.reducers.nearest import unit_rows
 from vtc.reducers.stages import check_layers, geometric, within_tower
 from vtc.reduction import Mixing, Reduction, top_k
 from vtc.registry import register

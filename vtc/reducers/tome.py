@@ -13,9 +13,9 @@ from torch import Tensor
 from vtc import fields
 from vtc.budget import Keep
 from vtc.method import Reducer
+from vtc.nearest import nearest, unit_rows
 from vtc.parts import Parts
 from vtc.patches import Patches
-from vtc.reducers.nearest import nearest, unit_rows
 from vtc.reduction import Mixing, Reduction
 from vtc.registry import register
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from vtc import fields
 from vtc.budget import Keep
 from vtc.method import Reducer, as_float
+from vtc.nearest import nearest, unit_rows
 from vtc.parts import Parts
 from vtc.patches import Patches, take
-from vtc.reducers.nearest import nearest, unit_rows
 from vtc.reducers.stages import check_layers, geometric, within_tower
 from vtc.reduction import Reduction, top_k
 from vtc.registry import register

@@ -38,6 +38,9 @@ class DivPrune(Selector):
     Needs neither attention nor text. One joint selection over thumbnail, tiles and newline tokens, or over all frames
     of a video. https://arxiv.org/abs/2503.02175
 
+    Budget: the paper's ratio r is `keep` as it is: round half to even of r times the tokens of the image, newlines
+    counted, of which at least one is kept.
+
     Attributes:
         keep: share in (0, 1] or count of the visual tokens of an image; a share is rounded half to even.
             Default 0.098: 56 of LLaVA-1.5's 576.

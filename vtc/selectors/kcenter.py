@@ -60,6 +60,9 @@ class KCenter(Selector):
     asks for more tokens than the picture has. Stage 1 of ToDRE; version 1 of the paper calls it greedy k-center,
     version 2, whose tables these are, max-sum. https://arxiv.org/abs/2505.18757
 
+    Budget: the paper's retention ratios, 0.25 and 0.1 of all visual tokens of a sample, are `keep` as they are; here
+    each image has its own.
+
     Attributes:
         keep: share in (0, 1] or count of the visual tokens of an image. Default 0.1 (288 of LLaVA-NeXT's 2880).
         rule: "max-min" (k-center, version 1) or "max-sum" (version 2).

@@ -22,6 +22,8 @@ from vtc.selectors.places import candidates
 LOF_ALL, LOF_REST = 20, 10
 #: Weight of the text score beside the keys' similarity, and tokens merged into each centre.
 TEXT_WEIGHT, NEIGHBOURS = 50.0, 32
+#: Centres whose neighbours are sought at once.
+_CHUNK = 512
 
 
 @dataclass(frozen=True)
@@ -155,11 +157,12 @@ def recover(visual: Tensor, text: Tensor | None, keys: Tensor, counts: Counts) -
     order = top_k(visual[rest], len(rest))  # places in `rest`, as `near` has them
     centres, others = order[: counts.centres], order[counts.centres :]
     unit = normalize(as_float(keys[rest]), dim=-1)
-    near = unit[centres] @ unit.T
-    if text is not None:
-        near = near + TEXT_WEIGHT * text[rest]
-    near.scatter_(1, centres[:, None], float("-inf"))
-    nearest = top_k(near, min(NEIGHBOURS, len(rest) - 1))
+    bonus = 0.0 if text is None else TEXT_WEIGHT * text[rest]
+    found = []
+    for some in centres.split(_CHUNK):
+        near = (unit[some] @ unit.T + bonus).scatter_(1, some[:, None], float("-inf"))
+        found.append(top_k(near, min(NEIGHBOURS, len(rest) - 1)))
+    nearest = torch.cat(found)
     centres, others, last, nearest = rest[centres], rest[others], rest[others[:1]], rest[nearest]
     source = torch.cat([kept, centres, nearest.flatten(), others])
     centre = torch.cat([kept, centres, centres.repeat_interleave(nearest.shape[1]), last.expand(len(others))])

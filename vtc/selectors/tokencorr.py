@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 from vtc import fields
 from vtc.budget import Keep
 from vtc.method import Needs, Selector, VisualTokens, as_float
+from vtc.nearest import nearest
 from vtc.parts import Parts
 from vtc.reduction import Mixing, Reduction, top_k
 from vtc.registry import register
@@ -77,8 +78,8 @@ def nearest_kept(keys: Tensor, tokens: Tensor, kept: Tensor) -> Tensor:
         LongTensor [n], of `kept`; of equal ones the first.
     """
     unit, centres = (normalize(as_float(keys[places]), dim=-1) for places in (tokens, kept))
-    nearest = kept[(unit @ centres.T).argmax(dim=1)]
-    return torch.where(torch.isin(tokens, kept), tokens, nearest)
+    _, best = nearest(unit[None], centres[None])
+    return torch.where(torch.isin(tokens, kept), tokens, kept[best[0]])
 
 
 def aggregation_weights(attention: Tensor, target: Tensor, k: int) -> Tensor:

@@ -9,6 +9,7 @@ from torch.nn.functional import normalize
 from vtc import fields, ops
 from vtc.budget import Keep, share_out
 from vtc.method import Needs, Projection, Selector, VisualTokens, as_float
+from vtc.nearest import nearest
 from vtc.parts import Parts
 from vtc.reduction import Mixing, Reduction, top_k
 from vtc.registry import register
@@ -59,8 +60,7 @@ def visionzip(score: Tensor, keys: Tensor, dominant: int, contextual: int) -> Zi
     target, others = rest[:, is_target], rest[:, ~is_target]
     unit = normalize(as_float(keys), dim=-1)
     row = torch.arange(images, device=rest.device)[:, None]
-    similarity = unit[row, others] @ unit[row, target].transpose(1, 2)
-    return Zip(kept, target, others, similarity.argmax(dim=2))
+    return Zip(kept, target, others, nearest(unit[row, others], unit[row, target])[1])
 
 
 def merge_weights(zipped: Zip, average: bool) -> tuple[Tensor, Tensor]:
