@@ -135,8 +135,10 @@ class LlavaPackageAdapter(Adapter):
         """What was prepared as `embeds` [B, L, D]: `generate` copies them, repeats rows, and drops what a cache has."""
         reference, prepared = getattr(self._local, "last", (lambda: None, None))
         whole: Tensor | None = reference()
-        if whole is None or whole is embeds:
-            return prepared if whole is not None else None
+        if whole is None or prepared is None:
+            return None
+        if whole is embeds:
+            return prepared
         rows, length = embeds.shape[:2]
         if rows % len(whole) or length > whole.shape[1]:
             return None

@@ -115,7 +115,7 @@ def selection(selector: Selector, scene: Scene) -> Decision:
     listeners, visual = tower_listeners(seam), scene.visual(needs, prefix)
 
     def run(meter: Meter) -> None:
-        captured: dict[str, dict[Any, Tensor]] = {"received": {}, "cls": {}, "keys": {}, "observed": {}}
+        captured: dict[str, Any] = {"received": {}, "cls": {}, "keys": {}, "observed": {}}
         with meter.weighing():
             with meter.capturing():
                 for listener in listeners.values():

@@ -37,6 +37,9 @@ COMMANDS = {
     "presets": Command("vtc.eval.presets", "list published settings, or show one with its published numbers"),
     "pages": Command("vtc.eval.pages", "write a page of documentation for every method"),
     "train-embedded": Command("vtc.eval.embedded.train", "train the embedded model from nothing", ValueError),
+    "train-diffrate": Command(
+        "vtc.eval.train_diffrate", "learn DiffRate's two counts for each block of a LLaVA's tower"
+    ),
 }
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from families import Family, Row
+from families import Row
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -59,7 +59,7 @@ class Result:
 class Tower:
     """The tower and projector of `model`, and what its blocks are given for `inputs`, made from `rows`."""
 
-    def __init__(self, family: Family, model: Any, inputs: dict[str, Tensor], rows: list[Row]):
+    def __init__(self, family: Any, model: Any, inputs: dict[str, Tensor], rows: list[Row]):
         self.name, self.model, self.body = family.name, model, model.model
         self.tower = getattr(self.body, "visual", None) or self.body.vision_tower
         self.blocks = max((list(m) for m in self.tower.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
@@ -191,7 +191,7 @@ class Tower:
     def project(self, rows: Tensor) -> Tensor:
         """Visual tokens [k, D'] from the rows that make them, [k, cell, D]."""
         body, tower = self.body, self.tower
-        projector = getattr(body, "multi_modal_projector", None)
+        projector: Any = getattr(body, "multi_modal_projector", None)
         match self.name:
             case "llava" | "llava_next" | "llava_onevision":
                 return projector(rows[:, 0])
@@ -253,10 +253,11 @@ class _State:
         x, sizes = self.x[self.units[kept]].clone(), self.sizes[kept].clone()
         if method.merges and left:
             goes_to |= {u: place % left for place, u in enumerate(gone)}
-            sizes = torch.stack([sum(self.sizes[u] for u in range(now) if goes_to[u] == k) for k in range(left)])
             for k in range(left):
-                parts = [u for u in range(now) if goes_to[u] == k]
-                x[k] = sum(self.x[self.units[u]].float() * self.sizes[u] / sizes[k] for u in parts).to(x.dtype)
+                parts = torch.tensor([u for u in range(now) if goes_to[u] == k])
+                sizes[k] = self.sizes[parts].sum()
+                weights = (self.sizes[parts] / sizes[k])[:, None, None]
+                x[k] = (self.x[self.units[parts]].float() * weights).sum(dim=0).to(x.dtype)
             self.merged = True
         cls, cell = torch.arange(self.prefix), self.units.shape[1]
         rows = torch.cat([cls, self.units[kept].flatten()])

@@ -70,7 +70,7 @@ def grown_sizes(sizes: Tensor, similarity: Tensor, target: Tensor) -> Tensor:
         would take.
     """
     own = sizes.float()[:, : sizes.shape[1] - target.shape[1]]
-    total = own.scatter_add(1, target, sizes.float()[:, own.shape[1] :] * similarity)
+    total = own.scatter_add(1, target, sizes.float()[:, own.shape[1] :] * similarity.float())
     return torch.where(total > 0, total, own)
 
 
@@ -99,8 +99,9 @@ class DiffRate(Reducer):
 
     In each block patches are ordered by the attention they get from CLS; the last ones are dropped, the next are merged
     into the most similar important one (plain mean of features; attention proportional to sizes, which grow by
-    similarity). Rates are the published ones; nothing is trained here. Acts between a block's attention and its MLP.
-    Towers without CLS order by attention received, merge only, and add sizes up. https://arxiv.org/abs/2305.17997
+    similarity). Rates are the published ones, or those that `vtc train-diffrate` learns for a model. Acts between a
+    block's attention and its MLP. Towers without CLS order by attention received, merge only, and add sizes up.
+    https://arxiv.org/abs/2305.17997
 
     Budget: the paper learns, for a FLOPs target, two counts per block. Here `keep` is what is left after the last block
     that the language model sees. The published curves (DeiT-S for towers of fewer than 18 such blocks, else ViT-L) are
