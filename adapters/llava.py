@@ -16,5 +16,7 @@ class LlavaAdapter(Adapter):
 class SquareAdapter(Adapter):
     """Square cells of patches, of one patch each or more, are pooled or merged into one token."""
 
-    families: ClassVar[tuple[str, ...]] = ("gemma3", "paligemma", "mistral3")
+    families: ClassVar[tuple[str, ...]] = (
+        "gemma3", "paligemma", "mistral3", "aya_vision", "cohere2_vision", "deepseek_vl", "janus",
+    )  # fmt: skip
     follows_patches: ClassVar[bool] = True

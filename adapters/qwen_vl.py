@@ -50,3 +50,15 @@ class QwenVLAdapter(Adapter):
             patch_size=self.tower.patch_size,
         )
         return torch.as_tensor(index[0])
+
+
+class ErnieVLAdapter(QwenVLAdapter):
+    """ERNIE 4.5 VL: the same groups of patches, made into tokens outside of the tower."""
+
+    families: ClassVar[tuple[str, ...]] = ("ernie4_5_vl_moe",)
+    follows_patches: ClassVar[bool] = False
+
+    @property
+    def mergers(self) -> tuple[nn.Module, ...]:
+        """None within the tower."""
+        return ()

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tower_reference import Result, Tower
 
 import vtc
+import vtc.tap
 from vtc.budget import Keep
 from vtc.patches import Patches
 from vtc.reduction import Mixing, Reduction
@@ -156,10 +157,10 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", ["ragged", "several_images"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_enters_the_decoder_is_the_tower_run_by_hand(family, name, method):
+def test_what_enters_the_decoder_is_the_tower_run_by_hand(family, method):
+    name = "ragged" if "merge" in method else "several_images"
     check_entry(family, model_of(family), scenario(EVERY[family], name), METHODS[method])
 
 
@@ -206,6 +207,61 @@ def test_merging_under_every_attention_and_dtype(family, attention, dtype):
     atol, rtol = TOLERANCE[dtype]
     method = Largest(keep=0.4, rule="place", acts="attention", merges=True, proportional=True)
     check_entry(family, model, scenario(EVERY[family], "several_images"), method, atol, rtol)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("dim", [16, 64, 72, 80, 96])
+def test_the_bias_of_a_key_is_added_to_its_logits_and_to_nothing_else(dim, dtype):
+    """Also in half precision, whose own rounding of log(3) would be 2^-9 of it."""
+    gen = torch.Generator().manual_seed(dim)
+    query, key, value = (torch.randn(2, heads, 5, dim, generator=gen).to(dtype) for heads in (4, 2, 2))
+    bias = torch.tensor([[0.0, 3.0, 7.0, 11.0, 500.0], [1.0, 2.0, 5.0, 6.0, 23.0]]).log().nan_to_num(neginf=-1e4)
+    wide = vtc.tap._with_bias(query, key, value, dim**-0.5, bias)
+    assert all(x.shape[-1] == dim + 8 and x.isfinite().all() for x in wide)
+    assert torch.equal(wide[2][..., :dim], value) and not wide[2][..., dim:].any()
+    more = wide[1].double()[..., dim:].repeat_interleave(2, dim=1)
+    added = wide[0].double()[..., dim:] @ more.transpose(-1, -2) * dim**-0.5
+    torch.testing.assert_close(added, bias[:, None, None].double().expand_as(added), atol=2e-5, rtol=2e-5)
+    assert torch.equal(wide[0][..., :dim], query) and torch.equal(wide[1][..., :dim], key)
+
+
+@dataclass
+class Spreading(Largest):
+    """Spreads each unit that goes over two survivors: a fifth into the first, the rest into the second of them."""
+
+    def reduce(self, patches: Patches) -> Reduction | None:
+        reduction = super().reduce(patches)
+        assert reduction is not None and reduction.mixing is not None
+        left, mixing = reduction.kept.shape[1], reduction.mixing
+        gone = mixing.source[:, left:]
+        source = torch.cat([mixing.source[:, :left], gone, gone], dim=1)
+        first = mixing.target[:, left:]
+        target = torch.cat([mixing.target[:, :left], (first + 1) % left, first], dim=1)
+        weight = torch.cat(
+            [torch.full((left,), 0.6), torch.full_like(gone[0] * 1.0, 0.8), torch.full_like(gone[0] * 1.0, 0.2)]
+        )
+        return Reduction(reduction.kept, Mixing(source, target, weight.expand_as(source)))
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_a_token_in_several_survivors_names_the_one_with_the_largest_weight(family):
+    model, inputs = batch(family, "single")
+    given = {}
+    with vtc.patched(model, Largest(layers=(1,), rule="place", merges=True)):
+        model(**inputs)
+        given["all in one"] = vtc.trace(model).images[0]
+    with vtc.patched(model, Spreading(layers=(1,), rule="place", merges=True)):
+        model(**inputs)
+        given["spread"] = vtc.trace(model).images[0]
+    one, spread = given["all in one"].merged_into(), given["spread"].merged_into()
+    kept = given["spread"].kept()
+    tokens = torch.arange(len(one))
+    by_place = [t for t in tokens.tolist() if t in kept]
+    assert torch.equal(given["all in one"].kept(), kept)
+    assert torch.equal(one[kept], kept) and torch.equal(spread[kept], kept)
+    gone = torch.tensor([t for t in tokens.tolist() if t not in by_place])
+    assert (spread[gone] != one[gone]).all()  # four fifths went to the next survivor
+    assert {*spread[gone].tolist()} <= {*kept.tolist()}
 
 
 # ---------------------------------------------------------------- fewer rows, and what they cost
@@ -355,6 +411,7 @@ def everything(model) -> dict:
             [list(getattr(module, hook)) for hook in hooks],
             sorted(vars(module)),
             getattr(getattr(module, "config", None), "_attn_implementation", None),
+            module in vtc.tap._listeners,
         )
         for name, module in model.named_modules()
     }

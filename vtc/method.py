@@ -264,8 +264,8 @@ class Reducer(Method, ABC):
     """Acts between blocks of the vision tower: its later blocks, the projector and the language model get fewer rows.
 
     What is removed or merged are units: the patches that make one visual token (one patch for LLaVA, four for
-    Qwen-VL), so that every token that is left is whole. `keep` holds per image; with several crops (or video frames)
-    each gets its part in proportion to its tokens.
+    Qwen-VL), so that every token that is left is whole. `keep` holds per image; with several crops each gets its part
+    in proportion to its tokens. A video of a packed tower (Qwen-VL) is one sequence with one budget.
 
     Class attributes:
         acts: "block": on a block's output; "attention": between a block's attention and its MLP.
@@ -298,7 +298,8 @@ class Reducer(Method, ABC):
     def reduce(self, patches: Patches) -> Reduction | None:
         """Decide which units survive a block; None: all. After the last block `patches.target` must be left.
 
-        The reduction's `kept` may be in any order: the rows of the tower then stand in that order.
+        The reduction's `kept` may be in any order: the rows of the tower then stand in that order. Packed towers with
+        rotary positions or windows keep theirs ascending.
         """
 
 

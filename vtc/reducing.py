@@ -92,11 +92,14 @@ def _after_tower(seam: "Seam", module: nn.Module, args: tuple, output: Any) -> A
     if run is None or not run.moved:
         return None
     if isinstance(output, Tensor):
-        return run.restore(output)
-    if getattr(output, "last_hidden_state", None) is not None:
-        output["last_hidden_state"] = run.restore(output.last_hidden_state)
+        return run.restore(output, run.layout)
+    last = getattr(output, "last_hidden_state", None)
     if getattr(output, "hidden_states", None) is not None:
-        output["hidden_states"] = tuple(None if s is None else run.restore(s) for s in output.hidden_states)
+        output["hidden_states"] = tuple(
+            None if s is None else run.restore(s, run.layout if s is last else None) for s in output.hidden_states
+        )
+    if last is not None:
+        output["last_hidden_state"] = run.restore(last, run.layout)
     return output
 
 

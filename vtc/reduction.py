@@ -52,6 +52,25 @@ class Reduction:
         return cls.of(top_k(scores, k))
 
 
+def main_target(mixing: Mixing, tokens: int) -> Tensor:
+    """Where each old token mostly went: the new token that it has the largest weight in; of equal ones the first.
+
+    Args:
+        mixing: W, for G images.
+        tokens: N, old tokens.
+
+    Returns:
+        LongTensor [G, N]; -1 for tokens that went nowhere.
+    """
+    weight = mixing.weight.float()
+    largest = weight.new_full((len(weight), tokens), float("-inf"))
+    largest.scatter_reduce_(1, mixing.source, weight, "amax")
+    nowhere = mixing.target.new_full(largest.shape, torch.iinfo(torch.long).max)
+    target = torch.where(weight == largest.gather(1, mixing.source), mixing.target, nowhere[:, :1])
+    found = nowhere.scatter_reduce(1, mixing.source, target, "amin")
+    return torch.where(found == nowhere, -1, found)
+
+
 def top_k(scores: Tensor, k: int) -> Tensor:
     """Indices [.., k] of the k highest of `scores` [.., N], best first; stable: the lowest index wins a tie.
 

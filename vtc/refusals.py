@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from vtc.method import Method, Prune, Reducer, Selector
+from vtc.patches import Patches
+from vtc.reduction import Reduction
 from vtc.tap import PREFIX
 
 if TYPE_CHECKING:
@@ -79,6 +81,39 @@ def check_tower(seam: "Seam") -> None:
             f"{name} can't run under gradient checkpointing of the vision tower, which calls blocks again; "
             "call model.gradient_checkpointing_disable() or use a selector"
         )
+
+
+def check_decision(reducer: Reducer, reduction: Any, patches: Patches) -> None:
+    """Hold a reducer's decision against its contract; values only of methods from outside: that waits for the device.
+
+    Raises:
+        RuntimeError: it breaks it.
+    """
+    name, images, now = reducer.name, len(patches.sizes), patches.units
+    if not isinstance(reduction, Reduction):
+        raise RuntimeError(f"{name}.reduce gave a {type(reduction).__name__}; it must give a vtc.Reduction or None")
+    shape, mixing = tuple(reduction.kept.shape), reduction.mixing
+    if len(shape) != 2 or shape[0] != images or not patches.target <= shape[1] <= now:
+        raise RuntimeError(
+            f"{name} left {shape} units, sequences by units; it must leave {patches.target} to {now} of each of the "
+            f"{images} sequences"
+        )
+    if reduction.features is not None:
+        raise RuntimeError(f"{name} gave features, which a reducer can't; give a mixing")
+    if reduction.sizes is not None and tuple(reduction.sizes.shape) != shape:
+        raise RuntimeError(f"{name} gave sizes of shape {tuple(reduction.sizes.shape)} for {shape} units")
+    if type(reducer).__module__.startswith("vtc."):
+        return
+    kept = reduction.kept.cpu()
+    if ((ordered := kept.sort(dim=1).values).diff(dim=1) <= 0).any() or ordered.min() < 0 or ordered.max() >= now:
+        raise RuntimeError(f"{name} must keep units from 0 to {now - 1}, each once")
+    if mixing is not None and not (
+        mixing.target.min() >= 0
+        and mixing.target.max() < shape[1]
+        and mixing.source.min() >= 0
+        and mixing.source.max() < now
+    ):
+        raise RuntimeError(f"{name}: the mixing names a unit that is not there")
 
 
 def check_reduced(seam: "Seam", layout: Any, recorded: Any) -> None:

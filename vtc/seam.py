@@ -208,6 +208,8 @@ class Seam:
     def end_encoding(self) -> None:
         """Called after it, also when it failed."""
         self._local.depth -= 1
+        if not self._local.depth:
+            self._local.encoding = Features("image")
 
     def start_features(self, kind: str, args: tuple, kwargs: dict[str, Any]) -> None:
         """Called with the arguments of `get_image_features` or `get_video_features`."""
@@ -230,8 +232,10 @@ class Seam:
 
     def _see_prompt(self, args: tuple, kwargs: dict[str, Any]) -> None:
         prompt = args[0] if args else kwargs.get("inputs_tensor")
+        given = (args[1] if len(args) > 1 else kwargs.get("model_kwargs")) or {}
+        cache = given.get("past_key_values")
         if isinstance(prompt, Tensor) and not prompt.is_floating_point():
-            self.recorded.input_ids = prompt
+            self.recorded.input_ids = prompt[:, cache.get_seq_length() if cache is not None else 0 :]
 
     def record_packing(self, output: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         """Called with what the family's packing of patches into tokens returned."""
@@ -276,9 +280,11 @@ class Seam:
         if index == 0:
             prefix = int(self.parts.has_cls)
             encoding.shape = (len(hidden), hidden.shape[1] - prefix) if hidden.dim() == 3 else (1, len(hidden))
-            if self.reducer is not None:
+            depth: int = getattr(self._local, "depth", 0)
+            if self.reducer is not None and depth:  # else somebody calls the tower alone
                 reducing.start(self, hidden)
-        original = lengths_of(encoding.shape, int(self.parts.has_cls), kwargs.get("cu_seqlens"))
+        boundaries = next((value for name, value in kwargs.items() if name.startswith("cu_seq")), None)
+        original = lengths_of(encoding.shape, int(self.parts.has_cls), boundaries)
         run, changed = encoding.tower, None
         if run is not None and run.active:
             changed = run.before_block(args, kwargs)

@@ -11,7 +11,7 @@ from vtc import ops
 from vtc.layout import Layout
 from vtc.method import Selector, VisualTokens
 from vtc.recorded import Recorded
-from vtc.reduction import Reduction
+from vtc.reduction import Reduction, main_target
 from vtc.seen import Scores, Seen
 from vtc.tower import Reduced
 
@@ -51,11 +51,8 @@ class Selection:
         mixing, kept = self.reduction.mixing, self.reduction.kept
         if mixing is None:
             return {}
-        order = mixing.weight.argsort(dim=1, stable=True)  # the largest weight is written last
-        source, target = mixing.source.gather(1, order), mixing.target.gather(1, order)
-        into = torch.full_like(self.places, -1)
-        for i in range(len(into)):
-            into[i, source[i]] = kept[i, target[i]]
+        target = main_target(mixing, self.places.shape[1])
+        into = torch.where(target >= 0, kept.gather(1, target.clamp(min=0)), -1)
         return dict(zip(self.members, into))
 
 

@@ -18,7 +18,8 @@ from vtc.budget import share_out
 from vtc.flops import lengths_of
 from vtc.method import Reducer
 from vtc.patches import Patches
-from vtc.reduction import Mixing, Reduction
+from vtc.reduction import Reduction, main_target
+from vtc.refusals import check_decision
 from vtc.scores import Attention
 
 #: Added to the logits of padding rows; finite, so that half precision holds it.
@@ -280,6 +281,8 @@ class TowerRun:
                 depth=self.depth,
             )
             reduction = self.reducer.reduce(patches)
+            if reduction is not None:
+                check_decision(self.reducer, reduction, patches)
             for member, sequence in enumerate(group):
                 sequence.memory = {name: held[member] for name, held in patches.memory.items()}
             left = patches.units if reduction is None else reduction.kept.shape[1]
@@ -368,10 +371,13 @@ class TowerRun:
         if self.moved:
             x._vtc_rows = self.layout  # type: ignore[attr-defined]
 
-    def restore(self, x: Tensor) -> Tensor:
-        """A tower's output with its rows back in their places; zeros where there is none any more."""
-        rows = getattr(x, "_vtc_rows", self.layout)
-        if x.shape[-2] == self.length or x.shape[-2] != rows.index.shape[1]:
+    def restore(self, x: Tensor, unmarked: Rows | None = None) -> Tensor:
+        """A tower's output with its rows back in their places; zeros where there is none any more.
+
+        `unmarked`: the rows of an output that no block gave itself; None: it is older than the first reduction.
+        """
+        rows = getattr(x, "_vtc_rows", unmarked)
+        if rows is None or x.shape[-2] != rows.index.shape[1]:
             return x
         return rows.restore(x[None] if x.dim() == 2 else x, self.length).view(*x.shape[:-2], self.length, x.shape[-1])
 
@@ -470,12 +476,10 @@ def _units(x: Tensor, group: list[Sequence], cell: int) -> Tensor:
 
 def _followed(owner: Tensor, reduction: Reduction, member: int, units: int) -> Tensor:
     """`owner` one reduction later."""
-    into = torch.full((units,), -1, dtype=torch.long, device=owner.device)
     if reduction.mixing is not None:
-        mixing: Mixing = reduction.mixing
-        order = mixing.weight[member].argsort(stable=True)  # the largest weight is written last
-        into[mixing.source[member][order]] = mixing.target[member][order]
+        into = main_target(reduction.mixing, units)[member]
     else:
+        into = torch.full((units,), -1, dtype=torch.long, device=owner.device)
         into[reduction.kept[member]] = torch.arange(reduction.kept.shape[1], device=owner.device)
     return torch.where(owner >= 0, into[owner.clamp(min=0)], -1)
 
