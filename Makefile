@@ -5,11 +5,13 @@ BIN    := $(VENV)/bin
 OUT    ?= runs/embedded
 # Questions that `make run` puts to each method and keep.
 LIMIT  ?= 270
+METHODS ?= none,random,stride,pool,divprune,hiprune,kcenter,visionzip,recoverable,tokencorr,$\
+	tome,diffrate,flowcut,zero_tprune,token_transforming,fastv,transprune
 
 .PHONY: run test bench lint clean
 
 run: $(VENV)/.done
-	$(BIN)/vtc eval --model embedded --methods none,random,stride,pool,divprune,hiprune,kcenter,fastv,transprune \
+	$(BIN)/vtc eval --model embedded --methods $(METHODS) \
 		--keep 0.5,0.25,0.125,0.0625 --limit $(LIMIT) --output $(OUT)
 
 test: $(VENV)/.done $(VENV)/.llava
