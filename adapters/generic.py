@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from vtc.adapters.cells import cells_of_grid, joined, means, runs, square_cells
+from vtc.adapters.finding import block_of_hidden_state, child, has_cls, layers_of, longest_list
 from vtc.layout import Grid, Layout, VisualInput
 from vtc.parts import Parts
 from vtc.recorded import Features, Recorded, origins
@@ -47,7 +49,7 @@ class Adapter:
         composite = self.find_composite(model)
         decoder = self.find_decoder(composite)
         self.tower: Any = next((getattr(composite, name) for name in _TOWERS if hasattr(composite, name)), None)
-        blocks = _longest_list(self.tower) if self.tower is not None else ()
+        blocks = longest_list(self.tower) if self.tower is not None else ()
         config = getattr(composite, "config", None)
         layers = getattr(config, "vision_feature_layer", getattr(config, "vision_feature_layers", -1))
         self.feature_layers = [layers] if isinstance(layers, int) else list(layers)
@@ -55,10 +57,10 @@ class Adapter:
             family=self.family,
             composite=composite,
             decoder=decoder,
-            layers=_layers_of(decoder),
+            layers=layers_of(decoder),
             blocks=blocks,
-            has_cls=self.tower is not None and _has_cls(self.tower),
-            feature_layer=max(_block_of_hidden_state(layer, len(blocks)) for layer in self.feature_layers),
+            has_cls=self.tower is not None and has_cls(self.tower),
+            feature_layer=max(block_of_hidden_state(layer, len(blocks)) for layer in self.feature_layers),
         )
 
     @classmethod
@@ -83,7 +85,7 @@ class Adapter:
         decoder = self._decoder_in(composite)
         while decoder is not None and not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
             decoder = getattr(decoder, "model", None)
-        if decoder is None or not _layers_of(decoder):
+        if decoder is None or not layers_of(decoder):
             raise ValueError(f"{self.family}: its language model has no list of decoder layers that vtc can hook")
         return decoder
 
@@ -107,7 +109,7 @@ class Adapter:
 
     def find_attention(self, layer: nn.Module) -> nn.Module | None:
         """The attention module of a layer, or None."""
-        attention = _child(layer, _ATTENTIONS)
+        attention = child(layer, _ATTENTIONS)
         inner = attention._modules.get("attention") if attention is not None else None  # BERT-like towers nest it
         return attention if inner is None else inner
 
@@ -117,7 +119,7 @@ class Adapter:
         Raises:
             ValueError: none under one of the usual names.
         """
-        mlp = _child(layer, _MLPS)
+        mlp = child(layer, _MLPS)
         if mlp is None:
             raise ValueError(f"{self.family}: no MLP was found in {type(layer).__name__}")
         return mlp
@@ -128,7 +130,7 @@ class Adapter:
         Raises:
             ValueError: none under one of the usual names.
         """
-        norm = _child(block, _SECOND_NORMS)
+        norm = child(block, _SECOND_NORMS)
         if norm is None:
             raise ValueError(f"{self.family}: no norm between attention and MLP was found in {type(block).__name__}")
         return norm
@@ -136,7 +138,7 @@ class Adapter:
     @property
     def projector(self) -> nn.Module | None:
         """The module between tower and decoder, or None."""
-        return _child(self.parts.composite, _PROJECTORS)
+        return child(self.parts.composite, _PROJECTORS)
 
     @property
     def mergers(self) -> tuple[nn.Module, ...]:
@@ -230,7 +232,7 @@ class Adapter:
             images = {index: image for index, image in enumerate(layout.images) if image.kind == kind}
             tokens = dict(sorted((image.origin, len(image)) for image in images.values()))
             for what, calls in features.scores.items() if images else ():
-                values = self.to_tokens(_joined(calls), features, list(tokens.values()))
+                values = self.to_tokens(joined(calls), features, list(tokens.values()))
                 seen.setdefault(what, {}).update({index: values[image.origin] for index, image in images.items()})
         total = range(len(layout.images))
         return {what: [of[index] for index in total] for what, of in seen.items() if len(of) == len(total)}
@@ -249,7 +251,7 @@ class Adapter:
         if self.parts.has_cls:
             values = values[:, 1:]
         flat = values.flatten(0, 1)
-        return [_means(flat, rows) for rows in self.patches(features, (values.shape[0], values.shape[1]), tokens)]
+        return [means(flat, rows) for rows in self.patches(features, (values.shape[0], values.shape[1]), tokens)]
 
     def patches(self, features: Features, shape: tuple[int, int], tokens: list[int] | None = None) -> list[Tensor]:
         """The patches that each visual token is made of.
@@ -277,7 +279,7 @@ class Adapter:
         if shape[0] == 1:  # all images in one packed sequence
             parts = rows.split([n * cell for n in tokens])
             grids = [self.grids(features, index, n)[0] for index, n in enumerate(tokens)]
-            return [_cells_of_grid(part, grid, cell) for part, grid in zip(parts, grids)]
+            return [cells_of_grid(part, grid, cell) for part, grid in zip(parts, grids)]
         return list(square_cells(rows.view(shape), cell).split(tokens))
 
     def token_counts(self, features: Features, shape: tuple[int, int]) -> list[int]:
@@ -310,47 +312,6 @@ class Adapter:
         return next((a for a in features.arguments.values() if _is_thw(a)), None) if thw is None else thw
 
 
-def _means(flat: Tensor, rows: Tensor) -> Tensor:
-    """Means [N, ...] of `flat` over `rows` [N, cell]; NaN where they are -1."""
-    rows = rows.to(flat.device)
-    return (
-        flat[rows.clamp(min=0)]
-        .mean(dim=1)
-        .masked_fill((rows[:, 0] < 0).view(-1, *[1] * (flat.dim() - 1)), float("nan"))
-    )
-
-
-def square_cells(rows: Tensor, cell: int) -> Tensor:
-    """The patches of each token: square cells of a square grid of patches.
-
-    Args:
-        rows: Tensor [sequences, P].
-        cell: patches that make a token; a square number for square grids.
-
-    Returns:
-        Tensor [sequences * P / cell, cell].
-    """
-    side, edge = round(rows.shape[1] ** 0.5), round(cell**0.5)
-    if cell > 1 and side * side == rows.shape[1] and edge * edge == cell and side % edge == 0:
-        rows = rows.view(len(rows), side // edge, edge, side // edge, edge).transpose(2, 3)
-    return rows.reshape(-1, cell)
-
-
-def _cells_of_grid(rows: Tensor, grid: Grid, cell: int) -> Tensor:
-    """The patches [N, cell] of each token of one image, `rows` [P], in cells of its own T × H × W grid."""
-    edge = round(cell**0.5)
-    if cell > 1 and edge * edge == cell and len(rows) == grid.t * grid.h * grid.w * cell:
-        rows = rows.view(grid.t, grid.h, edge, grid.w, edge).transpose(2, 3)
-    return rows.reshape(-1, cell)
-
-
-def _joined(calls: list[Tensor]) -> Tensor:
-    """Scores [sequences, P, ...] of several calls as rows of equal length where they are; else as one row."""
-    if len({call.shape[1] for call in calls}) == 1:
-        return torch.cat(calls)
-    return torch.cat([call.flatten(0, 1) for call in calls])[None]
-
-
 def _numbered(images: list[VisualInput]) -> list[VisualInput]:
     """`images`, in order, with their place in the row."""
     return [
@@ -359,37 +320,5 @@ def _numbered(images: list[VisualInput]) -> list[VisualInput]:
     ]
 
 
-def _child(layer: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
-    return next((layer._modules[name] for name in names if layer._modules.get(name) is not None), None)
-
-
-def _layers_of(decoder: nn.Module) -> tuple[nn.Module, ...]:
-    layers = decoder.layers
-    return tuple(layers) if isinstance(layers, nn.ModuleList) else ()
-
-
-def _longest_list(module: nn.Module) -> tuple[nn.Module, ...]:
-    lists = [tuple(part) for part in module.modules() if isinstance(part, nn.ModuleList)]
-    return max(lists, key=len, default=())
-
-
-def _has_cls(tower: nn.Module) -> bool:
-    names = ("class_embedding", "cls_token", "class_token", "cls_embedding")
-    return any(getattr(part, name, None) is not None for part in tower.modules() for name in names)
-
-
-def _block_of_hidden_state(index: int, blocks: int) -> int:
-    """Index (negative) of the block that produces `hidden_states[index]`: hidden state 0 is the embedding."""
-    return index if index < 0 else index - 1 - blocks
-
-
 def _is_thw(value: Any) -> bool:
     return isinstance(value, Tensor) and not value.is_floating_point() and value.dim() == 2 and value.shape[1] == 3
-
-
-def runs(places: Tensor) -> list[Tensor]:
-    """The unbroken runs of ascending `places`."""
-    if not len(places):
-        return []
-    breaks = (places.diff() != 1).nonzero().flatten() + 1
-    return list(places.tensor_split(breaks.tolist()))

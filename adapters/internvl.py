@@ -2,7 +2,8 @@
 
 from typing import Any, ClassVar
 
-from vtc.adapters.generic import Adapter, runs
+from vtc.adapters.cells import runs
+from vtc.adapters.generic import Adapter
 from vtc.recorded import Features
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vtc.adapters.generic import Adapter, _block_of_hidden_state, _has_cls, _longest_list
+from vtc.adapters.finding import block_of_hidden_state, has_cls, longest_list
+from vtc.adapters.generic import Adapter
 from vtc.adapters.prepared import PREPARE, Prepared, grids_of
 from vtc.layout import Layout, VisualInput
 from vtc.recorded import Features, Recorded
@@ -47,12 +48,12 @@ class LlavaPackageAdapter(Adapter):
             )
         self.tower = wrapper.vision_tower
         self.feature_layers = [wrapper.select_layer]
-        blocks = _longest_list(self.tower)
+        blocks = longest_list(self.tower)
         self.parts = replace(
             self.parts,
             blocks=blocks,
-            has_cls=_has_cls(self.tower),
-            feature_layer=_block_of_hidden_state(wrapper.select_layer, len(blocks)),
+            has_cls=has_cls(self.tower),
+            feature_layer=block_of_hidden_state(wrapper.select_layer, len(blocks)),
         )
         self._per_crop = wrapper.num_patches
         self._cls_tokens = int(wrapper.select_feature == "cls_patch")  # of each crop

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from vtc.layout import Grid
-from vtc.method import Crops, Needs, Projection, Rows, VisualTokens
+from vtc.method import Rows
 from vtc.parts import Parts
 from vtc.scores import Attention
 from vtc.tap import Tap, probe
+from vtc.visual import Crops, Needs, Projection, VisualTokens
 
 #: Qwen2-0.5B: layers, width, heads, heads of keys, width of the MLP.
 LAYERS, WIDTH, HEADS, KEY_HEADS, MLP = 24, 896, 14, 2, 4864

@@ -10,7 +10,6 @@ from torch.testing import assert_close
 
 from vtc import Mixing, Recoverable, TokenCorr, VisionZip, VisualTokens, ops
 from vtc.layout import Grid
-from vtc.method import Crops, Projection
 from vtc.reduction import top_k
 from vtc.scores import Attention
 from vtc.selectors.clip_text import text_score
@@ -36,6 +35,7 @@ from vtc.selectors.tokencorr import (
     union_count,
 )
 from vtc.selectors.visionzip import visionzip
+from vtc.visual import Crops, Projection
 
 # ---------------------------------------------------------------- visionzip
 

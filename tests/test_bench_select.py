@@ -12,10 +12,11 @@ from vtc.eval import bench_rounds
 from vtc.eval.bench_decision import Meter, Undecided, decision
 from vtc.eval.bench_scene import CropPlan, Scene
 from vtc.eval.cli import main
-from vtc.method import Needs, Reducer, Rows, Selector, VisualTokens, Watch
+from vtc.method import Reducer, Rows, Selector, Watch
 from vtc.parts import Parts
 from vtc.reduction import Reduction
 from vtc.registry import method_class
+from vtc.visual import Needs, VisualTokens
 
 CPU = torch.device("cpu")
 

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vtc.method import Needs, Prune, Reducer, Rows, Selector, VisualTokens, Watch
+    from vtc.method import Prune, Reducer, Rows, Selector, Watch
     from vtc.patching import patch, patched, trace, unpatch
     from vtc.presets import preset
     from vtc.prunes.fastv import FastV
@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from vtc.selectors.tokencorr import TokenCorr
     from vtc.selectors.visionzip import VisionZip
     from vtc.tracing import Trace
+    from vtc.visual import Needs, VisualTokens
 
 __version__ = "0.1.0"
 
 #: Public name -> module. Imported on first use, so that `vtc --help` and `import vtc` wait for nothing.
 _HOMES = {
-    "vtc.method": ("Needs", "Prune", "Reducer", "Rows", "Selector", "VisualTokens", "Watch"),
+    "vtc.method": ("Prune", "Reducer", "Rows", "Selector", "Watch"),
     "vtc.patching": ("patch", "patched", "trace", "unpatch"),
     "vtc.presets": ("preset",),
     "vtc.prunes.fastv": ("FastV",),
@@ -49,6 +50,7 @@ _HOMES = {
     "vtc.selectors.tokencorr": ("TokenCorr",),
     "vtc.selectors.visionzip": ("VisionZip",),
     "vtc.tracing": ("Trace",),
+    "vtc.visual": ("Needs", "VisualTokens"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

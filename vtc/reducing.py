@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from vtc.flops import lengths_of
 from vtc.refusals import check_tower
-from vtc.tower import Move, TowerRun
+from vtc.relayout import Move
+from vtc.tower import TowerRun
 
 if TYPE_CHECKING:
     from vtc.seam import Seam

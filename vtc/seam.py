@@ -14,11 +14,12 @@ from vtc.conversation import Conversation, Lease, conversation_of
 from vtc.flops import BlockRun, Cost, lengths_of, weights_of
 from vtc.forward import ForwardPass
 from vtc.layout import Layout
-from vtc.method import Method, Needs
+from vtc.method import Method
 from vtc.recorded import Features, Recorded, attach_features, features_with, sizes_of
 from vtc.refusals import CHUNKS, check_blocks, check_schedules, split_kinds
 from vtc.tap import Tap
 from vtc.tracing import Trace
+from vtc.visual import Needs
 from vtc.watching import decoder_listeners, module_hooks, tower_hooks, tower_listeners
 
 _ENCODING_AHEAD = "_maybe_prepare_encoder_kwargs_for_generation"  # of transformers' generate

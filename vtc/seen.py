@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from vtc.layout import Layout
-from vtc.method import Crops, Projection
 from vtc.recorded import Features, Recorded
+from vtc.visual import Crops, Projection
 
 if TYPE_CHECKING:
     from vtc.seam import Seam

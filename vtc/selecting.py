@@ -9,11 +9,12 @@ from torch import Tensor
 
 from vtc import ops
 from vtc.layout import Layout
-from vtc.method import Selector, VisualTokens
+from vtc.method import Selector
 from vtc.recorded import Recorded
 from vtc.reduction import Reduction, main_target
 from vtc.seen import Scores, Seen
-from vtc.tower import Reduced
+from vtc.units import Reduced
+from vtc.visual import VisualTokens
 
 if TYPE_CHECKING:
     from vtc.seam import Seam

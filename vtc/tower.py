@@ -7,109 +7,23 @@ all images (Qwen-VL). Both are kept as *entries* of rows here: one entry for eac
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vtc import ops
-from vtc.budget import share_out
 from vtc.flops import lengths_of
 from vtc.method import Reducer
 from vtc.patches import Patches
-from vtc.reduction import Reduction, main_target
+from vtc.reduction import Reduction
 from vtc.refusals import check_decision
+from vtc.relayout import Move, Rows, padded
 from vtc.scores import Attention
+from vtc.units import Reduced, Sequence, sequences_of
 
 #: Added to the logits of padding rows; finite, so that half precision holds it.
 _NOWHERE = -1e4
-
-
-@dataclass
-class Sequence:
-    """The units that are left of one sequence: a crop, or all of an image in a packed tower.
-
-    Attributes:
-        image: which of the encoded images it belongs to.
-        entry: the entry that its rows stand in.
-        rows: LongTensor [U, cell]: the rows, in the untouched tower's entry, of each unit that is left.
-        tokens: LongTensor [U]: the visual token, within the image, that each makes; -1 for what unpadding cuts off.
-        at: LongTensor [U, cell]: where the rows stand in the entry now.
-        start, target: units before the first and after the last stage.
-        sizes: Tensor [U]: how many units each stands for.
-        owner: LongTensor [start]: the unit now that each unit of the start went into; -1 where it is gone.
-        first: LongTensor [start]: the tokens at the start.
-        memory: the method's store.
-    """
-
-    image: int
-    entry: int
-    rows: Tensor
-    tokens: Tensor
-    at: Tensor
-    start: int
-    target: int
-    sizes: Tensor
-    owner: Tensor
-    first: Tensor
-    memory: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def units(self) -> int:
-        """U, the units that are left."""
-        return len(self.rows)
-
-    @property
-    def reduced(self) -> bool:
-        """Whether it is to lose anything at all."""
-        return self.target < self.start
-
-    def cut(self, reduction: Reduction, member: int, ordered: bool) -> None:
-        """Keep what `reduction` keeps of its image `member`."""
-        kept = reduction.kept[member]
-        self.owner = _followed(self.owner, reduction, member, self.units)
-        order = kept.argsort() if ordered else torch.arange(len(kept), device=kept.device)
-        if len(kept):  # else nobody is left to own anything
-            self.owner = torch.where(self.owner >= 0, order.argsort()[self.owner.clamp(min=0)], -1)
-        self.sizes = _sizes(self.sizes, reduction, member)[order]
-        kept = kept[order]
-        self.rows, self.tokens = self.rows[kept], self.tokens[kept]
-        self.memory = {name: value[kept] for name, value in self.memory.items()}
-
-
-@dataclass(frozen=True)
-class Reduced:
-    """What a reducer left of one encoded image.
-
-    Attributes:
-        total: visual tokens that the image has.
-        kept: LongTensor [k], those that are left, ascending.
-        merged: LongTensor [total]: the survivor that each was merged into, -1 for none; None where nothing was merged.
-    """
-
-    total: int
-    kept: Tensor
-    merged: Tensor | None
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Which rows of the untouched tower stand in the entries.
-
-    Attributes:
-        index: LongTensor [E, P].
-        valid: BoolTensor [E, P]: False at padding.
-    """
-
-    index: Tensor
-    valid: Tensor
-
-    def restore(self, x: Tensor, length: int) -> Tensor:
-        """`x` [E, P, D] with its rows back in their places among `length`; zeros elsewhere."""
-        full = x.new_zeros(x.shape[0], length, x.shape[-1])
-        entry = torch.arange(len(x), device=x.device)[:, None].expand_as(self.index)
-        return full.index_put((entry[self.valid], self.index[self.valid]), x[self.valid])
 
 
 class TowerRun:
@@ -133,7 +47,11 @@ class TowerRun:
         entries, self.length = (1, hidden.shape[0]) if self.flat else (hidden.shape[0], hidden.shape[1])
         device = hidden.device
         self.cell = maps[0].shape[1]
-        self.sequences = [s for image in range(len(maps)) for s in self._sequences(image, entries, device)]
+        self.sequences = [
+            sequence
+            for image, rows in enumerate(maps)
+            for sequence in sequences_of(image, rows, reducer.count(len(rows)), entries, self.length, prefix, device)
+        ]
         self.active = any(sequence.reduced for sequence in self.sequences)
         everything = torch.arange(self.length, device=device).expand(entries, -1)
         self.layout = Rows(everything, torch.ones_like(everything, dtype=torch.bool))
@@ -146,30 +64,6 @@ class TowerRun:
         self.seconds = 0.0  # of deciding
         self._heard: list[Attention] = []
         self._offset = 0
-
-    def _sequences(self, image: int, entries: int, device: torch.device) -> list[Sequence]:
-        """The sequences of one image, each with its part of the budget."""
-        rows = self.maps[image]
-        tokens = (rows[:, 0] >= 0).nonzero()[:, 0]
-        rows, per_entry = rows[tokens], self.length - self.prefix
-        budget = min(self.reducer.count(len(self.maps[image])), len(tokens))
-        order = rows[:, 0].argsort()
-        rows, tokens = rows[order], tokens[order]
-        crops = rows[:, 0] // per_entry if entries > 1 else torch.zeros_like(tokens)
-        found = crops.unique_consecutive().tolist()
-        parts = share_out(budget, [int((crops == crop).sum()) for crop in found])
-        sequences = []
-        for crop, target in zip(found, parts):
-            mine = crops == crop
-            inside, made = rows[mine] - crop * per_entry, tokens[mine]
-            if budget == len(tokens) and self.cell == 1 and entries > 1:  # untouched: what is cut off later stays too
-                made = torch.full((per_entry,), -1).scatter_(0, inside[:, 0], made)
-                inside, target = torch.arange(per_entry)[:, None], per_entry
-            inside, made = (inside + self.prefix).to(device), made.to(device)
-            units, ones = len(inside), torch.ones(len(inside), device=device)
-            owner = torch.arange(units, device=device)
-            sequences.append(Sequence(image, crop, inside, made, inside, units, target, ones, owner, made))
-        return sequences
 
     # ---------------------------------------------------------------- a block
 
@@ -234,7 +128,7 @@ class TowerRun:
 
     # ---------------------------------------------------------------- deciding
 
-    def reduce(self, block: int, x: Tensor) -> "Move | None":
+    def reduce(self, block: int, x: Tensor) -> Move | None:
         """Ask the method at `block` for the rows `x` [E, P, D] or [P, D]; None: nothing changes."""
         begin = time.perf_counter()
         stage = self.blocks.index(block)
@@ -301,7 +195,7 @@ class TowerRun:
                 groups[own, sequence.units, sequence.start, sequence.target].append(sequence)
         return list(groups.values())
 
-    def _move(self, decisions: list[tuple[list[Sequence], Reduction]], empty: list[Sequence], x: Tensor) -> "Move":
+    def _move(self, decisions: list[tuple[list[Sequence], Reduction]], empty: list[Sequence], x: Tensor) -> Move:
         """Cut the sequences, lay their rows out anew, and mix what is merged."""
         old_at = {id(s): s.at for s in self.sequences}
         mixed = [
@@ -330,8 +224,8 @@ class TowerRun:
             source.append(moved.flatten())
             origin.append(sequence.rows.flatten())
             sequence.at = torch.arange(begin, begin + moved.numel(), device=x.device).view(-1, self.cell)
-        index, valid = _padded([torch.cat(parts) for parts in sources])
-        self.layout = Rows(_padded([torch.cat(parts) for parts in origins])[0], valid)
+        index, valid = padded([torch.cat(parts) for parts in sources])
+        self.layout = Rows(padded([torch.cat(parts) for parts in origins])[0], valid)
         self.moved = True
         self._update_bias(x)
         entry = torch.arange(len(x), device=x.device)[:, None].expand_as(index)
@@ -420,48 +314,6 @@ class TowerRun:
         return Reduced(total, torch.cat([tokens, separators]).sort().values, merged)
 
 
-@dataclass(frozen=True)
-class Move:
-    """New rows for old ones.
-
-    Attributes:
-        source: LongTensor [E, P']: the old row that each new one stands for.
-        valid: BoolTensor [E, P']: False at padding.
-        new: Tensor [E, P', D].
-        old_length: P, rows of an entry before.
-        flat: whether the tower knows no entries.
-    """
-
-    source: Tensor
-    valid: Tensor
-    new: Tensor
-    old_length: int
-    flat: bool
-
-    @property
-    def rows(self) -> Tensor:
-        """`new` as the tower's modules take it."""
-        return self.new[0] if self.flat else self.new
-
-    def write(self, x: Tensor) -> None:
-        """Put the new rows into `x`, the old residual stream, at the rows that they stand for."""
-        x = x[None] if self.flat else x
-        entry = torch.arange(len(x), device=x.device)[:, None].expand_as(self.source)
-        x.index_put_((entry[self.valid], self.source[self.valid]), self.new[self.valid])
-
-    def expand(self, x: Tensor) -> Tensor:
-        """What was made of the new rows, at the old rows that they stand for; zeros elsewhere."""
-        full = Rows(self.source, self.valid).restore(x[None] if self.flat else x, self.old_length)
-        return full[0] if self.flat else full
-
-    def take(self, x: Tensor) -> Tensor:
-        """The rows of `x`, a block's output at the old length, that the new ones stand for."""
-        x = x[None] if self.flat else x
-        entry = torch.arange(len(x), device=x.device)[:, None].expand_as(self.source)
-        new = x[entry, self.source] * self.valid[..., None]
-        return new[0] if self.flat else new
-
-
 def _heads(x: Tensor, call: Attention) -> Tensor:
     """Keys or values repeated to the number of query heads."""
     return x.repeat_interleave(call.query.shape[1] // x.shape[1], dim=1)
@@ -472,32 +324,3 @@ def _units(x: Tensor, group: list[Sequence], cell: int) -> Tensor:
     entries = torch.tensor([[s.entry] for s in group], device=x.device)
     rows = x[entries, torch.stack([s.at.flatten() for s in group])]
     return rows.unflatten(1, (-1, cell)).flatten(2)
-
-
-def _followed(owner: Tensor, reduction: Reduction, member: int, units: int) -> Tensor:
-    """`owner` one reduction later."""
-    if reduction.mixing is not None:
-        into = main_target(reduction.mixing, units)[member]
-    else:
-        into = torch.full((units,), -1, dtype=torch.long, device=owner.device)
-        into[reduction.kept[member]] = torch.arange(reduction.kept.shape[1], device=owner.device)
-    return torch.where(owner >= 0, into[owner.clamp(min=0)], -1)
-
-
-def _sizes(sizes: Tensor, reduction: Reduction, member: int) -> Tensor:
-    """Sizes one reduction later, in the order of `kept`."""
-    kept, mixing = reduction.kept[member], reduction.mixing
-    if reduction.sizes is not None:
-        return reduction.sizes[member].to(sizes.dtype)
-    if mixing is None:
-        return sizes[kept]
-    positive = mixing.weight[member] > 0
-    new = torch.zeros(len(kept), dtype=sizes.dtype, device=sizes.device)
-    return new.index_add(0, mixing.target[member][positive], sizes[mixing.source[member][positive]])
-
-
-def _padded(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Rows of several lengths as LongTensor [E, P] (0 where padded) and BoolTensor [E, P]."""
-    index = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    lengths = torch.tensor([len(row) for row in rows], device=index.device)
-    return index, torch.arange(index.shape[1], device=index.device) < lengths[:, None]

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from vtc.inside import Inside
-from vtc.method import Needs, Prune
+from vtc.method import Prune
 from vtc.scores import Attention, attention_received, attention_rows
 from vtc.tap import Listener
+from vtc.visual import Needs
 
 if TYPE_CHECKING:
     from vtc.seam import Seam

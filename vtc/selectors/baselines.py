@@ -9,10 +9,11 @@ from torch import Tensor
 from vtc import fields
 from vtc.budget import Keep
 from vtc.layout import Grid
-from vtc.method import Selector, VisualTokens
+from vtc.method import Selector
 from vtc.reduction import Mixing, Reduction
 from vtc.registry import register
 from vtc.selectors.places import boxes, candidates
+from vtc.visual import VisualTokens
 
 
 def random_positions(tokens: int, k: int, seed: int, ordinal: int) -> Tensor:

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from vtc.budget import share_out
-from vtc.method import VisualTokens
+from vtc.visual import VisualTokens
 
 
 def crop_tokens(visual: VisualTokens) -> list[Tensor]:

@@ -6,9 +6,10 @@ from torch import Tensor
 
 from vtc import ops
 from vtc.budget import Keep
-from vtc.method import Selector, VisualTokens
+from vtc.method import Selector
 from vtc.reduction import Reduction
 from vtc.registry import register
+from vtc.visual import VisualTokens
 
 
 def max_min_order(features: Tensor, k: int) -> Tensor:

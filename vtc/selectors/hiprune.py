@@ -10,12 +10,13 @@ from torch import Tensor
 
 from vtc import fields
 from vtc.budget import Keep, share_out
-from vtc.method import Needs, Selector, VisualTokens
+from vtc.method import Selector
 from vtc.parts import Parts
 from vtc.reduction import Reduction, top_k
 from vtc.registry import register
 from vtc.selectors.crops import crop_tokens, share_by
 from vtc.selectors.places import candidates
+from vtc.visual import Needs, VisualTokens
 
 
 def anchor_count(k: int, alpha: float) -> int:

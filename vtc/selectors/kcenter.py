@@ -7,11 +7,12 @@ from torch import Tensor
 
 from vtc import fields, ops
 from vtc.budget import Keep
-from vtc.method import Needs, Selector, VisualTokens, as_float
+from vtc.method import Selector, as_float
 from vtc.parts import Parts
 from vtc.reduction import Reduction, top_k
 from vtc.registry import register
 from vtc.selectors.places import candidates
+from vtc.visual import Needs, VisualTokens
 
 
 def k_center_order(features: Tensor, pivot: Tensor, k: int, rule: str = "max-min") -> Tensor:

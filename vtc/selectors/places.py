@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vtc.budget import share_out
 from vtc.layout import Grid
-from vtc.method import VisualTokens
+from vtc.visual import VisualTokens
 
 
 def candidates(visual: VisualTokens, k: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch.nn.functional import normalize, pad
 
 from vtc import fields, ops
 from vtc.budget import Keep, share_out
-from vtc.method import Needs, Selector, VisualTokens, as_float
+from vtc.method import Selector, as_float
 from vtc.parts import Parts
 from vtc.reduction import Mixing, Reduction, top_k
 from vtc.registry import register
@@ -17,6 +17,7 @@ from vtc.scores import Attention
 from vtc.selectors.clip_text import ClipText, text_score
 from vtc.selectors.outliers import outlier_count
 from vtc.selectors.places import candidates
+from vtc.visual import Needs, VisualTokens
 
 #: Neighbours of the Local Outlier Factor: among all tokens, and among those that are left for merging.
 LOF_ALL, LOF_REST = 20, 10

@@ -13,13 +13,14 @@ from torch.nn.functional import normalize
 
 from vtc import fields
 from vtc.budget import Keep
-from vtc.method import Needs, Selector, VisualTokens, as_float
+from vtc.method import Selector, as_float
 from vtc.nearest import nearest
 from vtc.parts import Parts
 from vtc.reduction import Mixing, Reduction, top_k
 from vtc.registry import register
 from vtc.selectors.crops import crop_tokens, share_by
 from vtc.selectors.places import candidates
+from vtc.visual import Needs, VisualTokens
 
 _CHUNK = 1024
 

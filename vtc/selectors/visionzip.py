@@ -8,13 +8,14 @@ from torch.nn.functional import normalize
 
 from vtc import fields, ops
 from vtc.budget import Keep, share_out
-from vtc.method import Needs, Projection, Selector, VisualTokens, as_float
+from vtc.method import Selector, as_float
 from vtc.nearest import nearest
 from vtc.parts import Parts
 from vtc.reduction import Mixing, Reduction, top_k
 from vtc.registry import register
 from vtc.selectors.crops import crop_tokens
 from vtc.selectors.places import candidates
+from vtc.visual import Needs, Projection, VisualTokens
 
 
 @dataclass(frozen=True)
