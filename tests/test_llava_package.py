@@ -471,8 +471,13 @@ def test_what_generate_refuses():
     refused(model, batch, "inputs_embeds", error=NotImplementedError, inputs_embeds=torch.zeros(1, 4, 64))
     with vtc.patched(model, "divprune:keep=0.5"), pytest.raises(ValueError, match="output_attentions"):
         model(**batch, output_attentions=True)
-    with vtc.patched(model, TowerNorm()), pytest.raises(ValueError, match=r"3 crops of 16 patches .* call the model"):
-        model.get_vision_tower()(torch.zeros(3, 3, 16, 16))
+
+
+def test_the_tower_alone_is_left_alone():
+    model, pixels = model_of("llava-1.5"), torch.rand(3, 3, 16, 16)
+    expected = model.get_vision_tower()(pixels)
+    with vtc.patched(model, TowerNorm()):
+        assert torch.equal(model.get_vision_tower()(pixels), expected)
 
 
 def test_a_cache_outlives_its_patch_only_with_an_error():

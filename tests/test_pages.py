@@ -120,7 +120,7 @@ def test_a_docstring_is_taken_apart():
     said = page_docstring.describe(Example)
     assert said.first == "Keep what is bright."
     assert said.body == ("A longer story over two lines.",)
-    assert said.budget == "half of the paper's count, since it counts pairs."
+    assert said.budget == "Half of the paper's count, since it counts pairs."
     assert said.paper == "1234.56789"
     assert [(field.name, field.default, field.text) for field in said.fields] == [
         ("keep", "0.3333", "share; see elsewhere."),
