@@ -119,10 +119,7 @@ class Adapter:
         Raises:
             ValueError: none under one of the usual names.
         """
-        mlp = child(layer, _MLPS)
-        if mlp is None:
-            raise ValueError(f"{self.family}: no MLP was found in {type(layer).__name__}")
-        return mlp
+        return self._required(layer, _MLPS, "no MLP was found")
 
     def second_norm(self, block: nn.Module) -> nn.Module:
         """The norm between attention and MLP of a tower block.
@@ -130,10 +127,13 @@ class Adapter:
         Raises:
             ValueError: none under one of the usual names.
         """
-        norm = child(block, _SECOND_NORMS)
-        if norm is None:
-            raise ValueError(f"{self.family}: no norm between attention and MLP was found in {type(block).__name__}")
-        return norm
+        return self._required(block, _SECOND_NORMS, "no norm between attention and MLP was found")
+
+    def _required(self, layer: nn.Module, names: tuple[str, ...], missing: str) -> nn.Module:
+        part = child(layer, names)
+        if part is None:
+            raise ValueError(f"{self.family}: {missing} in {type(layer).__name__}")
+        return part
 
     @property
     def projector(self) -> nn.Module | None:

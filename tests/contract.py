@@ -64,3 +64,13 @@ def extended(inputs: dict, more_ids: torch.Tensor) -> dict:
             longer[name] = torch.cat([inputs[name][:, :length], fill], dim=1)
     longer["input_ids"] = torch.cat([inputs["input_ids"], more_ids], dim=1)
     return longer
+
+
+def state_of(model: torch.nn.Module) -> list:
+    """Everything that a patch could leave behind."""
+    state = []
+    for name, module in model.named_modules():
+        hooks = [list(getattr(module, kind)) for kind in ("_forward_hooks", "_forward_pre_hooks")]
+        config = getattr(getattr(module, "config", None), "_attn_implementation", None)
+        state.append((name, sorted(vars(module)), hooks, config, type(module)))
+    return state

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from contract import EVERY, FAMILIES, model_of
+from contract import EVERY, FAMILIES, model_of, state_of
 from families import scenario
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -12,16 +12,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import vtc
 from vtc.registry import method_class
 from vtc.spec import build
-
-
-def state_of(model: nn.Module) -> list:
-    """Everything that a patch could leave behind."""
-    state = []
-    for name, module in model.named_modules():
-        hooks = [list(getattr(module, kind)) for kind in ("_forward_hooks", "_forward_pre_hooks")]
-        config = getattr(getattr(module, "config", None), "_attn_implementation", None)
-        state.append((name, sorted(vars(module)), hooks, config, type(module)))
-    return state
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ pytest.importorskip("llava")
 
 import flash_stand_in
 import tiny_llava_package as tiny
-from contract import COMPOSED, FIELDS
+from contract import COMPOSED, FIELDS, state_of
 from tiny_base import SCENARIOS, SQUARE, Row
 from tiny_llava_package import VARIANTS, generate, inputs, length, model_of
 
@@ -49,16 +49,6 @@ def padding(model, side):
         yield
     finally:
         del model.config.tokenizer_padding_side
-
-
-def state_of(model):
-    """Everything that a patch could leave behind."""
-    state = []
-    for name, module in model.named_modules():
-        hooks = [list(getattr(module, kind)) for kind in ("_forward_hooks", "_forward_pre_hooks")]
-        config = getattr(getattr(module, "config", None), "_attn_implementation", None)
-        state.append((name, sorted(vars(module)), hooks, config, type(module)))
-    return state
 
 
 def close(one, other):

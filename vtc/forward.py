@@ -93,7 +93,7 @@ class ForwardPass:
             check_scores(self.seam, scores)
             self._selections = select(self.seam, self.layout, self.recorded, embeds, scores)
         if removes and self.seam.reducer is not None:
-            check_reduced(self.seam, self.layout, self.recorded)
+            check_reduced(self.seam.reducer, self.layout, self.recorded)
             self._selections = reduced(self.layout, self.recorded, embeds.device)
         cut = Cut.whole(valid, padded)
         if self._selections or not right_aligned:

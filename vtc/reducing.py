@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from vtc.flops import lengths_of
 from vtc.refusals import check_tower
 from vtc.relayout import Move
 from vtc.tower import TowerRun
@@ -19,9 +18,8 @@ def start(seam: "Seam", hidden: Tensor) -> None:
     """Begin a run through the tower; `hidden` is its first block's input."""
     assert seam.reducer is not None
     encoding, prefix = seam.encoding, int(seam.parts.has_cls)
-    check_tower(seam)
-    rows = hidden.shape[:2] if hidden.dim() == 3 else (1, hidden.shape[0])
-    maps = seam.adapter.patches(encoding, (rows[0], rows[1] - prefix))
+    check_tower(seam, seam.reducer)
+    maps = seam.adapter.patches(encoding, encoding.shape)
     encoding.tower = TowerRun(seam.reducer, seam.reducing_at, maps, hidden, prefix, len(seam.parts.blocks))
 
 
@@ -58,8 +56,7 @@ def _before_norm(seam: "Seam", index: int, module: nn.Module, args: tuple) -> An
     if run.move is None:
         return None
     run.move.write(args[0])  # the block's residual stream
-    shape = tuple(run.layout.index.shape)
-    seam.encoding.runs[-1].mlp_rows = lengths_of((shape[0], shape[1]), 0, None)
+    seam.encoding.runs[-1].mlp_rows = run.rows()
     return (run.move.rows, *args[1:])
 
 

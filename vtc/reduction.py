@@ -41,6 +41,14 @@ class Reduction:
     features: Tensor | None = None
     sizes: Tensor | None = None
 
+    def ascending(self) -> "Reduction":
+        """The same decision with `kept` ascending."""
+        kept, order = self.kept.sort(dim=1)
+        mixing, sizes = self.mixing, self.sizes
+        if mixing is not None:
+            mixing = Mixing(mixing.source, order.argsort(dim=1).gather(1, mixing.target), mixing.weight)
+        return Reduction(kept, mixing, sizes=None if sizes is None else sizes.gather(1, order))
+
     @classmethod
     def of(cls, picks: Tensor) -> "Reduction":
         """Keep the tokens `picks` [G, k] (any order, no duplicates)."""

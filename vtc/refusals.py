@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vtc.method import Method, Prune, Reducer, Selector
 from vtc.patches import Patches
-from vtc.reduction import Reduction
+from vtc.reduction import Mixing, Reduction
 from vtc.tap import PREFIX
 
 if TYPE_CHECKING:
@@ -68,17 +68,17 @@ def check_blocks(seam: "Seam") -> tuple[int, ...]:
     return blocks
 
 
-def check_tower(seam: "Seam") -> None:
+def check_tower(seam: "Seam", reducer: Reducer) -> None:
     """Refuse a pass through the tower that can't be shortened.
 
     Raises:
         ValueError: gradient checkpointing, or an attention implementation that was changed after `vtc.patch`.
     """
     check_tapped(seam)
-    tower, name = seam.adapter.tower, seam.reducer.name if seam.reducer is not None else ""
+    tower = seam.adapter.tower
     if tower.training and any(getattr(module, "gradient_checkpointing", False) for module in tower.modules()):
         raise ValueError(
-            f"{name} can't run under gradient checkpointing of the vision tower, which calls blocks again; "
+            f"{reducer.name} can't run under gradient checkpointing of the vision tower, which calls blocks again; "
             "call model.gradient_checkpointing_disable() or use a selector"
         )
 
@@ -107,27 +107,31 @@ def check_decision(reducer: Reducer, reduction: Any, patches: Patches) -> None:
     kept = reduction.kept.cpu()
     if ((ordered := kept.sort(dim=1).values).diff(dim=1) <= 0).any() or ordered.min() < 0 or ordered.max() >= now:
         raise RuntimeError(f"{name} must keep units from 0 to {now - 1}, each once")
-    if mixing is not None and not (
-        mixing.target.min() >= 0
-        and mixing.target.max() < shape[1]
-        and mixing.source.min() >= 0
-        and mixing.source.max() < now
-    ):
-        raise RuntimeError(f"{name}: the mixing names a unit that is not there")
+    check_mixing(name, mixing, shape[1], now, "unit")
 
 
-def check_reduced(seam: "Seam", layout: Any, recorded: Any) -> None:
-    """Refuse features that the seam's reducer did not make.
+def check_mixing(name: str, mixing: Mixing | None, new: int, old: int, what: str) -> None:
+    """Hold a mixing of `old` tokens into `new` ones against its contract.
+
+    Raises:
+        RuntimeError: an index is out of range.
+    """
+    for index, size in () if mixing is None else ((mixing.target, new), (mixing.source, old)):
+        if index.min() < 0 or index.max() >= size:
+            raise RuntimeError(f"{name}: the mixing names a {what} that is not there")
+
+
+def check_reduced(reducer: Reducer, layout: Any, recorded: Any) -> None:
+    """Refuse features that `reducer` did not make.
 
     Raises:
         ValueError: they were made before the model was patched, or not by its own tower.
     """
-    name = seam.reducer.name if seam.reducer is not None else ""
     for image in layout.images:
         run = recorded.features_of(image.kind).tower
         if run is None or image.origin >= len(run.maps) or len(run.maps[image.origin]) != len(image):
             raise ValueError(
-                f"{name} works inside the vision tower, but the visual features of row {image.row} did not "
+                f"{reducer.name} works inside the vision tower, but the visual features of row {image.row} did not "
                 "come from it: make the features after vtc.patch, by the patched model itself; or use a selector"
             )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,7 +45,7 @@ class Seen:
         if not self.tower and not self.seam.needs.projection:
             return None
         sequences, patches = self._features.shape
-        rows = self._maps()[self.layout.images[self.members[0]].origin]
+        rows = self._maps[self.layout.images[self.members[0]].origin]
         first = rows[:, 0]
         alive = first >= 0
         crop = torch.where(alive, first // patches if sequences > 1 else torch.zeros_like(first), -1)
@@ -64,7 +65,7 @@ class Seen:
         features, adapter = self._features, self.seam.adapter
         if not self.seam.needs.projection or features.projected is None or not adapter.projects_rows:
             return None
-        origins, maps = [self.layout.images[index].origin for index in self.members], self._maps()
+        origins, maps = [self.layout.images[index].origin for index in self.members], self._maps
         if maps[0].shape[1] != 1:
             return None
         flat = features.projected.flatten(0, 1).to(device)
@@ -100,6 +101,7 @@ class Seen:
             places.append((row, after))
         return places
 
+    @cached_property
     def _maps(self) -> list[Tensor]:
         """For each encoded image of the kind, the tower's rows of each token."""
         kind = self.layout.images[self.members[0]].kind

@@ -12,6 +12,7 @@ from vtc.layout import Layout
 from vtc.method import Selector
 from vtc.recorded import Recorded
 from vtc.reduction import Reduction, main_target
+from vtc.refusals import check_mixing
 from vtc.seen import Scores, Seen
 from vtc.units import Reduced
 from vtc.visual import VisualTokens
@@ -147,6 +148,4 @@ def _check(selector: Selector, reduction: Reduction, images: int, k: int, total:
         kept = reduction.kept.cpu()
         if (kept.diff(dim=1) <= 0).any() or kept.min() < 0 or kept.max() >= total:
             raise RuntimeError(f"{selector.name} must keep ascending positions from 0 to {total - 1}, each once")
-        mixing = reduction.mixing
-        if mixing is not None and not (mixing.target.max() < k and mixing.source.max() < total):
-            raise RuntimeError(f"{selector.name}: the mixing names a token that is not there")
+        check_mixing(selector.name, reduction.mixing, k, total, "token")

@@ -177,6 +177,7 @@ class TowerRun:
             reduction = self.reducer.reduce(patches)
             if reduction is not None:
                 check_decision(self.reducer, reduction, patches)
+                reduction = reduction.ascending() if self.ordered else reduction
             for member, sequence in enumerate(group):
                 sequence.memory = {name: held[member] for name, held in patches.memory.items()}
             left = patches.units if reduction is None else reduction.kept.shape[1]
@@ -197,46 +198,35 @@ class TowerRun:
 
     def _move(self, decisions: list[tuple[list[Sequence], Reduction]], empty: list[Sequence], x: Tensor) -> Move:
         """Cut the sequences, lay their rows out anew, and mix what is merged."""
-        old_at = {id(s): s.at for s in self.sequences}
         mixed = [
-            (group, reduction.kept, ops.merge(_units(x, group, self.cell), reduction.mixing, reduction.kept.shape[1]))
+            (group, ops.merge(_units(x, group, self.cell), reduction.mixing, reduction.kept.shape[1]))
             for group, reduction in decisions
             if reduction.mixing is not None
         ]
         self.merged = self.merged or bool(mixed)
-        kept_of: dict[int, Tensor] = {}
         for group, reduction in decisions:
             for member, sequence in enumerate(group):
-                order = reduction.kept[member].argsort() if self.ordered else slice(None)
-                kept_of[id(sequence)] = reduction.kept[member][order]
-                sequence.cut(reduction, member, self.ordered)
+                sequence.cut(reduction, member)
         for sequence in empty:
-            kept_of[id(sequence)] = sequence.tokens[:0]
-            sequence.cut(Reduction(sequence.tokens[None, :0]), 0, False)
+            sequence.cut(Reduction(sequence.tokens[None, :0]), 0)
         first = torch.arange(self.prefix, device=x.device)
         sources, origins = [[first] for _ in x], [[first] for _ in x]
         for sequence in self.sequences:
             source, origin = sources[sequence.entry], origins[sequence.entry]
             begin = sum(map(len, source))
-            moved = old_at[id(sequence)]
-            if id(sequence) in kept_of:
-                moved = moved[kept_of[id(sequence)]]
-            source.append(moved.flatten())
+            source.append(sequence.at.flatten())
             origin.append(sequence.rows.flatten())
-            sequence.at = torch.arange(begin, begin + moved.numel(), device=x.device).view(-1, self.cell)
+            sequence.at = torch.arange(begin, begin + sequence.at.numel(), device=x.device).view(-1, self.cell)
         index, valid = padded([torch.cat(parts) for parts in sources])
         self.layout = Rows(padded([torch.cat(parts) for parts in origins])[0], valid)
         self.moved = True
         self._update_bias(x)
         entry = torch.arange(len(x), device=x.device)[:, None].expand_as(index)
         new = x[entry, index] * valid[..., None]
-        for group, kept, units in mixed:
+        for group, units in mixed:
             for member, sequence in enumerate(group):
-                rows = units[member].view(kept.shape[1], self.cell, -1)
-                if self.ordered:
-                    rows = rows[kept[member].argsort()]
                 place = (torch.full_like(sequence.at.flatten(), sequence.entry), sequence.at.flatten())
-                new = new.index_put(place, rows.flatten(0, 1).to(new.dtype))
+                new = new.index_put(place, units[member].view(len(place[0]), -1).to(new.dtype))
         return Move(index, valid, new, x.shape[1], self.flat)
 
     def _update_bias(self, x: Tensor) -> None:
@@ -256,7 +246,12 @@ class TowerRun:
         """Gives the lengths of the sequences that attend within themselves in the block that runs."""
         if self.boundaries is not None:
             return lengths_of((0, 0), 0, self.boundaries)
-        return lengths_of((len(self.layout.index), self.layout.index.shape[1]), 0, None)
+        return self.rows()
+
+    def rows(self) -> Callable[[], Tensor]:
+        """Gives the rows of each entry."""
+        entries, rows = self.layout.index.shape
+        return lengths_of((entries, rows), 0, None)
 
     # ---------------------------------------------------------------- leaving the tower
 

@@ -48,16 +48,12 @@ class Sequence:
         """Whether it is to lose anything at all."""
         return self.target < self.start
 
-    def cut(self, reduction: Reduction, member: int, ordered: bool) -> None:
+    def cut(self, reduction: Reduction, member: int) -> None:
         """Keep what `reduction` keeps of its image `member`."""
         kept = reduction.kept[member]
         self.owner = _followed(self.owner, reduction, member, self.units)
-        order = kept.argsort() if ordered else torch.arange(len(kept), device=kept.device)
-        if len(kept):  # else nobody is left to own anything
-            self.owner = torch.where(self.owner >= 0, order.argsort()[self.owner.clamp(min=0)], -1)
-        self.sizes = _sizes(self.sizes, reduction, member)[order]
-        kept = kept[order]
-        self.rows, self.tokens = self.rows[kept], self.tokens[kept]
+        self.sizes = _sizes(self.sizes, reduction, member)
+        self.rows, self.tokens, self.at = self.rows[kept], self.tokens[kept], self.at[kept]
         self.memory = {name: value[kept] for name, value in self.memory.items()}
 
 
