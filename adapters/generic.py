@@ -121,6 +121,14 @@ class Adapter:
         """
         return self._required(layer, _MLPS, "no MLP was found")
 
+    def parts_of_layer(self, layer: nn.Module) -> dict[str, nn.Module]:
+        """What a decoder layer adds to the residual stream: "attention" and "mlp".
+
+        Raises:
+            ValueError: one of them was not found.
+        """
+        return {"attention": self.attention(layer), "mlp": self.mlp(layer)}
+
     def second_norm(self, block: nn.Module) -> nn.Module:
         """The norm between attention and MLP of a tower block.
 

@@ -1,7 +1,7 @@
 """The decision of one method, cut out of the model around it, with a clock and a gauge at what the method itself does.
 
 Selectors: what is captured of the tower's attention, and `select`. Prunes: what is captured of the decoder's layers,
-and `score` with its probe. Reducers: every call of `reduce` in one pass of the tower. What the seam does before and
+and `decide` with its probe. Reducers: every call of `reduce` in one pass of the tower. What the seam does before and
 after (laying out, gathering rows, cutting them) is not part of it.
 """
 
@@ -12,11 +12,10 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 
 from vtc.eval.bench_scene import AFTER, BEFORE, BLOCKS, LAYERS, Scene, stand_in_seam
 from vtc.eval.memory import PeakMemory
-from vtc.method import Method, Prune, Reducer, Selector
+from vtc.method import Memory, Method, Prune, Reducer, Rows, Selector
 from vtc.patches import Patches, take
 from vtc.tower import TowerRun
 from vtc.watching import tower_listeners
@@ -164,44 +163,50 @@ class _Metered:
 
 
 def pruning(prune: Prune, scene: Scene) -> Decision:
-    """What a prune takes note of in the layers before its last stage, and `score` at each."""
+    """What a prune takes note of in the layers before its last stage, and what it decides at each."""
     schedule, watch = prune.schedule(LAYERS), prune.watch(LAYERS)
-    if min(prune.count_at(stage, scene.tokens) for stage in range(len(schedule))) >= scene.tokens:
+    least = min(prune.count_at(stage, scene.tokens) for stage in range(len(schedule)))
+    if not prune.adaptive and least >= scene.tokens:
         raise Undecided("keeps every token: nothing is decided")
 
     def run(meter: Meter) -> None:
-        memory: dict[str, Tensor] = {}
+        memory: Memory = {}
         present = scene.tokens
         with scene.tapped(watch.probe):
+            if watch.entry:
+                with meter.weighing(), meter.capturing():
+                    prune.on_entry(scene.rows(0, present, False), memory)
             for layer in range(schedule[-1] + 1):
-                if layer in schedule:
+                seen = present
+                if layer in schedule and present:
+                    left = min(prune.count_at(schedule.index(layer), scene.tokens), present)
                     rows = scene.rows(layer, present, watch.probe)
                     with meter.weighing(), meter.deciding():
-                        prune.score(rows, memory)
-                    left = min(prune.count_at(schedule.index(layer), scene.tokens), present)
-                    _cut(memory, present, left)
-                    present = left
+                        alive = prune.decide(rows, [left], memory).alive
+                    seen = left = int((alive & rows.visual).sum()) if prune.adaptive else left
+                    if not prune.returns:
+                        _cut(memory, present, left)
+                        present = left
                 if layer < schedule[-1]:
-                    _watched(prune, layer, BEFORE + present + AFTER, scene, meter, memory)
+                    _watched(prune, scene.rows(layer, seen, False), scene, meter, memory)
 
     return run
 
 
-def _watched(prune: Prune, layer: int, length: int, scene: Scene, meter: Meter, memory: dict[str, Tensor]) -> None:
-    """Hand a prune what it watches of one layer that sees `length` tokens."""
-    watch = prune.watch(LAYERS)
-    if layer in watch.attention:
+def _watched(prune: Prune, rows: Rows, scene: Scene, meter: Meter, memory: Memory) -> None:
+    """Hand a prune what it watches of one layer."""
+    watch, length = prune.watch(LAYERS), rows.visual.shape[1]
+    if rows.layer in watch.attention:
         attention = scene.decoder_attention(length)
         with meter.weighing(), meter.capturing():
-            prune.on_attention(layer, attention, memory)
-    for module in ("attention", "mlp") if layer in watch.modules else ():
+            prune.on_attention(rows, attention, memory)
+    for module in ("attention", "mlp") if rows.layer in watch.modules else ():
         before, after = scene.decoder_hidden(length)
-        valid = torch.ones(1, length, dtype=torch.bool, device=scene.device)
         with meter.weighing(), meter.capturing():
-            prune.on_modules(layer, module, before, after, valid, memory)
+            prune.on_modules(rows, module, before, after, memory)
 
 
-def _cut(memory: dict[str, Tensor], present: int, left: int) -> None:
+def _cut(memory: Memory, present: int, left: int) -> None:
     """Shorten what is per token of the sequence; which visual tokens stay does not matter to the clock."""
     length = BEFORE + present + AFTER
     for name, value in memory.items():

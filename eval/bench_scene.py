@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtc.layout import Grid
+from vtc.layout import Grid, VisualInput
 from vtc.method import Rows
 from vtc.parts import Parts
 from vtc.scores import Attention
@@ -100,19 +100,24 @@ class Scene:
         """Values of the tower's rows [crops, prefix + P, ...] as values of the image's tokens [1, N, ...]."""
         return values[:, prefix:].flatten(0, 1)[None, : self.tokens]
 
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """The whole crops, and the row of tokens that is left."""
+        side = self.crops.side
+        whole, rest = divmod(self.tokens, side**2)
+        grids = (Grid(0, whole, side, side),) if whole else ()
+        return grids + ((Grid(whole * side**2, 1, 1, rest),) if rest else ())
+
     # ---------------------------------------------------------------- what a selector sees
 
     def visual(self, needs: Needs, prefix: int) -> VisualTokens:
         """All that a selector asked for but what the tower's attention gives: that is to be captured."""
         area = self.crops.side**2
-        whole, rest = divmod(self.tokens, area)
-        grids: tuple[Grid, ...] = (Grid(0, whole, self.crops.side, self.crops.side),) if whole else ()
-        grids += (Grid(whole * area, 1, 1, rest),) if rest else ()
         place = torch.arange(self.tokens)
         asked = needs.received or needs.cls or needs.keys or needs.hidden or needs.observe or needs.projection
         return VisualTokens(
             features=self.random(1, self.tokens, WIDTH),
-            grids=grids,
+            grids=self.grids,
             separators=torch.zeros(self.tokens, dtype=torch.bool),
             hidden=dict.fromkeys(needs.hidden, self.random(1, self.tokens, TOWER_WIDTH)) if needs.hidden else {},
             crops=Crops(place // area, place % area, self.crops.count, (self.crops.side,) * 2) if asked else None,
@@ -157,7 +162,17 @@ class Scene:
         place = torch.arange(BEFORE + visual + AFTER, device=self.device)[None]
         (hidden, _), instruction = self.decoder_hidden(place.shape[1]), place >= BEFORE + visual
         call: Any = self._probed.asked(hidden) if probed else None
-        return Rows(layer, hidden, (place >= BEFORE) & ~instruction, torch.ones_like(instruction), instruction, call)
+        return Rows(
+            layer,
+            hidden,
+            (place >= BEFORE) & ~instruction,
+            torch.ones_like(instruction),
+            instruction,
+            call,
+            tail=AFTER,
+            images=(VisualInput(0, "image", torch.arange(BEFORE, BEFORE + self.tokens), self.grids),),
+            origin=torch.where(instruction, place + self.tokens - visual, place),
+        )
 
 
 class DecoderLayer:

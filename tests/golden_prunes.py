@@ -113,9 +113,10 @@ class Recording:
                 )
                 return score
 
-            def on_modules(self, layer: int, module: str, before: Tensor, after: Tensor, valid: Tensor, memory: dict):
-                super().on_modules(layer, module, before, after, valid, memory)
-                memory[f"layer{layer}"] = memory.get(f"layer{layer}", 0.0) + transition(before, after, valid)
+            def on_modules(self, rows: Any, module: str, before: Tensor, after: Tensor, memory: dict):
+                super().on_modules(rows, module, before, after, memory)
+                name = f"layer{rows.layer}"
+                memory[name] = memory.get(name, 0.0) + transition(before, after, rows.valid)
 
         return Recorded
 

@@ -274,8 +274,8 @@ def check_flowcut_llm(case: Case) -> None:
     visual = torch.zeros(1, key.shape[2], dtype=torch.bool)
     visual[:, 3 : 3 + tokens] = True
     method, memory = FlowCutPrune(keep=int(case.info["target"])), {}
-    method.on_attention(1, Attention(query, key, dim**-0.5, value=value), memory)
     rows: Any = Rows(2, torch.zeros(1, key.shape[2], 4), visual, torch.ones_like(visual), ~visual, None)
+    method.on_attention(rows, Attention(query, key, dim**-0.5, value=value), memory)
     score = method.score(rows, memory)[visual]
     assert_close(score, case["score"].flatten(), **SCORE)
     kept = Reduction.top(score[None], method.count(tokens)).kept[0]

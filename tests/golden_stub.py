@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, LlamaConfig, LlamaModel
+from transformers import DynamicCache, LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model
 
 import vtc
 
@@ -43,7 +43,7 @@ class Run:
 class Stub(nn.Module):
     """Placeholder mask, then decoder: what LlavaModel.forward does once features are in the sequence."""
 
-    def __init__(self, decoder: LlamaModel):
+    def __init__(self, decoder: LlamaModel | Qwen2Model):
         super().__init__()
         self.config = decoder.config
         self.language_model = decoder
@@ -74,10 +74,15 @@ class Stub(nn.Module):
 
 
 def stub(weights: dict[str, Tensor], info: dict[str, Any]) -> Stub:
-    """The stub around a LLaMA with these `weights` (named as in a checkpoint, without "model."); `info` has sizes."""
+    """The stub around a decoder with these `weights` (named as in a checkpoint, without "model."); `info` has sizes.
+
+    A Qwen2 where queries have a bias, else a LLaMA.
+    """
     hidden = weights["norm.weight"].shape[0]
     heads = info.get("heads", 4)
-    config = LlamaConfig(
+    biased = any(key.endswith("q_proj.bias") for key in weights)
+    config_class, model_class = (Qwen2Config, Qwen2Model) if biased else (LlamaConfig, LlamaModel)
+    config = config_class(
         vocab_size=1,
         hidden_size=hidden,
         intermediate_size=weights["layers.0.mlp.up_proj.weight"].shape[0],
@@ -92,7 +97,7 @@ def stub(weights: dict[str, Tensor], info: dict[str, Any]) -> Stub:
         bos_token_id=None,
         eos_token_id=None,
     )
-    decoder = LlamaModel(config).eval()
+    decoder = model_class(config).eval()
     unused = {"embed_tokens.weight": decoder.embed_tokens.weight}
     decoder.load_state_dict({**weights, **unused})
     return Stub(decoder)

@@ -190,12 +190,12 @@ class Watching(vtc.Prune):
     def watch(self, num_layers: int) -> Watch:
         return Watch(attention=(1, 3, 5), modules=(3,), probe=True)
 
-    def on_attention(self, layer: int, attention: Any, memory: dict[str, Any]) -> None:
-        self.heard = [*getattr(self, "heard", []), (layer, attention.query.shape[2])]
-        memory[f"seen {layer}"] = torch.zeros(1, attention.query.shape[2])
+    def on_attention(self, rows: Any, attention: Any, memory: dict[str, Any]) -> None:
+        self.heard = [*getattr(self, "heard", []), (rows.layer, attention.query.shape[2])]
+        memory[f"seen {rows.layer}"] = torch.zeros(1, attention.query.shape[2])
 
-    def on_modules(self, layer: int, module: str, before: Any, after: Any, valid: Any, memory: dict) -> None:
-        self.heard.append((layer, module, before.shape[1], after.shape[1], valid.shape[1]))
+    def on_modules(self, rows: Any, module: str, before: Any, after: Any, memory: dict) -> None:
+        self.heard.append((rows.layer, module, before.shape[1], after.shape[1], rows.valid.shape[1]))
 
     def score(self, rows: Rows, memory: dict[str, Any]) -> torch.Tensor:
         attention = rows.probe()

@@ -26,6 +26,7 @@ from vtc import (
     ops,
 )
 from vtc.layout import Grid
+from vtc.method import Rows
 from vtc.parts import Parts
 from vtc.prunes.fastv import last_query_attention
 from vtc.prunes.transprune import instruction_attention, share_of_visual, transition
@@ -467,8 +468,8 @@ def test_fastv_scores_by_the_last_query() -> None:
     memory: dict[str, Tensor] = {}
     method = FastV(layer=3)
     assert method.schedule(32) == (3,) and method.watch(32).attention == (2,) and method.positions == "original"
-    method.on_attention(2, attention, memory)
     rows: Any = None
+    method.on_attention(rows, attention, memory)
     assert_close(method.score(rows, memory), probabilities[:, :, -1].mean(dim=1))
 
 
@@ -511,7 +512,7 @@ def test_the_transition_score_is_finite_whatever_comes(kind: str) -> None:
     method, memory = TransPrune(), {}
     valid = torch.ones(2, 12, dtype=torch.bool)
     for module in ("attention", "mlp"):
-        method.on_modules(6, module, x, x.flip(1), valid, memory)
+        method.on_modules(Rows(6, x, valid, valid, ~valid), module, x, x.flip(1), memory)
     share = share_of_visual(memory["transition"], valid)
     assert share.isfinite().all() and (share >= 0).all() and (share.sum(dim=1) <= 1 + 1e-5).all()
 

@@ -105,8 +105,8 @@ def test_the_language_models_stage_equals_the_naive_one() -> None:
     visual = torch.zeros(batch, length, dtype=torch.bool)
     visual[0, 2:7] = visual[1, [1, 4, 5]] = True
     method, memory = FlowCutPrune(keep=2), {}
-    method.on_attention(1, Attention(query, key, 0.3, value=value), memory)
     rows: Any = Rows(2, query[:, 0], visual, torch.ones_like(visual), ~visual, None)
+    method.on_attention(rows, Attention(query, key, 0.3, value=value), memory)
     score = method.score(rows, memory)
     keys, values = key.repeat_interleave(2, dim=1), value.repeat_interleave(2, dim=1)
     for row in range(batch):
@@ -121,7 +121,7 @@ def test_the_language_models_stage_equals_the_naive_one() -> None:
     rows.visual[1] = False
     assert method.score(rows, memory)[1].tolist() == [0.0] * length
     with pytest.raises(ValueError, match="values of the watched layer are missing"):
-        method.on_attention(1, Attention(query, key, 0.3), {})
+        method.on_attention(rows, Attention(query, key, 0.3), {})
 
 
 # ---------------------------------------------------------------- Zero-TPrune

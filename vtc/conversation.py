@@ -40,6 +40,7 @@ class Conversation:
         held: per segment, LongTensor [B, n]: slot of each key in its layers; None: all slots.
         held_valid: per segment, BoolTensor [B, n]: False at padding; None where there is none.
         shift: per segment, LongTensor [B, 1]: by how much packed positions lag behind the logical ones.
+        heads: layer -> LongTensor [B, h]: the heads that it computes, where these are not all.
         text_tail: tokens since the last visual one; these can be taken back.
         rope_deltas: the model's M-RoPE offset that belongs to this conversation.
     """
@@ -61,6 +62,7 @@ class Conversation:
         self.held: list[Tensor | None] = [everything if outside else None] + [everything] * (segments - 1)
         self.held_valid: list[Tensor | None] = [valid] * segments
         self.shift = [torch.zeros(batch, 1, dtype=torch.long, device=device)] * segments
+        self.heads: dict[int, Tensor] = {}
         self.rope_deltas: Tensor | None = None
         self.lease = lease
         self.text_tail = logical
@@ -75,6 +77,7 @@ class Conversation:
     def choose_rows(self, index: Tensor) -> None:
         """Reorder, repeat or select rows of the batch."""
         self._map(lambda kept: kept[index.to(kept.device)] if kept is not None else None)
+        self.heads = {layer: heads[index.to(heads.device)] for layer, heads in self.heads.items()}
         rows = len(self.shift[0])
         self.shift = [shift[index.to(shift.device)] for shift in self.shift]
         if self.rope_deltas is not None and len(self.rope_deltas) == rows:

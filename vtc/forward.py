@@ -128,7 +128,8 @@ class ForwardPass:
             visual_counts=visual_counts,
         )
         extras = _extras(kwargs)
-        self.inside = Inside(self.seam, conversation, kwargs.get("past_key_values"), first, text_counts, extras)
+        cache = kwargs.get("past_key_values")
+        self.inside = Inside(self.seam, conversation, cache, first, self.layout, text_counts, extras)
         return kwargs
 
     def _positions(
@@ -199,10 +200,19 @@ class ForwardPass:
             return
         output["last_hidden_state"] = self.inside.now.cut.scatter(output["last_hidden_state"])
         if getattr(output, "hidden_states", None) is not None:
-            output["hidden_states"] = tuple(
-                self.inside.segment_of(max(layer - 1, 0)).cut.scatter(state)
-                for layer, state in enumerate(output.hidden_states)
-            )
+            output["hidden_states"] = self._restored(output.hidden_states)
+
+    def _restored(self, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Hidden states, one in front of each layer and the last, at the length that the user gave."""
+        assert self.inside is not None
+        restored, before = [], states[0]
+        for layer, state in enumerate(states):
+            segment = self.inside.segment_of(max(layer - 1, 0))
+            if segment.within is not None and state.shape[1] == len(segment.within):  # recorded before tokens came back
+                state = segment.within.put(before, state)
+            before = state
+            restored.append((segment.base or segment).cut.scatter(state))
+        return tuple(restored)
 
     def _commit(self, cache: Any) -> None:
         """Remember lengths and padding on the cache, and hold the cache against the plan (contract clause 9)."""
@@ -219,6 +229,7 @@ class ForwardPass:
                 new = segment.in_slots.index + conversation.slots
                 conversation.held[index] = torch.cat([held, new.to(held.device)], dim=1)
             conversation.shift[index] = segment.shift
+        conversation.heads = self.inside.heads
         conversation.slots += segments[0].in_slots.length
         conversation.logical += segments[0].cut.length
         ends = [int(image.positions[-1]) for image in self.layout.images]
@@ -238,7 +249,10 @@ class ForwardPass:
     def _publish(self, segments: list[Segment]) -> None:
         """Make this call the model's trace."""
         depth, batch = len(self.seam.parts.layers), self.layout.shape[0]
-        stages = tuple(Stage(segment.first_layer, segment.cut) for segment in segments)
+        stages = tuple(
+            Stage(segment.first_layer, segment.cut, segment.into, before.cut)
+            for segment, before in zip(segments, [segments[0], *segments])
+        )
         merged = {index: into for selection in self._selections for index, into in selection.merged().items()}
         counts = [[s for s in segments if s.first_layer <= layer][-1].visual_counts for layer in range(depth)]
         runs = [features.tower for features in self.recorded.features.values() if features.tower is not None]

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from vtc.conversation import Conversation, keys_in_layer
-from vtc.method import Prune, Rows
+from vtc.layout import Layout
+from vtc.method import Decision, Memory, Prune, Rows
+from vtc.refusals import check_pruned
 from vtc.scores import Attention
 from vtc.segments import Segment, cut_argument, layer_mask, renumber, visual_index
 from vtc.sequence import Cut, map_tensors
@@ -26,8 +28,15 @@ class Inside:
         conversation: what earlier calls left.
         cache: the cache of the call, or None.
         first: segment 0.
+        layout: the images of the call.
         text_counts: tokens of each row that are neither visual nor padding.
         extras: the decoder's further per-token arguments, as it was entered with them.
+
+    Attributes:
+        segments: those of the layers that ran.
+        memory: id of a prune -> its own store.
+        rotary: the calls of the decoder's rotary embeddings.
+        heads: layer -> LongTensor [B, h]: the heads that it computes, where these are not all.
     """
 
     def __init__(
@@ -36,6 +45,7 @@ class Inside:
         conversation: Conversation,
         cache: Any,
         first: Segment,
+        layout: Layout,
         text_counts: list[int],
         extras: dict[str, Any],
     ):
@@ -43,17 +53,27 @@ class Inside:
         self.conversation = conversation
         self.cache = cache
         self.segments = [first]
+        self.layout = layout
         self.text_counts = text_counts
         self.extras = extras
         self.has_images = any(first.visual_counts)
-        self.memory: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        self.memory: dict[int, Memory] = defaultdict(dict)
         self.rotary: list[tuple[Any, tuple, dict[str, Any], Any]] = []
+        self.heads: dict[int, Tensor] = dict(conversation.heads)
         self._reached: dict[int, list[int]] = {}
+        self._resting: tuple[Cut, Tensor] | None = None
+        self._layer, self._hidden, self._tables = 0, first.visual, None
+        self._seen: dict[int, tuple[Tensor, ...]] = {}
 
     @property
     def now(self) -> Segment:
         """The segment that the layers are in."""
         return self.segments[-1]
+
+    @property
+    def base(self) -> Segment:
+        """The segment of the tokens that are alive, those that skip the layer among them."""
+        return self.now.base or self.now
 
     def segment_of(self, layer: int) -> Segment:
         """The segment of a layer that ran."""
@@ -67,10 +87,70 @@ class Inside:
         """A layer's arguments in the segment that it belongs to; prunes first where one is due."""
         named = "hidden_states" in kwargs
         hidden = kwargs["hidden_states"] if named else args[0]
-        if layer in self.seam.prune_at:
-            hidden = self._prune(layer, hidden, args, kwargs)
+        self._layer = layer
+        if layer == 0 and self.has_images:
+            for prune in self.seam.prunes:
+                if self.seam.watches[id(prune)].entry:
+                    with torch.no_grad():
+                        prune.on_entry(self._rows(prune, self.now, hidden), self.memory[id(prune)])
+        if layer in self.seam.boundaries and layer:
+            hidden = self._boundary(layer, hidden, args, kwargs)
         args, kwargs = self._arguments(layer, args, kwargs)
+        self._hidden, self._tables = hidden, kwargs.get("position_embeddings")
         return (args, {**kwargs, "hidden_states": hidden}) if named else ((hidden, *args[1:]), kwargs)
+
+    def after_layer(self, output: Any) -> Any:
+        """A layer's output with the tokens that skipped it back in their places; None where none did."""
+        if self._resting is None:
+            return None
+        (cut, before), self._resting = self._resting, None
+        if isinstance(output, tuple):
+            return (cut.put(before, output[0]), *output[1:])
+        return cut.put(before, output)
+
+    # ---------------------------------------------------------------- what prunes see
+
+    def rows(self, prune: Prune) -> Rows:
+        """The sequence in the layer that runs."""
+        return self._rows(prune, self.now, self._hidden)
+
+    def _rows(self, prune: Prune, segment: Segment, hidden: Tensor, probe: Any = None) -> Rows:
+        visual, valid, instruction, origin = self._marks(segment, hidden.device)
+        tables = self._tables
+        plain = isinstance(tables, tuple) and len(tables) == 2 and all(t.dim() == 3 for t in tables)
+        return Rows(
+            layer=self._layer,
+            hidden=hidden,
+            visual=visual,
+            valid=valid,
+            instruction=instruction,
+            probe=probe,
+            stage=sum(layer < self._layer for layer in self.seam.schedules[id(prune)]),
+            tail=min(self._tail(), visual.shape[1]),
+            images=self.layout.images,
+            origin=origin,
+            packed=prune.positions == "packed" and segment.positions is not None,
+            rotary=tables if plain else None,
+        )
+
+    def _marks(self, segment: Segment, device: torch.device) -> tuple[Tensor, ...]:
+        """Which tokens of a segment are visual, valid, instruction, and where they come from: each [B, n]."""
+        if id(segment) not in self._seen:
+            cut = segment.cut.to(device)
+            last = [-1] * self.layout.shape[0]
+            for image in self.layout.images:
+                last[image.row] = max(last[image.row], int(image.positions[-1]))
+            instruction = cut.valid & (cut.index > torch.tensor(last, device=device)[:, None])
+            instruction[:, -1] = True
+            self._seen[id(segment)] = segment.visual.to(device), cut.valid, instruction, cut.index
+        return self._seen[id(segment)]
+
+    def _tail(self) -> int:
+        """How far from the end the instruction of a row with an image may begin."""
+        ends = {}
+        for image in self.layout.images:
+            ends[image.row] = int(image.positions[-1])
+        return max(self.layout.shape[1] - 1 - min(ends.values(), default=0), 1)
 
     # ---------------------------------------------------------------- arguments
 
@@ -79,6 +159,8 @@ class Inside:
         held = keys_in_layer(self.cache, layer)
         untouched = ("hidden_states", "past_key_values")
         new = {k: v if k in untouched else self._argument(k, v, held) for k, v in kwargs.items()}
+        if layer in self.seam.open_layers and self.has_images and "attention_mask" in new:
+            new["attention_mask"] = self._opened(new["attention_mask"], held)
         return args[:1] + tuple(self._argument("a positional argument", v, held) for v in args[1:]), new
 
     def _argument(self, name: str, value: Any, held: int | None) -> Any:
@@ -99,6 +181,17 @@ class Inside:
             index = len(self.segments) - 1
             self.now.done[key] = mask, layer_mask(mask, index, self.now, self.conversation, held, flash)
         return self.now.done[key][1]
+
+    def _opened(self, mask: Tensor | None, held: int | None) -> Tensor:
+        """A mask [B, 1, n, S] under which every token sees all that are not padding."""
+        cut, seen, old = self.now.cut, self.conversation.held_valid[len(self.segments) - 1], held or 0
+        before = cut.valid.new_ones(len(cut.valid), old) if seen is None else seen[:, seen.shape[1] - old :]
+        visible = torch.cat([before, cut.valid.to(before.device)], dim=1)[:, None, None]
+        visible = visible.expand(-1, 1, len(cut), -1)
+        if mask is None or not mask.is_floating_point():
+            return visible
+        lowest = torch.finfo(mask.dtype).min
+        return torch.zeros(visible.shape, dtype=mask.dtype, device=visible.device).masked_fill(~visible, lowest)
 
     def _tensor(self, name: str, tensor: Tensor) -> Tensor:
         if isinstance(tensor, Following):
@@ -129,20 +222,31 @@ class Inside:
 
     # ---------------------------------------------------------------- prunes
 
-    def _prune(self, layer: int, hidden: Tensor, args: tuple, kwargs: dict[str, Any]) -> Tensor:
+    def _boundary(self, layer: int, hidden: Tensor, args: tuple, kwargs: dict[str, Any]) -> Tensor:
         """Start the segment of `layer`: decide, cut, and return the hidden state of the survivors."""
-        prune, stage = self.seam.prune_at[layer]
-        before = self.now
-        counts, cut = before.visual_counts, Cut.whole(before.cut.valid, before.cut.padded)
-        if self.has_images:
-            reached = self._reached.setdefault(id(prune), counts)
-            counts = [min(prune.count_at(stage, n), left) if n else 0 for n, left in zip(reached, counts)]
-            if counts != before.visual_counts:
+        before, prune = self.base, self.seam.prune_at.get(layer, (None, 0))[0]
+        cut, counts, decision = Cut.whole(before.cut.valid, before.cut.padded), before.visual_counts, None
+        if self.has_images and prune is not None:
+            counts = self._counts(prune, before)
+            if prune.adaptive or counts != before.visual_counts:
                 with torch.no_grad():
-                    cut = self._decide(prune, layer, hidden, counts, args, kwargs)
-        self._start_segment(layer, cut, counts, prune.positions == "packed")
-        if cut.identity:
+                    decision = self._decide(prune, before, hidden, counts, args, kwargs)
+                alive = decision.alive & before.visual.to(hidden.device)
+                if prune.adaptive:
+                    counts = alive.sum(dim=1).tolist()
+            if counts != before.visual_counts and decision is not None:
+                valid, visual = before.cut.valid.to(hidden.device), before.visual.to(hidden.device)
+                cut = Cut.keep(valid & (~visual | alive), [t + k for t, k in zip(self.text_counts, counts)])
+        returns = prune is not None and prune.returns and not cut.identity
+        self._start_segment(layer, cut, counts, prune is not None and prune.positions == "packed", returns)
+        if cut.identity or decision is None:
             return hidden
+        if decision.hidden is not None:
+            hidden = decision.hidden.to(hidden.dtype)
+        if returns:
+            self._resting = cut, hidden
+            return cut.take(hidden)
+        self.now.into = decision.into
         self._shorten_extras(cut, before)
         for memory in self.memory.values():
             for key, value in memory.items():
@@ -150,29 +254,31 @@ class Inside:
                     memory[key] = cut.take(value)
         return cut.take(hidden)
 
-    def _decide(
-        self, prune: Prune, layer: int, hidden: Tensor, counts: list[int], args: tuple, kwargs: dict[str, Any]
-    ) -> Cut:
-        visual, valid = self.now.visual.to(hidden.device), self.now.cut.valid.to(hidden.device)
-        place = torch.arange(valid.shape[1], device=hidden.device)
-        instruction = valid & (place > (place * visual).amax(dim=1, keepdim=True))
-        instruction[:, -1] = True
-        rows = Rows(layer, hidden, visual, valid, instruction, lambda: self._probe(layer, hidden, args, kwargs))
-        scores = prune.score(rows, self.memory[id(prune)]).float()
-        if scores.shape != visual.shape:
-            raise RuntimeError(
-                f"{prune.name}.score gave {tuple(scores.shape)}, not {tuple(visual.shape)}: one per token"
-            )
-        limits = torch.finfo(scores.dtype)
-        scores = scores.nan_to_num(limits.min, limits.max, limits.min).masked_fill(~visual, float("-inf"))
-        rank = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        kept = rank < torch.tensor(counts, device=rank.device)[:, None]
-        return Cut.keep(valid & (~visual | kept), [t + k for t, k in zip(self.text_counts, counts)])
+    def _counts(self, prune: Prune, before: Segment) -> list[int]:
+        """Visual tokens that the prune due now leaves in each row; for an adaptive one, those that are there."""
+        left = before.visual_counts
+        if prune.adaptive:
+            return left
+        stage = self.seam.prune_at[self._layer][1]
+        reached = self._reached.setdefault(id(prune), left)
+        return [min(prune.count_at(stage, n), there) if n else 0 for n, there in zip(reached, left)]
 
-    def _probe(self, layer: int, hidden: Tensor, args: tuple, kwargs: dict[str, Any]) -> Attention:
+    def _decide(
+        self, prune: Prune, before: Segment, hidden: Tensor, counts: list[int], args: tuple, kwargs: dict[str, Any]
+    ) -> Decision:
+        rows = self._rows(prune, before, hidden, lambda: self._probe(prune, hidden, args, kwargs))
+        try:
+            decision = prune.decide(rows, counts, self.memory[id(prune)])
+        except Exception as error:
+            error.add_note(f"in {prune.name}, in front of decoder layer {self._layer}")
+            raise
+        check_pruned(prune, decision, rows)
+        return decision
+
+    def _probe(self, prune: Prune, hidden: Tensor, args: tuple, kwargs: dict[str, Any]) -> Attention:
         """Q and k of the layer about to run; cached keys in front."""
-        prune, _ = self.seam.prune_at[layer]
-        if not prune.watch(len(self.seam.parts.layers)).probe:
+        layer = self._layer
+        if not self.seam.watches[id(prune)].probe:
             raise RuntimeError(f"{prune.name} calls rows.probe(): let its watch() return Watch(probe=True)")
         args, kwargs = self._arguments(layer, args, kwargs)
         kwargs = {k: v for k, v in kwargs.items() if k != "hidden_states"}
@@ -183,9 +289,10 @@ class Inside:
             return seen
         return replace(seen, key=torch.cat([self.cache.layers[layer].keys, seen.key], dim=2))
 
-    def _start_segment(self, layer: int, cut: Cut, counts: list[int], packed: bool) -> None:
-        before, index = self.now, len(self.segments)
-        gain = self.conversation.shift[index] - self.conversation.shift[index - 1]
+    def _start_segment(self, layer: int, cut: Cut, counts: list[int], packed: bool, returns: bool) -> None:
+        before, index = self.base, len(self.segments)
+        parent = next(i for i, segment in enumerate(self.segments) if segment is before)
+        gain = self.conversation.shift[index] - self.conversation.shift[parent]
         positions, lag = None, gain
         if before.positions is not None:
             positions, lag = renumber(before.positions, before.cut.valid, cut, gain, packed)
@@ -200,6 +307,8 @@ class Inside:
                 shift=before.shift + lag,
                 visual=visual,
                 visual_counts=counts,
+                base=before if returns else None,
+                within=cut if returns else None,
             )
         )
 

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from vtc.method import Method, Prune, Reducer, Selector
+from vtc.method import Decision, Method, Prune, Reducer, Rows, Selector
 from vtc.patches import Patches
 from vtc.reduction import Mixing, Reduction
 from vtc.tap import PREFIX
@@ -110,6 +111,23 @@ def check_decision(reducer: Reducer, reduction: Any, patches: Patches) -> None:
     check_mixing(name, mixing, shape[1], now, "unit")
 
 
+def check_pruned(prune: Prune, decision: Any, rows: Rows) -> None:
+    """Hold a prune's decision against its contract; by shapes alone: values would wait for the device.
+
+    Raises:
+        RuntimeError: it breaks it.
+    """
+    if not isinstance(decision, Decision):
+        raise RuntimeError(f"{prune.name}.decide gave a {type(decision).__name__}; it must give a vtc.Decision")
+    wanted = {"alive": rows.visual.shape, "hidden": rows.hidden.shape, "into": rows.visual.shape}
+    for name, shape in wanted.items():
+        value = getattr(decision, name)
+        if value is not None and value.shape != shape:
+            raise RuntimeError(f"{prune.name}: {name} has shape {tuple(value.shape)}; it must have {tuple(shape)}")
+    if decision.alive.dtype != torch.bool:
+        raise RuntimeError(f"{prune.name}: alive is {decision.alive.dtype}; it must be a BoolTensor")
+
+
 def check_mixing(name: str, mixing: Mixing | None, new: int, old: int, what: str) -> None:
     """Hold a mixing of `old` tokens into `new` ones against its contract.
 
@@ -140,11 +158,12 @@ def check_schedules(seam: "Seam") -> dict[int, tuple[Prune, int]]:
     """Layer -> the prune that acts in front of it, and which of its stages that is.
 
     Raises:
-        ValueError: a layer out of range or not ascending, two prunes in front of one layer, an empty schedule.
+        ValueError: a layer out of range or not ascending, an empty schedule, two prunes in front of one layer or that
+            clash otherwise, an attention implementation that can't do what a prune asks.
     """
     prune_at: dict[int, tuple[Prune, int]] = {}
     for prune in seam.prunes:
-        schedule = prune.schedule(len(seam.parts.layers))
+        schedule = seam.schedules[id(prune)]
         if not schedule or list(schedule) != sorted(set(schedule)):
             raise ValueError(f"{prune.name}: schedule {schedule!r} must name one or more layers, ascending")
         for stage, layer in enumerate(schedule):
@@ -153,12 +172,38 @@ def check_schedules(seam: "Seam") -> dict[int, tuple[Prune, int]]:
                 other = prune_at[layer][0].name
                 raise ValueError(f"{prune.name} and {other} both prune in front of layer {layer}; move one of them")
             prune_at[layer] = prune, stage
-    if prune_at and "flex" in (getattr(seam.decoder_config, "_attn_implementation", None) or ""):
+    _check_together(seam)
+    implementation = getattr(seam.decoder_config, "_attn_implementation", None) or ""
+    if prune_at and "flex" in implementation:
         names = ", ".join(prune.name for prune in seam.prunes)
         raise ValueError(
             f"{names} can't cut the block masks of flex_attention; load the model with attn_implementation='sdpa'"
         )
+    for prune in seam.prunes:
+        if seam.watches[id(prune)].open and "flash" in implementation:
+            raise ValueError(
+                f"{prune.name} opens the causal mask of a layer, which {implementation} can't; load the model with "
+                "attn_implementation='sdpa'"
+            )
     return prune_at
+
+
+def _check_together(seam: "Seam") -> None:
+    """Refuse prunes that would get into each other's way."""
+    for prune in seam.prunes:
+        others = [other for other in seam.prunes if other is not prune]
+        if prune.revives and others:
+            raise ValueError(
+                f"{prune.name} brings tokens back in decode steps, which {others[0].name} can't follow; keep one of "
+                f"them, or give {prune.name} revive=False"
+            )
+        for other in others if prune.returns else ():
+            watch = seam.watches[id(other)]
+            watched = {*watch.attention, *watch.modules, *watch.heads}
+            if both := sorted(watched & set(seam.schedules[id(prune)])):
+                raise ValueError(
+                    f"{other.name} watches layer {both[0]}, which tokens skip by {prune.name}; move one of them"
+                )
 
 
 def check_scores(seam: "Seam", scores: dict[tuple[str, int | str], list[Tensor]]) -> None:

@@ -48,6 +48,29 @@ class Attention:
         bias = self._bias(index)
         return attention_rows(query, self.key, self.scaling, bias, self.softcap).mean(dim=1)
 
+    def received(self, weights: Tensor, chunk: int = 256) -> Tensor:
+        """Attention probability that each key receives, summed over weighted queries, mean over heads, in float32.
+
+        Works through the queries in chunks: memory stays O(chunk · S).
+
+        Args:
+            weights: [B, Q] of each query: 1 or 0 to choose some, 1 / count for their mean. Queries that are left out
+                at the front and the end cost nothing if `weights` covers only the last Q' < Q of them.
+            chunk: queries at a time.
+
+        Returns:
+            Tensor [B, S]; a query that may see nothing gives nothing.
+        """
+        weights = weights.float()
+        batch, length = weights.shape
+        offset = self.query.shape[2] - length
+        total = torch.zeros(batch, self.key.shape[2], device=self.key.device)
+        for start in range(0, length, chunk):
+            part = weights[:, start : start + chunk]
+            index = torch.arange(offset + start, offset + start + part.shape[1], device=part.device)
+            total += (part[:, None] @ self.rows(index.expand(batch, -1)))[:, 0]
+        return total
+
     def _bias(self, index: Tensor) -> Tensor:
         """What is added to the logits of queries `index` [B, R]: [B, 1, R, S], 0 or -inf, or a float mask's values."""
         batch, _, queries, _ = self.query.shape

@@ -43,9 +43,14 @@ class Seam:
         self.spec = spec
         self.reducer, self.selector, self.prunes = split_kinds(methods)
         self.decoder_config = getattr(self.parts.decoder, "config", None)
+        depth = len(self.parts.layers)
+        self.schedules = {id(prune): prune.schedule(depth) for prune in self.prunes}
+        self.watches = {id(prune): prune.watch(depth) for prune in self.prunes}
+        self.open_layers = {layer for watch in self.watches.values() for layer in watch.open}
         self.prune_at = check_schedules(self)
         self.reducing_at = check_blocks(self)
-        self.boundaries = [0, *sorted(self.prune_at)]
+        returned = [layer + 1 for layer, (prune, _) in self.prune_at.items() if prune.returns]
+        self.boundaries = sorted({0, *self.prune_at, *(layer for layer in returned if layer < depth)})
         self.needs = self.selector.needs(self.parts) if self.selector else Needs()
         self.packs_inside = any(prune.positions == "packed" for prune in self.prunes)
         self.trace: Trace | None = None
@@ -92,6 +97,8 @@ class Seam:
             self._hook(module.register_forward_hook(hook, with_kwargs=module is self.adapter.projector))
         for index, layer in enumerate(self.parts.layers):
             self._hook(layer.register_forward_pre_hook(functools.partial(self._before_layer, index), with_kwargs=True))
+            if index in self.prune_at and self.prune_at[index][0].returns:
+                self._hook(layer.register_forward_hook(self._after_layer))
         for module, hook in module_hooks(self):
             self._hook(module.register_forward_hook(hook, with_kwargs=True))
         if self.packs_inside:
@@ -273,6 +280,10 @@ class Seam:
         running = self.running
         return running.before_layer(index, args, kwargs) if running is not None else None
 
+    def _after_layer(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        running = self.running
+        return running.inside.after_layer(output) if running is not None and running.inside is not None else None
+
     def _before_block(self, index: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         hidden = args[0] if args else kwargs.get("hidden_states")
         if not isinstance(hidden, Tensor):
@@ -305,6 +316,8 @@ class Seam:
         if outer is not None and any(outer.adaptive or outer.count(len(image)) < len(image) for image in layout.images):
             return True
         rows = [n for n in layout.tokens_per_row() if n]
+        if rows and any(prune.adaptive or self.watches[id(prune)].heads for prune in self.prunes):
+            return True
         return any(prune.count_at(stage, n) < n for prune, stage in self.prune_at.values() for n in rows)
 
     @staticmethod

@@ -23,6 +23,9 @@ class Segment:
         shift: LongTensor [B, 1]: by how much packed positions lag behind the logical ones after this call.
         visual: BoolTensor [B, n]: visual tokens.
         visual_counts: visual tokens of each row.
+        into: LongTensor [B, n of the segment before]: where its merged tokens went, -1 elsewhere; None: none merged.
+        base: the segment of all tokens that are alive, where some skip this segment's layer; None: none skip.
+        within: from the tokens of `base` to those of this segment.
         done: arguments already reduced, by their id (each is kept alive beside its result).
     """
 
@@ -34,6 +37,9 @@ class Segment:
     shift: Tensor
     visual: Tensor
     visual_counts: list[int]
+    into: Tensor | None = None
+    base: "Segment | None" = None
+    within: Cut | None = None
     done: dict[tuple[int, int | None], tuple[Any, Any]] = field(default_factory=dict)
 
 

@@ -92,6 +92,16 @@ class Cut:
         flat = padded.flatten(0, 1).index_select(0, (slot + cut._offsets(count + 1)).flatten())
         return flat.view(batch, cut.length, *value.shape[2:])
 
+    def put(self, into: Tensor, value: Tensor) -> Tensor:
+        """A copy of `into` [B, L, D] with the survivors' rows replaced by `value` [B, n, D]."""
+        cut = self.to(value.device)
+        if cut.padded:  # padding writes to a row that is cut off again
+            index = torch.where(cut.valid, cut.index, cut.length)
+            into = torch.cat([into, into.new_zeros(len(into), 1, into.shape[2])], dim=1)
+        else:
+            index = cut.index
+        return into.scatter(1, index[:, :, None].expand(-1, -1, into.shape[2]), value)[:, : cut.length]
+
     def _offsets(self, length: int) -> Tensor:
         return torch.arange(len(self.index), device=self.index.device)[:, None] * length
 

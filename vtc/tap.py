@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,8 +20,27 @@ from torch import Tensor, nn
 
 from vtc.scores import Attention
 
-#: May give a Tensor [B, S] that is added to the logits of each key.
-Listener = Callable[[Attention, dict[str, Any]], Tensor | None]
+
+@dataclass(frozen=True)
+class Change:
+    """What a listener wants otherwise in one call of an attention.
+
+    Attributes:
+        bias: Tensor [B, S], added to the logits of each key.
+        heads: LongTensor [B, h]: the heads that are computed, the others give zero; equally many of each group that
+            shares a key head, where there are such groups.
+        mask: BoolTensor [B, 1, Q, S], True may attend: in place of the mask. The attention is then sdpa's, which takes
+            any mask.
+        output: called with what the heads gave, [B, Q, H, d].
+    """
+
+    bias: Tensor | None = None
+    heads: Tensor | None = None
+    mask: Tensor | None = None
+    output: Callable[[Tensor], None] | None = None
+
+
+Listener = Callable[[Attention, dict[str, Any]], Change | None]
 
 PREFIX = "vtc_"
 
@@ -119,31 +139,62 @@ def _register(name: str) -> None:
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        listener, bias, width = _listeners.get(module), None, value.shape[-1]
-        if listener is not None:
-            scaling = kwargs.get("scaling")
-            causal = kwargs.get("is_causal")
-            attention = Attention(
-                query,
-                key,
-                scaling=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
-                mask=attention_mask,
-                causal=bool(getattr(module, "is_causal", True) if causal is None else causal),
-                window=kwargs.get("sliding_window"),
-                softcap=kwargs.get("softcap"),
-                value=value,
-            )
-            if getattr(_probing, "module", None) is module:
-                raise _Probed(attention)
-            bias = listener(attention, kwargs)
-            if bias is not None:
-                kwargs["scaling"] = attention.scaling
-                query, key, value = _with_bias(query, key, value, attention.scaling, bias)
-        original = _eager(module) if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
-        output, weights = original(_as_before(name, module), query, key, value, attention_mask, **kwargs)
-        return (output if bias is None else output[..., :width]), weights
+        listener = _listeners.get(module)
+        if listener is None:
+            original = _eager(module) if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
+            return original(_as_before(name, module), query, key, value, attention_mask, **kwargs)
+        scaling = kwargs.get("scaling")
+        causal = kwargs.get("is_causal")
+        attention = Attention(
+            query,
+            key,
+            scaling=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+            mask=attention_mask,
+            causal=bool(getattr(module, "is_causal", True) if causal is None else causal),
+            window=kwargs.get("sliding_window"),
+            softcap=kwargs.get("softcap"),
+            value=value,
+        )
+        if getattr(_probing, "module", None) is module:
+            raise _Probed(attention)
+        change = listener(attention, kwargs) or Change()
+        used = "sdpa" if change.mask is not None else name
+        mask = attention_mask if change.mask is None else change.mask
+        original = _eager(module) if used == "eager" else ALL_ATTENTION_FUNCTIONS[used]
+        heads = query.shape[1]
+        if change.heads is not None:
+            query, key, value = choose_heads(query, key, value, change.heads)
+        if change.bias is not None:
+            kwargs["scaling"] = attention.scaling
+            query, key, value = _with_bias(query, key, value, attention.scaling, change.bias)
+        output, weights = original(_as_before(used, module), query, key, value, mask, **kwargs)
+        output = output[..., : attention.value.shape[-1]]  # type: ignore[union-attr]
+        if change.heads is not None:
+            output = spread_heads(output, change.heads, heads)
+        if change.output is not None:
+            change.output(output)
+        return output, weights
 
     AttentionInterface.register(PREFIX + name, attend)
+
+
+def choose_heads(query: Tensor, key: Tensor, value: Tensor, heads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Only the query heads `heads` [B, h] and the key heads that they need.
+
+    With a key head for each query head those go too. Grouped heads keep all key heads: of each group as many query
+    heads are left.
+    """
+    batch, groups = len(heads), key.shape[1]
+    rows = torch.arange(batch, device=heads.device)[:, None]
+    if groups == query.shape[1]:
+        key, value = key[rows, heads], value[rows, heads]
+    return query[rows, heads], key, value
+
+
+def spread_heads(output: Tensor, heads: Tensor, total: int) -> Tensor:
+    """What `heads` [B, h] gave, [B, Q, h, d], at their places among `total` heads; zeros elsewhere."""
+    whole = output.new_zeros(*output.shape[:2], total, output.shape[3])
+    return whole.scatter(2, heads[:, None, :, None].expand_as(output), output)
 
 
 def _with_bias(

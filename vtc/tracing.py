@@ -13,10 +13,19 @@ from vtc.sequence import Cut
 
 @dataclass(frozen=True)
 class Stage:
-    """From decoder layer `first_layer` on, the tokens of `cut` are alive."""
+    """From decoder layer `first_layer` on, the tokens of `cut` are alive.
+
+    Attributes:
+        first_layer: index from 0.
+        cut: from the tokens that were given to those alive here.
+        into: LongTensor [B, n]: for each token of `before`, where it was merged into, -1 for none; None: none was.
+        before: the tokens of the stage before.
+    """
 
     first_layer: int
     cut: Cut
+    into: Tensor | None
+    before: Cut
 
 
 @dataclass(frozen=True)
@@ -58,10 +67,28 @@ class ImageTrace:
 
         None where nothing was merged. A token that went into several survivors names the one with the largest weight.
         """
-        if self._merged is None:
+        stages = [stage for stage in self._stages if layer < 0 or stage.first_layer <= layer]
+        if self._merged is None and all(stage.into is None for stage in stages):
             return None
-        into = self._merged.cpu()
-        return into.masked_fill(~torch.isin(into, self.kept(layer)), -1)
+        own = torch.arange(len(self.source))
+        first = torch.full_like(own, -1) if self._merged is None else self._merged.cpu()
+        mixed, into = first >= 0, torch.where(first < 0, own, first)
+        for stage in stages:
+            if stage.into is not None:
+                into = self._moved(stage)[into]
+        alive = torch.isin(into, self.kept(layer)) & (mixed | (into != own))
+        return into.masked_fill(~alive, -1)
+
+    def _moved(self, stage: Stage) -> Tensor:
+        """LongTensor [N]: the survivor of `stage` that each token of the image went into; itself where it did not."""
+        assert stage.into is not None
+        place, goes = stage.before.index[self.row].cpu(), stage.into[self.row].cpu()
+        number = torch.full((stage.before.length,), -1)
+        number[self.source.positions] = torch.arange(len(self.source))
+        moved = torch.arange(len(self.source))
+        merged = (goes >= 0) & stage.before.valid[self.row].cpu() & (number[place] >= 0)
+        moved[number[place[merged]]] = number[place[goes[merged]]]
+        return moved
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vtc.inside import Inside
 from vtc.method import Prune
 from vtc.scores import Attention, attention_received, attention_rows
-from vtc.tap import Listener
+from vtc.tap import Change, Listener
 from vtc.visual import Needs
 
 if TYPE_CHECKING:
@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 def tower_listeners(seam: "Seam") -> dict[nn.Module, Listener]:
     """Tower attention -> what takes note of it while the tower runs, and what a reducer adds to its logits."""
 
-    def hear(block: int, attention: Attention, kwargs: dict[str, Any]) -> Tensor | None:
+    def hear(block: int, attention: Attention, kwargs: dict[str, Any]) -> Change | None:
         encoding = seam.encoding
         with torch.no_grad():
             for what, values in _seen(seam.needs, block, attention, kwargs):
                 encoding.scores.setdefault(what, []).append(values)
         run = encoding.tower
-        return run.hear(attention, block in seam.reducing_at) if run is not None and run.active else None
+        if run is None or not run.active:
+            return None
+        return Change(bias=run.hear(attention, block in seam.reducing_at))
 
     needs = seam.needs
     blocks = {*needs.received, *needs.cls, *needs.keys, *(block for block, _ in needs.observe.values())}
@@ -83,24 +85,50 @@ def tower_hooks(seam: "Seam") -> list[tuple[nn.Module, Callable[..., None]]]:
 def decoder_listeners(seam: "Seam") -> dict[nn.Module, Listener]:
     """Decoder attention -> what hands it to the prunes that watch it; those that are probed have no watcher."""
 
-    def hear(layer: int, prunes: list[Prune], attention: Attention, kwargs: dict[str, Any]) -> None:
-        inside = _before_a_prune(seam, layer)
-        if inside is not None:
-            for prune in prunes:
-                with torch.no_grad():
-                    prune.on_attention(layer, attention, inside.memory[id(prune)])
+    def hear(layer: int, attention: Attention, kwargs: dict[str, Any]) -> Change | None:
+        inside = seam.running.inside if seam.running is not None else None
+        if inside is None:
+            return None
+        for prune in watchers[layer] if inside.prunes_ahead(layer) else ():
+            with torch.no_grad():
+                prune.on_attention(inside.rows(prune), attention, inside.memory[id(prune)])
+        return _heads(inside, layer, pruners[layer])
 
     depth = len(seam.parts.layers)
-    watchers: dict[int, list[Prune]] = {
-        layer: [] for layer, (prune, _) in seam.prune_at.items() if prune.watch(depth).probe
-    }
+    watchers: dict[int, list[Prune]] = {layer: [] for layer in range(depth)}
+    pruners: dict[int, list[Prune]] = {layer: [] for layer in range(depth)}
+    wanted = {layer for layer, (prune, _) in seam.prune_at.items() if seam.watches[id(prune)].probe}
     for prune in seam.prunes:
-        for layer in prune.watch(depth).attention:
-            watchers.setdefault(seam.parts.layer(layer, prune.name), []).append(prune)
+        watch = seam.watches[id(prune)]
+        for layer in (*watch.attention, *watch.heads):
+            wanted.add(seam.parts.layer(layer, prune.name))
+        for layer in watch.attention:
+            watchers[layer].append(prune)
+        for layer in watch.heads:
+            pruners[layer].append(prune)
     return {
-        seam.adapter.attention(seam.parts.layers[layer]): functools.partial(hear, layer, prunes)
-        for layer, prunes in watchers.items()
+        seam.adapter.attention(seam.parts.layers[layer]): functools.partial(hear, layer) for layer in sorted(wanted)
     }
+
+
+def _heads(inside: Inside, layer: int, prunes: list[Prune]) -> Change | None:
+    """Which heads of `layer` are computed: those chosen now, in decode steps those that prefill chose."""
+    if not prunes:
+        return None
+    if not inside.has_images:
+        return Change(heads=inside.heads[layer]) if layer in inside.heads else None
+    (prune,) = prunes
+    rows, memory = inside.rows(prune), inside.memory[id(prune)]
+
+    def see(output: Tensor) -> None:
+        with torch.no_grad():
+            prune.on_heads(rows, output, memory)
+
+    with torch.no_grad():
+        heads = prune.heads(rows, memory)
+    if heads is not None:
+        inside.heads[layer] = heads
+    return Change(heads=heads, output=see)
 
 
 def module_hooks(seam: "Seam") -> list[tuple[nn.Module, Callable[..., None]]]:
@@ -111,15 +139,14 @@ def module_hooks(seam: "Seam") -> list[tuple[nn.Module, Callable[..., None]]]:
         if inside is not None:
             before = args[0] if args else kwargs["hidden_states"]
             after = (output[0] if isinstance(output, tuple) else output).reshape(before.shape)
-            valid = inside.now.cut.valid.to(before.device)
             with torch.no_grad():
-                prune.on_modules(layer, name, before, after, valid, inside.memory[id(prune)])
+                prune.on_modules(inside.rows(prune), name, before, after, inside.memory[id(prune)])
 
     hooks: list[tuple[nn.Module, Callable[..., None]]] = []
     for prune in seam.prunes:
-        for layer in prune.watch(len(seam.parts.layers)).modules:
+        for layer in seam.watches[id(prune)].modules:
             module = seam.parts.layers[seam.parts.layer(layer, prune.name)]
-            for name, part in (("attention", seam.adapter.attention(module)), ("mlp", seam.adapter.mlp(module))):
+            for name, part in seam.adapter.parts_of_layer(module).items():
                 hooks.append((part, functools.partial(see, prune, layer, name)))
     return hooks
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vtc import fields
 from vtc.budget import Keep
-from vtc.method import Prune, Rows, Watch
+from vtc.method import Memory, Prune, Rows, Watch
 from vtc.registry import register
 from vtc.scores import Attention
 
@@ -54,8 +54,8 @@ class FastV(Prune):
     def watch(self, num_layers: int) -> Watch:
         return Watch(attention=(self.layer - 1,))
 
-    def on_attention(self, layer: int, attention: Attention, memory: dict[str, Tensor]) -> None:
+    def on_attention(self, rows: Rows, attention: Attention, memory: Memory) -> None:
         memory["attention"] = last_query_attention(attention)
 
-    def score(self, rows: Rows, memory: dict[str, Tensor]) -> Tensor:
+    def score(self, rows: Rows, memory: Memory) -> Tensor:
         return memory["attention"]

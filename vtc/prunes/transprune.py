@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vtc import budget, fields
 from vtc.budget import Keep
-from vtc.method import Prune, Rows, Watch, resolve_layers
+from vtc.method import Memory, Prune, Rows, Watch, resolve_layers
 from vtc.registry import register
 from vtc.scores import Attention
 
@@ -45,18 +45,14 @@ def instruction_attention(attention: Attention, instruction: Tensor) -> Tensor:
     """Instruction-guided attention: what each new token gets from the instruction's tokens, mean over them and heads.
 
     Args:
-        attention: q and k of the layer about to run.
-        instruction: BoolTensor [B, n]: queries that count, all of them near the end.
+        attention: q and k of the layer about to run, with n new tokens.
+        instruction: BoolTensor [B, t], t <= n: which of the last t queries count.
 
     Returns:
         Tensor [B, n] in float32.
     """
-    batch, length = instruction.shape
-    tail = max(int((instruction * torch.arange(length, 0, -1, device=instruction.device)).max()), 1)
-    index = torch.arange(length - tail, length, device=instruction.device).expand(batch, -1)
-    weight = instruction[:, length - tail :].float()
-    rows = attention.rows(index)[:, :, -length:]
-    return (weight[:, None] @ rows)[:, 0] / weight.sum(dim=1, keepdim=True).clamp_min(1)
+    count = instruction.sum(dim=1, keepdim=True).clamp_min(1)
+    return attention.received(instruction / count)[:, -attention.query.shape[2] :]
 
 
 def share_of_visual(values: Tensor, visual: Tensor) -> Tensor:
@@ -133,12 +129,13 @@ class TransPrune(Prune):
         schedule = self.schedule(num_layers)
         return Watch(modules=tuple(range(schedule[0] - 1, schedule[-1])), probe=True)
 
-    def on_modules(self, layer: int, module: str, before: Tensor, after: Tensor, valid: Tensor, memory: dict) -> None:
-        memory["transition"] = memory.get("transition", 0.0) + transition(before, after, valid, self.direction)
+    def on_modules(self, rows: Rows, module: str, before: Tensor, after: Tensor, memory: Memory) -> None:
+        change = transition(before, after, rows.valid, self.direction)
+        memory["transition"] = memory["transition"] + change if "transition" in memory else change
 
-    def score(self, rows: Rows, memory: dict[str, Tensor]) -> Tensor:
+    def score(self, rows: Rows, memory: Memory) -> Tensor:
         asked = rows.instruction & rows.visual.any(dim=1, keepdim=True)
-        attended = instruction_attention(rows.probe(), asked)
+        attended = instruction_attention(rows.probe(), asked[:, -rows.tail :])
         return share_of_visual(memory["transition"], rows.visual) + share_of_visual(attended, rows.visual)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vtc import fields
 from vtc.budget import Keep
-from vtc.method import Method, Prune, Reducer, Rows, Watch, as_float
+from vtc.method import Memory, Method, Prune, Reducer, Rows, Watch, as_float
 from vtc.parts import Parts
 from vtc.patches import Patches
 from vtc.reduction import Reduction
@@ -194,10 +194,10 @@ class FlowCutPrune(Prune):
     def watch(self, num_layers: int) -> Watch:
         return Watch(attention=(_LLM_LAYER - 1,))
 
-    def on_attention(self, layer: int, attention: Attention, memory: dict[str, Tensor]) -> None:
+    def on_attention(self, rows: Rows, attention: Attention, memory: Memory) -> None:
         memory["relation"], memory["semantic"], memory["strength"] = last_token_logits(attention)
 
-    def score(self, rows: Rows, memory: dict[str, Tensor]) -> Tensor:
+    def score(self, rows: Rows, memory: Memory) -> Tensor:
         attention, semantic = (over_visual(memory[name], rows.visual) for name in ("relation", "semantic"))
         return flow_score(attention, memory["strength"], semantic)
 
