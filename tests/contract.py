@@ -12,6 +12,9 @@ import vtc
 EVERY = {**FAMILIES, **MORE}
 ATTENTIONS = ("sdpa", "eager", flash_stand_in.NAME)
 
+#: Every method but that for decoders without attention, which test_ssm.py has.
+METHODS = [method for method in vtc.list_methods() if method != "utrc"]
+
 #: Where a method's name and keep are not enough: more fields that every family takes.
 FIELDS = {"fastv": ",layer=2", "transprune": ",layers=(1,2,3)"}
 COMPOSED = (
@@ -19,6 +22,9 @@ COMPOSED = (
     "pool:keep=0.5+transprune:keep=0.4,layers=(1,3,4)",
     "tome:keep=0.6+fastv:layer=3,keep=0.5",
     "flowcut:keep=0.3,stages=both",
+    "hiprune:keep=0.7+sparsevlm:keep=0.4",
+    "divprune:keep=0.7+spatten:keep=0.5,keep_heads=0.5",
+    "fastv:keep=0.6,layer=1+holitom_inner:keep=0.5,layer=3",
 )
 
 torch.set_num_threads(1)
@@ -32,10 +38,21 @@ def model_of(family: str, attention: str = "sdpa", dtype: torch.dtype = torch.fl
 
 def spec_of(method: str, family: str, keep: float = 0.5) -> str:
     """The method at `keep`, with what the family needs: `pivot=mean` where its tower has no CLS token."""
-    spec = f"{method}:keep={keep}{FIELDS.get(method, '')}" if method != "none" else "none"
-    if method == "kcenter" and not has_cls(family):
+    if method == "none":
+        return method
+    if method == "todre_stage2":  # all or nothing
+        return f"{method}:threshold={0 if keep == 1.0 else 2.0}"
+    spec = f"{method}:keep={keep}{FIELDS.get(method, '')}"
+    if method in ("kcenter", "todre") and not has_cls(family):
         spec += ",pivot=mean"
+    if method == "lazyllm" and slides(family):
+        spec += ",revive=False"
     return spec
+
+
+def slides(family: str) -> bool:
+    """Whether a layer of the family's decoder has a sliding window."""
+    return any(getattr(module, "sliding_window", None) for module in model_of(family).modules())
 
 
 def has_cls(family: str) -> bool:
@@ -46,7 +63,7 @@ def has_cls(family: str) -> bool:
 
 def specs(family: str, keep: float = 0.5) -> list[str]:
     """Every registered method, so that a new one is tested without a line here, and two compositions."""
-    return [spec_of(method, family, keep) for method in vtc.list_methods()]
+    return [spec_of(method, family, keep) for method in METHODS]
 
 
 def each_alone(family: Family, model, rows: list[Row]):

@@ -4,12 +4,13 @@ import re
 
 import pytest
 import torch
-from contract import EVERY, FAMILIES, model_of, state_of
+from contract import EVERY, FAMILIES, FIELDS, METHODS, model_of, state_of
 from families import scenario
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import vtc
+from vtc.eval.settings import fields_of
 from vtc.registry import method_class
 from vtc.spec import build
 
@@ -22,7 +23,7 @@ from vtc.spec import build
         (None, TypeError),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("method", [name for name in vtc.list_methods() if name != "none"])
+@pytest.mark.parametrize("method", [name for name in METHODS if "keep" in fields_of(method_class(name))])
 def test_keep(method, keep, error):
     if keep is None and method_class(method).may_adapt:
         assert build(method, {"keep": None}).adaptive
@@ -170,14 +171,13 @@ def test_keep_above_the_tokens_present_keeps_all():
             assert torch.equal(model(**inputs).logits, expected)
 
 
-@pytest.mark.parametrize("method", [name for name in vtc.list_methods() if not name.startswith("test-")])
+@pytest.mark.parametrize("method", [name for name in METHODS if not name.startswith("test-")])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
 def test_bad_features_never_give_duplicates_or_places_out_of_range(method, value):
     model = model_of("llava")
     inputs = EVERY["llava"].inputs(model, scenario(EVERY["llava"], "ragged"))
     inputs["pixel_values"][0] = value
-    fields = {"fastv": ":layer=2", "transprune": ":layers=(1,2,3)"}.get(method, "")
-    with torch.no_grad(), vtc.patched(model, method + fields):
+    with torch.no_grad(), vtc.patched(model, method + FIELDS.get(method, "").replace(",", ":", 1)):
         model(**inputs)
         for image in vtc.trace(model).images:
             kept = image.kept()

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from contract import EVERY, FAMILIES, MORE, each_alone, extended, model_of, spec_of
+from contract import EVERY, FAMILIES, METHODS, MORE, each_alone, extended, model_of, spec_of
 from families import scenario
 from transformers import TextStreamer
 
@@ -349,4 +349,4 @@ def test_more_families_decode_as_they_recompute(family, spec):
 
 
 def test_spec_of_names_every_method():
-    assert all(spec_of(name, "llava").startswith(name) for name in vtc.list_methods())
+    assert all(spec_of(name, "llava").startswith(name) for name in METHODS)

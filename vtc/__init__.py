@@ -4,11 +4,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vtc.method import Prune, Reducer, Rows, Selector, Watch
+    from vtc.method import Decision, Prune, Reducer, Rows, Selector, Watch
     from vtc.patching import patch, patched, trace, unpatch
     from vtc.presets import preset
+    from vtc.prunes.atp import ATP
+    from vtc.prunes.atp_tf import ATPTrainingFree
     from vtc.prunes.fastv import FastV
+    from vtc.prunes.holitom_inner import HoliTomInner
+    from vtc.prunes.lazyllm import LazyLLM
+    from vtc.prunes.pyramiddrop import PyramidDrop
+    from vtc.prunes.sparsevlm import SparseVLM
+    from vtc.prunes.spatten import SpAtten
+    from vtc.prunes.todre import Todre
+    from vtc.prunes.todre_stage2 import TodreStage2
+    from vtc.prunes.token_skip import TokenSkip
     from vtc.prunes.transprune import TransPrune
+    from vtc.prunes.utrc import UTRC
     from vtc.reducers.diffrate import DiffRate
     from vtc.reducers.flowcut import FlowCut
     from vtc.reducers.token_transforming import TokenTransforming
@@ -30,11 +41,22 @@ __version__ = "0.1.0"
 
 #: Public name -> module. Imported on first use, so that `vtc --help` and `import vtc` wait for nothing.
 _HOMES = {
-    "vtc.method": ("Prune", "Reducer", "Rows", "Selector", "Watch"),
+    "vtc.method": ("Decision", "Prune", "Reducer", "Rows", "Selector", "Watch"),
     "vtc.patching": ("patch", "patched", "trace", "unpatch"),
     "vtc.presets": ("preset",),
+    "vtc.prunes.atp": ("ATP",),
+    "vtc.prunes.atp_tf": ("ATPTrainingFree",),
     "vtc.prunes.fastv": ("FastV",),
+    "vtc.prunes.holitom_inner": ("HoliTomInner",),
+    "vtc.prunes.lazyllm": ("LazyLLM",),
+    "vtc.prunes.pyramiddrop": ("PyramidDrop",),
+    "vtc.prunes.sparsevlm": ("SparseVLM",),
+    "vtc.prunes.spatten": ("SpAtten",),
+    "vtc.prunes.todre": ("Todre",),
+    "vtc.prunes.todre_stage2": ("TodreStage2",),
+    "vtc.prunes.token_skip": ("TokenSkip",),
     "vtc.prunes.transprune": ("TransPrune",),
+    "vtc.prunes.utrc": ("UTRC",),
     "vtc.reducers.diffrate": ("DiffRate",),
     "vtc.reducers.flowcut": ("FlowCut",),
     "vtc.reducers.token_transforming": ("TokenTransforming",),
@@ -55,26 +77,38 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "ATP",
+    "UTRC",
+    "ATPTrainingFree",
+    "Decision",
     "DiffRate",
     "DivPrune",
     "FastV",
     "FlowCut",
     "HiPrune",
+    "HoliTomInner",
     "KCenter",
+    "LazyLLM",
     "Mixing",
     "Needs",
     "NoCompression",
     "Pool",
     "Prune",
+    "PyramidDrop",
     "Random",
     "Recoverable",
     "Reducer",
     "Reduction",
     "Rows",
     "Selector",
+    "SpAtten",
+    "SparseVLM",
     "Stride",
     "ToMe",
+    "Todre",
+    "TodreStage2",
     "TokenCorr",
+    "TokenSkip",
     "TokenTransforming",
     "Trace",
     "TransPrune",

@@ -8,6 +8,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import Cache
 
+    from vtc.revival import Revival
+    from vtc.tap import Heads
+
 
 class Lease:
     """Says whether the patch that fills a cache is still in place; shared by all its caches and their copies."""
@@ -40,7 +43,9 @@ class Conversation:
         held: per segment, LongTensor [B, n]: slot of each key in its layers; None: all slots.
         held_valid: per segment, BoolTensor [B, n]: False at padding; None where there is none.
         shift: per segment, LongTensor [B, 1]: by how much packed positions lag behind the logical ones.
-        heads: layer -> LongTensor [B, h]: the heads that it computes, where these are not all.
+        heads: layer -> the heads that it computes, where these are not all.
+        revival: what was dropped and may come back; None: nothing may.
+        revived: per segment, LongTensor [B]: how many tokens came back so far.
         text_tail: tokens since the last visual one; these can be taken back.
         rope_deltas: the model's M-RoPE offset that belongs to this conversation.
     """
@@ -62,7 +67,9 @@ class Conversation:
         self.held: list[Tensor | None] = [everything if outside else None] + [everything] * (segments - 1)
         self.held_valid: list[Tensor | None] = [valid] * segments
         self.shift = [torch.zeros(batch, 1, dtype=torch.long, device=device)] * segments
-        self.heads: dict[int, Tensor] = {}
+        self.heads: dict[int, Heads] = {}
+        self.revival: Revival | None = None
+        self.revived: dict[int, Tensor] = {}
         self.rope_deltas: Tensor | None = None
         self.lease = lease
         self.text_tail = logical
@@ -77,7 +84,9 @@ class Conversation:
     def choose_rows(self, index: Tensor) -> None:
         """Reorder, repeat or select rows of the batch."""
         self._map(lambda kept: kept[index.to(kept.device)] if kept is not None else None)
-        self.heads = {layer: heads[index.to(heads.device)] for layer, heads in self.heads.items()}
+        self.heads = {layer: heads.of_rows(index) for layer, heads in self.heads.items()}
+        if self.revival is not None:
+            self.revival.choose_rows(index)
         rows = len(self.shift[0])
         self.shift = [shift[index.to(shift.device)] for shift in self.shift]
         if self.rope_deltas is not None and len(self.rope_deltas) == rows:
@@ -127,8 +136,13 @@ class CompressedCache:
         """Remove the last `-tokens_to_remove` tokens (as transformers, a negative number).
 
         Raises:
-            ValueError: there are visual tokens among them.
+            ValueError: there are visual tokens among them, or tokens were brought back meanwhile.
         """
+        if self._vtc.revival is not None:
+            raise ValueError(
+                f"crop({tokens_to_remove}) can't take steps back that may have revived tokens of an image; choose a "
+                "method that does not (lazyllm: revive=False)"
+            )
         if abs(tokens_to_remove) > self._vtc.text_tail:
             raise ValueError(
                 f"crop({tokens_to_remove}) reaches into an image of a compressed cache, of which "

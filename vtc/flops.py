@@ -59,8 +59,8 @@ def attention_width(attention: nn.Module | None, config: object) -> int:
     return int(getattr(config, "hidden_size", 0) or getattr(config, "embed_dim", 0))
 
 
-def layer_flops(weights: int, width: int, tokens: Tensor) -> Tensor:
-    """FLOPs of a layer for each row: `tokens` [..] per row."""
+def layer_flops(weights: int, width: float, tokens: Tensor) -> Tensor:
+    """FLOPs of a layer for each row: `tokens` [..] per row, `width` of the heads that are computed."""
     tokens = tokens.double()
     return 2 * tokens * weights + 4 * tokens.square() * width
 
@@ -79,10 +79,17 @@ class Weights:
     rest: int
     width: int
 
-    def flops(self, tokens: Tensor, rest_tokens: Tensor | None = None) -> float:
-        """FLOPs of the layer for `tokens` per row; `rest_tokens`: of the MLP, where it sees another number."""
+    def flops(self, tokens: Tensor, rest_tokens: Tensor | None = None, heads: float = 1.0) -> float:
+        """FLOPs of the layer for `tokens` per row.
+
+        Args:
+            tokens: per row.
+            rest_tokens: of the MLP, where it sees another number.
+            heads: share of the heads that attend (their linear maps are computed all the same).
+        """
         rest = tokens if rest_tokens is None else rest_tokens
-        return float(layer_flops(self.attention, self.width, tokens).sum() + 2 * rest.double().sum() * self.rest)
+        attention = layer_flops(self.attention, self.width * heads, tokens).sum()
+        return float(attention + 2 * rest.double().sum() * self.rest)
 
 
 def weights_of(layer: nn.Module, attention: nn.Module | None, config: object) -> Weights:
@@ -122,11 +129,20 @@ class Cost:
     blocks: Sequence[Weights]
     runs: list[BlockRun] = field(default_factory=list)
 
-    def flops(self, tokens_per_layer: Tensor, original: Tensor, text: Tensor) -> Flops:
-        """FLOPs for visual tokens per layer [layers, batch], `original` and `text` tokens [batch]."""
+    def flops(
+        self, tokens_per_layer: Tensor, original: Tensor, text: Tensor, heads: Sequence[float] | None = None
+    ) -> Flops:
+        """FLOPs for visual tokens per layer [layers, batch], `original` and `text` tokens [batch].
+
+        Args:
+            tokens_per_layer: with compression.
+            original: visual tokens, without.
+            text: the others.
+            heads: share of the heads that each layer computes; None: all.
+        """
         decoder = unpatched = tower = unpatched_tower = 0.0
-        for weights, visual in zip(self.layers, tokens_per_layer):
-            decoder += weights.flops(visual + text)
+        for weights, visual, share in zip(self.layers, tokens_per_layer, heads or [1.0] * len(self.layers)):
+            decoder += weights.flops(visual + text, heads=share)
             unpatched += weights.flops(original + text)
         for run in self.runs:
             weights = self.blocks[run.block]

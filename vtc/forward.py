@@ -1,5 +1,6 @@
 """One call of a compressed decoder: enter with fewer tokens, remove more on the way, leave with the old length."""
 
+import functools
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from vtc.conversation import Conversation, attach, conversation_of, keys_in_laye
 from vtc.inside import Inside, followed
 from vtc.recorded import Recorded
 from vtc.refusals import check_call, check_reduced, check_scores, check_visible
+from vtc.revival import Revival
 from vtc.segments import Segment, cut_argument, renumber, visual_index
 from vtc.selecting import Selection, merge, reduced, select
 from vtc.sequence import Cut
@@ -32,6 +34,7 @@ class ForwardPass:
         self.seam = seam
         self.recorded = recorded
         self.inside: Inside | None = None
+        self._revived: dict[int, Tensor] = {}
         self.seconds = 0.0
         self._selections: list[Selection] = []
 
@@ -59,6 +62,7 @@ class ForwardPass:
             outside = mask is not None and mask is not mask2d
             segments, lease = len(self.seam.boundaries), self.seam.lease
             conversation = Conversation(segments, old, seen, outside, batch, embeds.device, lease)
+        self._revived = conversation.revived
         valid = embeds.new_ones(batch, length, dtype=torch.bool)
         if mask2d is not None:
             valid = mask2d[:, -length:].to(embeds.device).bool()
@@ -196,6 +200,11 @@ class ForwardPass:
 
     def _restore_lengths(self, output: Any) -> None:
         assert self.inside is not None
+        if self.inside.recall is not None:  # new tokens come behind those that were brought back
+            new = self.inside.segments[0].in_entry.length
+            output["last_hidden_state"] = output["last_hidden_state"][:, -new:]
+            if getattr(output, "hidden_states", None) is not None:
+                output["hidden_states"] = tuple(state[:, -new:] for state in output.hidden_states)
         if all(segment.cut.identity for segment in self.inside.segments):
             return
         output["last_hidden_state"] = self.inside.now.cut.scatter(output["last_hidden_state"])
@@ -218,17 +227,22 @@ class ForwardPass:
         """Remember lengths and padding on the cache, and hold the cache against the plan (contract clause 9)."""
         assert self.inside is not None
         conversation, segments = self.inside.conversation, self.inside.segments
+        extra = self.inside.recall.extra if self.inside.recall is not None else {}
         for index, segment in enumerate(segments):
             held, valid = conversation.held[index], conversation.held_valid[index]
-            if valid is not None or segment.cut.padded:
+            back = extra[index] if index in extra and len(extra[index]) else None
+            if valid is not None or segment.cut.padded or back is not None:
                 if valid is None:
                     width = conversation.slots if held is None else held.shape[1]
                     valid = segment.cut.valid.new_ones(len(segment.cut.valid), width)
-                conversation.held_valid[index] = torch.cat([valid, segment.cut.valid.to(valid.device)], dim=1)
+                parts = [valid, segment.cut.valid.to(valid.device)]
+                conversation.held_valid[index] = torch.cat(parts if back is None else _insert(parts, back.valid), dim=1)
             if held is not None:
-                new = segment.in_slots.index + conversation.slots
-                conversation.held[index] = torch.cat([held, new.to(held.device)], dim=1)
+                parts = [held, (segment.in_slots.index + conversation.slots).to(held.device)]
+                conversation.held[index] = torch.cat(parts if back is None else _insert(parts, back.slot), dim=1)
             conversation.shift[index] = segment.shift
+        if self.seam.reviver is not None:
+            self._remember_dropped(conversation, segments[0])
         conversation.heads = self.inside.heads
         conversation.slots += segments[0].in_slots.length
         conversation.logical += segments[0].cut.length
@@ -245,6 +259,17 @@ class ForwardPass:
                 )
         self.seam.remember(conversation)
         attach(cache, conversation)
+
+    def _remember_dropped(self, conversation: Conversation, first: Segment) -> None:
+        """Leave with the conversation what decode steps may bring back."""
+        assert self.inside is not None
+        if conversation.revival is None:
+            device = first.visual.device
+            blank = torch.zeros(len(first.visual), conversation.slots, dtype=torch.bool, device=device)
+            conversation.revival = Revival(blank, conversation.revived)
+        for boundary, tokens, counts in self.inside.dropping:
+            conversation.revival.drop(boundary, tokens, counts)
+        conversation.revival.extend(first, self.inside.rotary)
 
     def _publish(self, segments: list[Segment]) -> None:
         """Make this call the model's trace."""
@@ -265,10 +290,19 @@ class ForwardPass:
                 for index, image in enumerate(self.layout.images)
             ),
             tokens_per_layer=torch.tensor(counts).view(depth, batch),
+            heads_per_layer=self._head_shares(depth),
             _valid=segments[0].cut.valid,
             _selection=lambda: seconds * 1e3,
             _cost=self.seam.cost([run for features in self.recorded.features.values() for run in features.runs]),
+            _revived=functools.partial(_revived, self._revived, self.seam.boundaries, depth, batch),
         )
+
+    def _head_shares(self, depth: int) -> tuple[float, ...]:
+        if self.inside is None or not self.inside.heads:
+            return (1.0,) * depth
+        heads = self.inside.heads
+        total = self.seam.decoder_config.num_attention_heads  # type: ignore[union-attr]
+        return tuple(heads[layer].share(total) if layer in heads else 1.0 for layer in range(depth))
 
     def _run_untouched(self, mask2d: Tensor | None) -> None:
         """Nothing is to be removed: the call runs as it is, and the trace says so."""
@@ -278,6 +312,17 @@ class ForwardPass:
         cut = Cut.whole(valid, padded=True)
         nothing = torch.zeros(0)
         self._publish([Segment(0, cut, cut, cut, None, nothing, nothing, self.layout.tokens_per_row())])
+
+
+def _revived(counts: dict[int, Tensor], boundaries: list[int], depth: int, batch: int) -> Tensor:
+    """Tokens brought back so far, [layers, batch]."""
+    none = torch.zeros(batch, dtype=torch.long)
+    behind = [sum(layer >= boundary for boundary in boundaries) - 1 for layer in range(depth)]
+    return torch.stack([counts[index].cpu() if index in counts else none for index in behind])
+
+
+def _insert(parts: list[Tensor], middle: Tensor) -> list[Tensor]:
+    return [parts[0], middle.to(parts[0].device), parts[1]]
 
 
 def _extras(kwargs: dict[str, Any]) -> dict[str, Any]:

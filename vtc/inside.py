@@ -11,10 +11,11 @@ from vtc.conversation import Conversation, keys_in_layer
 from vtc.layout import Layout
 from vtc.method import Decision, Memory, Prune, Rows
 from vtc.refusals import check_pruned
+from vtc.revival import Recall, Tokens
 from vtc.scores import Attention
 from vtc.segments import Segment, cut_argument, layer_mask, renumber, visual_index
 from vtc.sequence import Cut, map_tensors
-from vtc.tap import probe
+from vtc.tap import Heads, probe
 
 if TYPE_CHECKING:
     from vtc.seam import Seam
@@ -36,7 +37,9 @@ class Inside:
         segments: those of the layers that ran.
         memory: id of a prune -> its own store.
         rotary: the calls of the decoder's rotary embeddings.
-        heads: layer -> LongTensor [B, h]: the heads that it computes, where these are not all.
+        heads: layer -> the heads that it computes, where these are not all.
+        recall: what brings dropped tokens back; None where none are, or the call has images of its own.
+        dropping: (index of the segment behind, tokens, visual tokens left of each row), of a prune that revives.
     """
 
     def __init__(
@@ -59,7 +62,11 @@ class Inside:
         self.has_images = any(first.visual_counts)
         self.memory: dict[int, Memory] = defaultdict(dict)
         self.rotary: list[tuple[Any, tuple, dict[str, Any], Any]] = []
-        self.heads: dict[int, Tensor] = dict(conversation.heads)
+        self.heads: dict[int, Heads] = dict(conversation.heads)
+        self.dropping: list[tuple[int, Tokens, list[int]]] = []
+        self.recall: Recall | None = None
+        if conversation.revival is not None and seam.reviver is not None and not self.has_images:
+            self.recall = Recall(self, seam.reviver, conversation.revival)
         self._reached: dict[int, list[int]] = {}
         self._resting: tuple[Cut, Tensor] | None = None
         self._layer, self._hidden, self._tables = 0, first.visual, None
@@ -95,7 +102,12 @@ class Inside:
                         prune.on_entry(self._rows(prune, self.now, hidden), self.memory[id(prune)])
         if layer in self.seam.boundaries and layer:
             hidden = self._boundary(layer, hidden, args, kwargs)
-        args, kwargs = self._arguments(layer, args, kwargs)
+            if self.recall is not None:
+                hidden = self.recall.boundary(hidden)
+        if self.recall is not None and len(self.segments) > 1:
+            args, kwargs = self.recall.arguments(args, kwargs)
+        else:
+            args, kwargs = self._arguments(layer, args, kwargs)
         self._hidden, self._tables = hidden, kwargs.get("position_embeddings")
         return (args, {**kwargs, "hidden_states": hidden}) if named else ((hidden, *args[1:]), kwargs)
 
@@ -239,6 +251,8 @@ class Inside:
                 cut = Cut.keep(valid & (~visual | alive), [t + k for t, k in zip(self.text_counts, counts)])
         returns = prune is not None and prune.returns and not cut.identity
         self._start_segment(layer, cut, counts, prune is not None and prune.positions == "packed", returns)
+        if prune is not None and prune.revives and self.has_images:
+            self._keep_dropped(before, hidden, counts)
         if cut.identity or decision is None:
             return hidden
         if decision.hidden is not None:
@@ -253,6 +267,19 @@ class Inside:
                 if value.shape[:2] == before.cut.index.shape:
                     memory[key] = cut.take(value)
         return cut.take(hidden)
+
+    def _keep_dropped(self, before: Segment, hidden: Tensor, counts: list[int]) -> None:
+        """Keep the hidden states of what the cut in front of the current segment dropped."""
+        gone = before.visual.to(hidden.device)
+        if not self.now.cut.identity:
+            alive = torch.zeros(len(gone), self.now.in_slots.length + 1, dtype=torch.bool, device=hidden.device)
+            index, valid = (x.to(hidden.device) for x in (self.now.in_slots.index, self.now.in_slots.valid))
+            alive = alive.scatter(1, torch.where(valid, index, self.now.in_slots.length), True)
+            gone = gone & ~alive.gather(1, before.in_slots.index.to(hidden.device))
+        numbers = [there - left for there, left in zip(before.visual_counts, counts)]
+        cut = Cut.keep(gone, numbers) if max(numbers) else Cut.keep(gone & False, numbers)
+        slot = before.in_slots.to(hidden.device).then(cut).index + self.conversation.slots
+        self.dropping.append((len(self.segments) - 1, Tokens(slot, cut.valid, cut.take(hidden)), counts))
 
     def _counts(self, prune: Prune, before: Segment) -> list[int]:
         """Visual tokens that the prune due now leaves in each row; for an adaptive one, those that are there."""

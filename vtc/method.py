@@ -216,6 +216,8 @@ class Prune(Method, ABC):
     def heads(self, rows: Rows, memory: Memory) -> Tensor | None:
         """Heads that the watched layer `rows.layer` computes; the others give zero, in decode steps too.
 
+        Rows of the batch without an image compute all, whatever is said of them here.
+
         Returns:
             LongTensor [B, h], ascending; equally many of each group that shares a key head. None: all.
         """
@@ -224,6 +226,10 @@ class Prune(Method, ABC):
     def score(self, rows: Rows, memory: Memory) -> Tensor:
         """Importance [B, n] of every token of the sequence; only visual tokens are compared."""
         raise TypeError(f"{type(self).__name__} implements neither score nor decide")
+
+    def recall(self, attention: Attention) -> Tensor:
+        """Importance [B, S] of every key in a decode step, in the layer before a stage; of methods that revive."""
+        raise TypeError(f"{type(self).__name__} revives tokens, so it must implement recall")
 
     def decide(self, rows: Rows, counts: Sequence[int], memory: Memory) -> Decision:
         """Decide which visual tokens go on, and what they are then.

@@ -191,6 +191,11 @@ def check_schedules(seam: "Seam") -> dict[int, tuple[Prune, int]]:
 def _check_together(seam: "Seam") -> None:
     """Refuse prunes that would get into each other's way."""
     for prune in seam.prunes:
+        if prune.revives and any(window_of(seam.adapter.find_attention(layer)) for layer in seam.parts.layers):
+            raise ValueError(
+                f"{prune.name} brings tokens back, which the sliding-window layers of {seam.parts.family} would keep "
+                f"in place of newer ones; give {prune.name} revive=False"
+            )
         others = [other for other in seam.prunes if other is not prune]
         if prune.revives and others:
             raise ValueError(
@@ -204,6 +209,15 @@ def _check_together(seam: "Seam") -> None:
                 raise ValueError(
                     f"{other.name} watches layer {both[0]}, which tokens skip by {prune.name}; move one of them"
                 )
+
+
+def window_of(attention: Any) -> int | None:
+    """The sliding window of an attention module, in tokens; None where it has none."""
+    if attention is None:
+        return None
+    config = getattr(attention, "config", None)
+    everywhere = None if getattr(config, "layer_types", None) else getattr(config, "sliding_window", None)
+    return getattr(attention, "sliding_window", everywhere)
 
 
 def check_scores(seam: "Seam", scores: dict[tuple[str, int | str], list[Tensor]]) -> None:

@@ -44,9 +44,19 @@ class Attention:
         Returns:
             Tensor [B, R, S].
         """
+        return self.head_rows(index).mean(dim=1)
+
+    def head_rows(self, index: Tensor) -> Tensor:
+        """Attention probabilities of chosen queries, of each head, in float32.
+
+        Args:
+            index: LongTensor [B, R], queries in 0…Q-1.
+
+        Returns:
+            Tensor [B, H, R, S].
+        """
         query = self.query.gather(2, index[:, None, :, None].expand(-1, self.query.shape[1], -1, self.query.shape[3]))
-        bias = self._bias(index)
-        return attention_rows(query, self.key, self.scaling, bias, self.softcap).mean(dim=1)
+        return attention_rows(query, self.key, self.scaling, self._bias(index), self.softcap)
 
     def received(self, weights: Tensor, chunk: int = 256) -> Tensor:
         """Attention probability that each key receives, summed over weighted queries, mean over heads, in float32.

@@ -53,6 +53,7 @@ class Seam:
         self.boundaries = sorted({0, *self.prune_at, *(layer for layer in returned if layer < depth)})
         self.needs = self.selector.needs(self.parts) if self.selector else Needs()
         self.packs_inside = any(prune.positions == "packed" for prune in self.prunes)
+        self.reviver = next((prune for prune in self.prunes if prune.revives), None)
         self.trace: Trace | None = None
         self._local = threading.local()
         self._undo: list[Callable[[], None]] = []
@@ -101,7 +102,7 @@ class Seam:
                 self._hook(layer.register_forward_hook(self._after_layer))
         for module, hook in module_hooks(self):
             self._hook(module.register_forward_hook(hook, with_kwargs=True))
-        if self.packs_inside:
+        if self.packs_inside or self.reviver is not None:
             for module in self.adapter.rotary_modules():
                 self._hook(module.register_forward_hook(self._record_rotary, with_kwargs=True))
         listeners = {**tower_listeners(self), **decoder_listeners(self)}

@@ -40,7 +40,7 @@ class Segment:
     into: Tensor | None = None
     base: "Segment | None" = None
     within: Cut | None = None
-    done: dict[tuple[int, int | None], tuple[Any, Any]] = field(default_factory=dict)
+    done: dict[tuple[int | None, ...], tuple[Any, Any]] = field(default_factory=dict)
 
 
 def visual_index(visual: Tensor, cut: Cut) -> Tensor:

@@ -22,20 +22,49 @@ from vtc.scores import Attention
 
 
 @dataclass(frozen=True)
+class Heads:
+    """The heads of a layer that are computed; the others give zero.
+
+    Attributes:
+        index: LongTensor [B, h], ascending; equally many of each group that shares a key head, where there are such.
+        whole: BoolTensor [B]: rows of which all are computed, whatever `index` says; None: there are none.
+    """
+
+    index: Tensor
+    whole: Tensor | None = None
+
+    def of_rows(self, rows: Tensor) -> "Heads":
+        """The heads of other rows of the batch."""
+        rows = rows.to(self.index.device)
+        return Heads(self.index[rows], None if self.whole is None else self.whole[rows])
+
+    def share(self, total: int) -> float:
+        """Share of `total` heads that is computed."""
+        return 1.0 if self.whole is not None else self.index.shape[1] / total
+
+    def hide(self, output: Tensor) -> Tensor:
+        """`output` [B, Q, H, d] of all heads, with zeros for those that are left out."""
+        seen = torch.zeros(len(output), output.shape[2], dtype=torch.bool, device=output.device)
+        seen = seen.scatter(1, self.index, True)
+        if self.whole is not None:
+            seen = seen | self.whole[:, None]
+        return output * seen[:, None, :, None]
+
+
+@dataclass(frozen=True)
 class Change:
     """What a listener wants otherwise in one call of an attention.
 
     Attributes:
         bias: Tensor [B, S], added to the logits of each key.
-        heads: LongTensor [B, h]: the heads that are computed, the others give zero; equally many of each group that
-            shares a key head, where there are such groups.
+        heads: those that are computed.
         mask: BoolTensor [B, 1, Q, S], True may attend: in place of the mask. The attention is then sdpa's, which takes
             any mask.
         output: called with what the heads gave, [B, Q, H, d].
     """
 
     bias: Tensor | None = None
-    heads: Tensor | None = None
+    heads: Heads | None = None
     mask: Tensor | None = None
     output: Callable[[Tensor], None] | None = None
 
@@ -161,16 +190,20 @@ def _register(name: str) -> None:
         used = "sdpa" if change.mask is not None else name
         mask = attention_mask if change.mask is None else change.mask
         original = _eager(module) if used == "eager" else ALL_ATTENTION_FUNCTIONS[used]
-        heads = query.shape[1]
-        if change.heads is not None:
-            query, key, value = choose_heads(query, key, value, change.heads)
+        owner, heads = _as_before(used, module), query.shape[1]
+        chosen = change.heads.index if change.heads is not None and change.heads.whole is None else None
+        if chosen is not None:
+            query, key, value = choose_heads(query, key, value, chosen)
+            owner = _View(module, used, num_key_value_groups=query.shape[1] // key.shape[1])
         if change.bias is not None:
             kwargs["scaling"] = attention.scaling
             query, key, value = _with_bias(query, key, value, attention.scaling, change.bias)
-        output, weights = original(_as_before(used, module), query, key, value, mask, **kwargs)
+        output, weights = original(owner, query, key, value, mask, **kwargs)
         output = output[..., : attention.value.shape[-1]]  # type: ignore[union-attr]
-        if change.heads is not None:
-            output = spread_heads(output, change.heads, heads)
+        if chosen is not None:
+            output = spread_heads(output, chosen, heads)
+        elif change.heads is not None:
+            output = change.heads.hide(output)
         if change.output is not None:
             change.output(output)
         return output, weights
@@ -224,9 +257,16 @@ def _eager(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
 
 
 class _View:
-    """A module whose config still names the original implementation (flash attention reads it from there)."""
+    """A module whose config still names the original implementation (flash attention reads it from there).
 
-    def __init__(self, module: nn.Module, name: str):
+    Args:
+        module: the module.
+        name: the implementation.
+        **attributes: what else is to be read otherwise.
+    """
+
+    def __init__(self, module: nn.Module, name: str, **attributes: Any):
+        self.__dict__.update(attributes)
         self._module = module
         config: Any = copy.copy(module.config)
         config._attn_implementation_internal = name

@@ -100,6 +100,7 @@ class Trace:
         layout: where the visual tokens were.
         images: one `ImageTrace` for each image and video, row by row.
         tokens_per_layer: LongTensor [layers, batch]: visual tokens entering each decoder layer, merged ones counted.
+        heads_per_layer: share of the attention heads that each decoder layer computes.
         selection_ms: wall time of all decisions, gathers included, in milliseconds.
     """
 
@@ -107,9 +108,11 @@ class Trace:
     layout: Layout
     images: tuple[ImageTrace, ...]
     tokens_per_layer: Tensor
+    heads_per_layer: tuple[float, ...]
     _valid: Tensor = field(repr=False)
     _selection: Callable[[], float] = field(repr=False)
     _cost: Cost = field(repr=False)
+    _revived: Callable[[], Tensor] = field(repr=False)
 
     @property
     def selection_ms(self) -> float:
@@ -136,9 +139,14 @@ class Trace:
         """LongTensor [blocks]: rows (patches, CLS tokens) that enter each block of the vision tower, of all images."""
         return torch.tensor(self._cost.rows_per_block())
 
+    @property
+    def revived_tokens(self) -> Tensor:
+        """LongTensor [layers, batch]: tokens that decode steps brought back so far, of methods that do."""
+        return self._revived()
+
     def flops(self) -> Flops:
         """Prefill FLOPs of the batch, decoder and tower, with and without compression; see `vtc.flops`."""
-        return self._cost.flops(self.tokens_per_layer, self.original_tokens, self.text_tokens)
+        return self._cost.flops(self.tokens_per_layer, self.original_tokens, self.text_tokens, self.heads_per_layer)
 
     def __str__(self) -> str:
         flops = self.flops()

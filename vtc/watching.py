@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vtc.inside import Inside
 from vtc.method import Prune
 from vtc.scores import Attention, attention_received, attention_rows
-from vtc.tap import Change, Listener
+from vtc.tap import Change, Heads, Listener
 from vtc.visual import Needs
 
 if TYPE_CHECKING:
@@ -89,6 +89,9 @@ def decoder_listeners(seam: "Seam") -> dict[nn.Module, Listener]:
         inside = seam.running.inside if seam.running is not None else None
         if inside is None:
             return None
+        if inside.recall is not None:
+            mask = inside.recall.hear(layer, attention)
+            return None if mask is None else Change(mask=mask)
         for prune in watchers[layer] if inside.prunes_ahead(layer) else ():
             with torch.no_grad():
                 prune.on_attention(inside.rows(prune), attention, inside.memory[id(prune)])
@@ -106,6 +109,8 @@ def decoder_listeners(seam: "Seam") -> dict[nn.Module, Listener]:
             watchers[layer].append(prune)
         for layer in watch.heads:
             pruners[layer].append(prune)
+        if prune.revives:
+            wanted |= set(range(seam.schedules[id(prune)][0] - 1, depth))
     return {
         seam.adapter.attention(seam.parts.layers[layer]): functools.partial(hear, layer) for layer in sorted(wanted)
     }
@@ -125,10 +130,11 @@ def _heads(inside: Inside, layer: int, prunes: list[Prune]) -> Change | None:
             prune.on_heads(rows, output, memory)
 
     with torch.no_grad():
-        heads = prune.heads(rows, memory)
-    if heads is not None:
-        inside.heads[layer] = heads
-    return Change(heads=heads, output=see)
+        index = prune.heads(rows, memory)
+    if index is not None:
+        blank = [not count for count in inside.segments[0].visual_counts]  # rows without an image keep all
+        inside.heads[layer] = Heads(index, torch.tensor(blank, device=index.device) if any(blank) else None)
+    return Change(heads=inside.heads[layer] if index is not None else None, output=see)
 
 
 def module_hooks(seam: "Seam") -> list[tuple[nn.Module, Callable[..., None]]]:
