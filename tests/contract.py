@@ -16,7 +16,7 @@ ATTENTIONS = ("sdpa", "eager", flash_stand_in.NAME)
 METHODS = [method for method in vtc.list_methods() if method != "utrc"]
 
 #: Where a method's name and keep are not enough: more fields that every family takes.
-FIELDS = {"fastv": ",layer=2", "transprune": ",layers=(1,2,3)"}
+FIELDS = {"fastv": ",layer=2", "transprune": ",layers=(1,2,3)", "todre": ",threshold=2.0"}
 COMPOSED = (
     "divprune:keep=0.6+fastv:layer=2,keep=0.5",
     "pool:keep=0.5+transprune:keep=0.4,layers=(1,3,4)",

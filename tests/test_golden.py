@@ -6,14 +6,20 @@ names of its tensors say which check applies, so files with other cases, sizes a
 
 import os
 
+import golden_holitom
+import golden_inner
 import golden_merging
 import golden_prunes
 import golden_reducers
 import golden_selectors
+import golden_ssm
 import pytest
 from golden_cases import Case, discovered
 
-CHECKS = [*golden_selectors.CHECKS, *golden_prunes.CHECKS, *golden_reducers.CHECKS, *golden_merging.CHECKS]
+MODULES = (
+    golden_selectors, golden_prunes, golden_inner, golden_holitom, golden_ssm, golden_reducers, golden_merging,
+)  # fmt: skip
+CHECKS = [check for module in MODULES for check in module.CHECKS]
 
 
 @pytest.mark.parametrize("case", discovered())

@@ -20,6 +20,7 @@ NAMES = list(presets())
 OTHER_AVERAGE = {
     ("hiprune/llava-1.5/128", "HiPrune++ (its numbers give 98.6 on average)"),
     ("kcenter/llava-next-13b/720", "ToDRE, both stages (its numbers give 97.6 on average)"),
+    ("todre/llava-next-13b/720", ""),
     ("fastv/llava-1.5-by-transprune/k2r50", ""),
     *((f"visionzip/llava-1.5/{count}", "") for count in (192, 128, 64)),
     *((f"visionzip/llava-next/{count}", "") for count in (640, 320, 160)),

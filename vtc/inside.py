@@ -195,15 +195,20 @@ class Inside:
         return self.now.done[key][1]
 
     def _opened(self, mask: Tensor | None, held: int | None) -> Tensor:
-        """A mask [B, 1, n, S] under which every token sees all that are not padding."""
+        """A mask [B, 1, n, S] under which every token sees all that are not padding; rows of text keep theirs."""
         cut, seen, old = self.now.cut, self.conversation.held_valid[len(self.segments) - 1], held or 0
         before = cut.valid.new_ones(len(cut.valid), old) if seen is None else seen[:, seen.shape[1] - old :]
         visible = torch.cat([before, cut.valid.to(before.device)], dim=1)[:, None, None]
         visible = visible.expand(-1, 1, len(cut), -1)
-        if mask is None or not mask.is_floating_point():
-            return visible
+        pictured = torch.tensor(self.now.visual_counts, device=visible.device)[:, None, None, None] > 0
+        if mask is None:
+            place = torch.arange(visible.shape[-1], device=visible.device)
+            return visible & (pictured | (place <= place[old:, None]))
+        if not mask.is_floating_point():
+            return torch.where(pictured, visible, mask)
         lowest = torch.finfo(mask.dtype).min
-        return torch.zeros(visible.shape, dtype=mask.dtype, device=visible.device).masked_fill(~visible, lowest)
+        opened = torch.zeros(visible.shape, dtype=mask.dtype, device=visible.device).masked_fill(~visible, lowest)
+        return torch.where(pictured, opened, mask)
 
     def _tensor(self, name: str, tensor: Tensor) -> Tensor:
         if isinstance(tensor, Following):

@@ -75,12 +75,15 @@ class ImageTrace:
         mixed, into = first >= 0, torch.where(first < 0, own, first)
         for stage in stages:
             if stage.into is not None:
-                into = self._moved(stage)[into]
+                into = torch.where(into < 0, into, self._moved(stage)[into])
         alive = torch.isin(into, self.kept(layer)) & (mixed | (into != own))
         return into.masked_fill(~alive, -1)
 
     def _moved(self, stage: Stage) -> Tensor:
-        """LongTensor [N]: the survivor of `stage` that each token of the image went into; itself where it did not."""
+        """LongTensor [N]: the survivor of `stage` that each token of the image went into; itself where it did not.
+
+        -1: it went into another image of the row.
+        """
         assert stage.into is not None
         place, goes = stage.before.index[self.row].cpu(), stage.into[self.row].cpu()
         number = torch.full((stage.before.length,), -1)

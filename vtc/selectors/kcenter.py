@@ -90,7 +90,7 @@ class KCenter(Selector):
                 f"kcenter: pivot='cls' needs a vision tower with a CLS token, which {parts.family} lacks; "
                 "use pivot='mean'"
             )
-        return Needs(cls=(parts.block(self.layer, "kcenter"),))
+        return Needs(cls=(parts.block(self.layer, self.name),))
 
     def select(self, visual: VisualTokens, k: int) -> Reduction:
         places = candidates(visual, k).to(visual.features.device)
