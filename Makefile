@@ -3,16 +3,20 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 OUT    ?= runs/embedded
-# Questions that `make run` puts to each method and keep.
-LIMIT  ?= 270
-METHODS ?= none,random,stride,pool,divprune,hiprune,kcenter,visionzip,recoverable,tokencorr,$\
-	tome,diffrate,flowcut,zero_tprune,token_transforming,fastv,transprune
+# Questions that `make run` puts to each method and keep; the README's tables are of LIMIT=270.
+LIMIT  ?= 90
+METHODS ?= none,random,stride,pool,divprune,hiprune,kcenter,visionzip,recoverable,tokencorr,todre,$\
+	tome,diffrate,flowcut,zero_tprune,token_transforming,fastv,transprune,pyramiddrop,sparsevlm,$\
+	holitom_inner,lazyllm,spatten,token_skip,atp,atp_tf,todre_stage2
+# Two stages under one trace: a selector or reducer, then a prune.
+COMPOSED ?= divprune:keep=0.5+pyramiddrop:keep=0.25 hiprune:keep=0.25+fastv:layer=2,keep=0.5 $\
+	tome:keep=0.5+transprune:keep=0.25 kcenter:keep=0.25+sparsevlm:keep=0.5
 
 .PHONY: run test bench lint clean
 
 run: $(VENV)/.done
 	$(BIN)/vtc eval --model embedded --methods $(METHODS) \
-		--keep 0.5,0.25,0.125,0.0625 --limit $(LIMIT) --output $(OUT)
+		--keep 0.5,0.25,0.125,0.0625 $(addprefix --compress ,$(COMPOSED)) --limit $(LIMIT) --output $(OUT)
 
 test: $(VENV)/.done $(VENV)/.llava
 	$(BIN)/python -m pytest -n auto tests

@@ -300,9 +300,9 @@ class Adapter:
         if shape[0] == 1 and sizes is not None:
             patch = self.tower.patch_size * side
             return [int(height) // patch * (int(width) // patch) for height, width in sizes]
-        return [shape[1] // self._cell(shape[1])] * shape[0]
+        return [shape[1] // self.cell(shape[1])] * shape[0]
 
-    def _cell(self, patches: int) -> int:
+    def cell(self, patches: int) -> int:
         """Patches that make a token, told by the config, for an image of `patches`."""
         config = self.parts.composite.config
         if tokens := getattr(config, "mm_tokens_per_image", None):

@@ -1,6 +1,7 @@
 """Arguments that several commands share. Imports neither torch nor transformers."""
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -22,14 +23,25 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_setting_arguments(parser: argparse.ArgumentParser, methods: str, keep: str) -> None:
-    """Which methods at which budgets; `methods` and `keep` are the defaults."""
+def add_setting_arguments(parser: argparse.ArgumentParser, methods: str, keep: str, tokens: bool = False) -> None:
+    """Which methods at which budgets; `methods` and `keep` are the defaults.
+
+    With `tokens` there is --tokens as well, and where it is given `keep` is no default: read them by `budgets`.
+    """
     parser.add_argument(
         "--methods", type=names, default=methods, help="names separated by commas, each run at every --keep"
     )
-    parser.add_argument(
-        "--keep", type=keeps, default=keep, help="budgets separated by commas: shares (0.25) or counts (64)"
-    )
+    about = "budgets separated by commas: shares (0.25) or counts (64)"
+    if tokens:
+        about = f"{about} (default: {keep}; none where --tokens is given)"
+        parser.set_defaults(keep_without_tokens=keeps(keep))
+        parser.add_argument(
+            "--tokens",
+            type=token_counts,
+            default=[],
+            help="equivalent tokens separated by commas (64,96): each method runs with the keep that gives it so many",
+        )
+    parser.add_argument("--keep", type=keeps, default=argparse.SUPPRESS if tokens else keep, help=about)
     parser.add_argument(
         "--compress",
         action="append",
@@ -37,6 +49,11 @@ def add_setting_arguments(parser: argparse.ArgumentParser, methods: str, keep: s
         metavar="SPEC",
         help="a full spec such as 'divprune:keep=0.5+fastv:layer=2,keep=0.5', run as it stands; may be repeated",
     )
+
+
+def budgets(args: argparse.Namespace) -> list[Keep]:
+    """The --keep of a command that knows --tokens."""
+    return getattr(args, "keep", [] if args.tokens else args.keep_without_tokens)
 
 
 def positive(text: str) -> int:
@@ -70,6 +87,21 @@ def names(text: str) -> list[str]:
 def keeps(text: str) -> list[Keep]:
     """Budgets separated by commas: a whole number is a count, anything with a point a share."""
     return [_keep(part.strip()) for part in text.split(",")]
+
+
+def token_counts(text: str) -> list[float]:
+    """Numbers of equivalent tokens, at least 1 each, separated by commas."""
+    return [_tokens(part.strip()) for part in text.split(",")]
+
+
+def _tokens(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens from 1 on; give e.g. 64")
+    return value
 
 
 def _keep(text: str) -> Keep:

@@ -33,10 +33,12 @@ COMMANDS = {
     "eval": Command("vtc.eval.evaluate", "measure accuracy, time, memory and FLOPs of methods at several budgets"),
     "ask": Command("vtc.eval.ask", "ask about one picture, with and without compression, and see what was kept"),
     "bench": Command("vtc.eval.bench", "time the prefill: measured speed-up beside what the FLOPs promise"),
+    "solve": Command("vtc.eval.solve", "find the keep that meets a budget, from the model's shapes alone"),
     "methods": Command("vtc.eval.methods", "list the methods"),
     "presets": Command("vtc.eval.presets", "list published settings, or show one with its published numbers"),
     "pages": Command("vtc.eval.pages", "write a page of documentation for every method"),
     "train-embedded": Command("vtc.eval.embedded.train", "train the embedded model from nothing", ValueError),
+    "train-atp": Command("vtc.eval.train_atp", "learn ATP's thresholds for a LLaVA, the model itself frozen"),
     "train-diffrate": Command(
         "vtc.eval.train_diffrate", "learn DiffRate's two counts for each block of a LLaVA's tower"
     ),

@@ -6,20 +6,34 @@ question and setting, one a batch; the schemas are in `vtc.eval.records`), and, 
 
 Killed at any point, the same command goes on behind the last batch that is done. All settings see the same questions in
 the same batches; `random` and other methods with a `seed` get `seed` + number of the batch.
+
+`--tokens` compares at equal equivalent tokens: for each method the `keep` is solved for, or calibrated on up to 32
+questions, of the embedded benchmark's training split or the first of the list (`vtc.eval.equal_tokens`).
 """
 
 import argparse
+import functools
 import json
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtc.eval.arguments import EMBEDDED, add_model_arguments, add_setting_arguments, not_negative, positive, say
+from vtc.eval.arguments import (
+    EMBEDDED,
+    add_model_arguments,
+    add_setting_arguments,
+    budgets,
+    not_negative,
+    positive,
+    say,
+)
 from vtc.eval.errors import InputError
 
 if TYPE_CHECKING:
     from vtc.eval.benchmarks import Benchmark
     from vtc.eval.folder import RunFolder
+    from vtc.eval.models import Loaded
     from vtc.eval.settings import Setting
 
 METHODS = "none,random,stride,pool,divprune,hiprune,kcenter,fastv,transprune"
@@ -29,7 +43,7 @@ KEEP = "0.5,0.25,0.125,0.0625"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `vtc eval`."""
     add_model_arguments(parser)
-    add_setting_arguments(parser, METHODS, KEEP)
+    add_setting_arguments(parser, METHODS, KEEP, tokens=True)
     parser.add_argument("--limit", type=positive, default=270, help="number of questions")
     parser.add_argument("--output", type=Path, required=True, help="folder for the results; resumes what is in it")
     parser.add_argument("--batch-size", type=positive, default=8, help="questions at once")
@@ -55,13 +69,18 @@ def main(args: argparse.Namespace) -> None:
         if find_spec(package) is None:
             raise InputError(f"vtc eval needs {package}, which is not installed; pip install 'vtc[eval]'")
     from vtc.eval.folder import RunFolder
+    from vtc.eval.models import load
     from vtc.eval.settings import make_settings
 
-    settings = make_settings(args.methods, args.keep, args.compress)
+    settings, equal = make_settings(args.methods, keep := budgets(args), args.compress), None
     benchmark = _benchmark(args)
-    config = _config(args, settings, benchmark)
+    loaded = functools.cache(lambda: load(args.model, args.dtype, args.device, args.attn))
+    if args.tokens:
+        equal = _equal_tokens(args, loaded)
+        settings = make_settings(args.methods if keep else [], keep, [*args.compress, *equal["specs"]])
+    config = _config(args, settings, benchmark) | ({"equal_tokens": equal} if equal else {})
     RunFolder.check(args.output, config)
-    folder = _run(args, settings, benchmark, config)
+    folder = _run(args, settings, benchmark, config, loaded)
     try:
         _report(folder, settings)
     finally:
@@ -77,6 +96,23 @@ def _benchmark(args: argparse.Namespace) -> "Benchmark":
     if args.images is not None:
         return listed_benchmark(args.images, args.limit)
     return embedded_benchmark(args.limit, args.split, args.seed)
+
+
+def _equal_tokens(args: argparse.Namespace, loaded: "Callable[[], Loaded]") -> dict[str, Any]:
+    """What --tokens asks for, and the specs that meet it; those of the run in the folder, if it was asked the same."""
+    from vtc.eval import models
+    from vtc.eval.benchmarks import embedded_benchmark, listed_benchmark
+    from vtc.eval.equal_tokens import QUESTIONS, batches_of, specs_at, specs_before
+
+    asked = {"tokens": args.tokens, "methods": args.methods, "specs": None}
+    specs = specs_before(args.output, asked)
+    if specs is None:
+        models.check_device(args.device)
+        models.set_threads(args.model, args.threads)
+        listed = args.images is not None
+        shown = listed_benchmark(args.images, QUESTIONS) if listed else embedded_benchmark(QUESTIONS, "train", 0)
+        specs = specs_at(loaded().model, args.methods, args.tokens, batches_of(loaded(), shown, args.batch_size))
+    return {**asked, "specs": specs}
 
 
 def _config(args: argparse.Namespace, settings: "list[Setting]", benchmark: "Benchmark") -> dict[str, Any]:
@@ -106,11 +142,14 @@ def _config(args: argparse.Namespace, settings: "list[Setting]", benchmark: "Ben
 
 
 def _run(
-    args: argparse.Namespace, settings: "list[Setting]", benchmark: "Benchmark", config: dict[str, Any]
+    args: argparse.Namespace,
+    settings: "list[Setting]",
+    benchmark: "Benchmark",
+    config: dict[str, Any],
+    loaded: "Callable[[], Loaded]",
 ) -> "RunFolder":
     """Do the batches that are not done yet."""
     from vtc.eval.folder import CONFIG, RunFolder
-    from vtc.eval.models import load
     from vtc.eval.progress import Progress
     from vtc.eval.runner import Runner
 
@@ -118,7 +157,7 @@ def _run(
     folder = RunFolder.open(args.output, config) if (args.output / CONFIG).exists() else None
     if folder is not None and len(folder.batches) == len(batches):
         return folder
-    runner = Runner(load(args.model, args.dtype, args.device, args.attn), settings, args.max_new_tokens)
+    runner = Runner(loaded(), settings, args.max_new_tokens)
     runner.check()
     folder = folder or RunFolder.open(args.output, config)
     done = len(folder.batches)

@@ -51,7 +51,8 @@ def headline(record: Published) -> str:
     if results.average is not None:
         parts = [f"average {results.average:g} %", *parts[:1]]
     if not parts:
-        parts = [f"{label}: average {row.average:g} %" for label, row in record.related.items()]
+        averages = {label: row.average for label, row in record.related.items() if row.average is not None}
+        parts = [f"{label}: average {average:g} %" for label, average in averages.items()]
     return "; ".join(parts) + ("" if record.verified else "; unverified")
 
 

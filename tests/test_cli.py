@@ -70,6 +70,8 @@ BAD = [
     (EVAL + "--batch-size -1", ["--batch-size", "'-1'"]),
     (EVAL + "--threads 0", ["--threads", "'0'"]),
     (EVAL + "--seed=-1", ["--seed", "'-1'"]),
+    ("solve --compress divprune --target flops=2 --text-tokens 9", ["flops=2"]),
+    (EVAL + "--tokens 0", ["--tokens", "'0'"]),
     (EVAL + "--keep 0", ["--keep", "0"]),
     (EVAL + "--keep 0.5,1.5", ["--keep", "1.5", "(0, 1]"]),
     (EVAL + "--keep nan", ["--keep", "nan"]),

@@ -121,9 +121,13 @@ def test_methods_are_listed_by_kind() -> None:
     def shipped(kind: str) -> list[str]:
         return [name for name in vtc.list_methods(kind) if name in METHODS]
 
-    assert shipped("prune") == ["fastv", "transprune"]
+    assert shipped("prune") == [
+        "atp", "atp_tf", "fastv", "holitom_inner", "lazyllm", "pyramiddrop", "sparsevlm", "spatten", "todre_stage2",
+        "token_skip", "transprune", "utrc",
+    ]  # fmt: skip
     assert shipped("selector") == [
-        "divprune", "hiprune", "kcenter", "none", "pool", "random", "recoverable", "stride", "tokencorr", "visionzip",
+        "divprune", "hiprune", "kcenter", "none", "pool", "random", "recoverable", "stride", "todre", "tokencorr",
+        "visionzip",
     ]  # fmt: skip
     assert shipped("reducer") == ["diffrate", "flowcut", "token_transforming", "tome", "zero_tprune"]
     assert sorted(METHODS) == [name for name in vtc.list_methods() if name in METHODS]

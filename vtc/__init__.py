@@ -4,8 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vtc.calibrating import calibrate
     from vtc.method import Decision, Prune, Reducer, Rows, Selector, Watch
     from vtc.patching import patch, patched, trace, unpatch
+    from vtc.planning import Plan, plan
     from vtc.presets import preset
     from vtc.prunes.atp import ATP
     from vtc.prunes.atp_tf import ATPTrainingFree
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from vtc.selectors.recoverable import Recoverable
     from vtc.selectors.tokencorr import TokenCorr
     from vtc.selectors.visionzip import VisionZip
+    from vtc.solving import solve
     from vtc.tracing import Trace
     from vtc.visual import Needs, VisualTokens
 
@@ -41,8 +44,10 @@ __version__ = "0.1.0"
 
 #: Public name -> module. Imported on first use, so that `vtc --help` and `import vtc` wait for nothing.
 _HOMES = {
+    "vtc.calibrating": ("calibrate",),
     "vtc.method": ("Decision", "Prune", "Reducer", "Rows", "Selector", "Watch"),
     "vtc.patching": ("patch", "patched", "trace", "unpatch"),
+    "vtc.planning": ("Plan", "plan"),
     "vtc.presets": ("preset",),
     "vtc.prunes.atp": ("ATP",),
     "vtc.prunes.atp_tf": ("ATPTrainingFree",),
@@ -71,6 +76,7 @@ _HOMES = {
     "vtc.selectors.recoverable": ("Recoverable",),
     "vtc.selectors.tokencorr": ("TokenCorr",),
     "vtc.selectors.visionzip": ("VisionZip",),
+    "vtc.solving": ("solve",),
     "vtc.tracing": ("Trace",),
     "vtc.visual": ("Needs", "VisualTokens"),
 }
@@ -92,6 +98,7 @@ __all__ = [
     "Mixing",
     "Needs",
     "NoCompression",
+    "Plan",
     "Pool",
     "Prune",
     "PyramidDrop",
@@ -116,11 +123,14 @@ __all__ = [
     "VisualTokens",
     "Watch",
     "ZeroTPrune",
+    "calibrate",
     "list_methods",
     "patch",
     "patched",
+    "plan",
     "preset",
     "register",
+    "solve",
     "trace",
     "unpatch",
 ]

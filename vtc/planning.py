@@ -129,7 +129,7 @@ class Planner:
         methods = specs.parse(spec)
         text = specs.to_string(methods)
         seam = Seam(self.adapter, methods, text)  # never put in: it checks, and splits methods by kind
-        _check_told(seam, text)
+        _check_told(seam)
         self._cost = self._cost or seam.cost([])
         return Plan(
             spec=text,
@@ -197,7 +197,7 @@ def plan(
     return Planner(model, text_tokens, visual_tokens, images, crops).plan(spec)
 
 
-def _check_told(seam: Seam, text: str) -> None:
+def _check_told(seam: Seam) -> None:
     """Refuse methods that decide by the picture how many tokens stay.
 
     Raises:
@@ -207,7 +207,6 @@ def _check_told(seam: Seam, text: str) -> None:
     for method in [*outer, *seam.prunes]:
         if method.adaptive or getattr(method, "compat", False):
             raise Untold(
-                f"{text}: how many tokens {method.name} leaves depends on the picture, so shapes don't tell; use "
-                "vtc.calibrate(model, spec, field, batches), which runs the model, or give it a fixed keep where it "
-                "takes one"
+                f"{method.name}: how many tokens it leaves depends on the picture, so shapes don't tell; use "
+                "vtc.calibrate(model, spec, field, batches), which runs the model, or a field that fixes them"
             )

@@ -209,7 +209,7 @@ def written(spec: specs.Spec) -> list[str]:
     """
     methods = specs.parse(spec)
     if isinstance(spec, str):
-        return [part.strip() for part in specs._PLUS.split(spec)]
+        return specs.split(spec)
     if isinstance(spec, Method):
         return [specs.to_string(methods)]
     assert isinstance(spec, Iterable)

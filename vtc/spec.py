@@ -41,7 +41,7 @@ def parse(spec: Spec, **fields: Any) -> list[Method]:
             raise TypeError(f"{name} is no method yet; put @vtc.register('name') and @dataclass above its class")
         methods: list[Method] = [spec]
     elif isinstance(spec, str):
-        methods = [_parse_one(part, fields) for part in _PLUS.split(spec)]
+        methods = [_parse_one(part, fields) for part in split(spec)]
     elif isinstance(spec, Iterable):
         methods = [method for part in spec for method in parse(part)]
     else:
@@ -55,6 +55,11 @@ def parse(spec: Spec, **fields: Any) -> list[Method]:
             f"{', '.join(fields)}=… beside {spec!r} is ambiguous; put each field into its own method's spec"
         )
     return methods
+
+
+def split(spec: str) -> list[str]:
+    """The methods of a spec string, one string each."""
+    return [part.strip() for part in _PLUS.split(spec)]
 
 
 def to_string(methods: Iterable[Method]) -> str:

@@ -65,7 +65,7 @@ def tokens_per_image(adapter: Any) -> int | None:
     if (fixed := getattr(config, "image_seq_length", None)) is not None:
         return fixed
     patches = _patches(adapter) if adapter.follows_patches else None
-    return None if patches is None else patches // adapter._cell(patches)
+    return None if patches is None else patches // adapter.cell(patches)
 
 
 def encode(adapter: Any, tokens: int, images: int, crops: int | None) -> Encoding:
@@ -88,7 +88,7 @@ def encode(adapter: Any, tokens: int, images: int, crops: int | None) -> Encodin
     patches, config = _patches(adapter), adapter.parts.composite.config
     if patches is None:
         raise Untold(f"{family}: its config does not tell how many patches its vision tower sees; {_WAY_OUT}")
-    cell = adapter._cell(patches)
+    cell = adapter.cell(patches)
     per_crop = patches // cell
     if crops is None:
         if _tiled(config) or tokens % per_crop:
