@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _DECODERS = ("language_model", "text_model")
 _TOWERS = ("vision_tower", "visual", "vision_model", "vision_embed_tokens", "vision_encoder", "encoder")
 _ATTENTIONS = ("self_attn", "attn", "attention", "self_attention")
+_RECURRENT = ("linear_attn", "conv", "mamba")
 _MLPS = ("mlp", "feed_forward", "block_sparse_moe", "moe", "ffn")
 _SECOND_NORMS = ("layer_norm2", "norm2", "layernorm_after", "ffn_norm", "post_attention_layernorm")
 _PROJECTORS = ("multi_modal_projector", "aligner", "connector", "mm_projector")
@@ -122,12 +123,12 @@ class Adapter:
         return self._required(layer, _MLPS, "no MLP was found")
 
     def parts_of_layer(self, layer: nn.Module) -> dict[str, nn.Module]:
-        """What a decoder layer adds to the residual stream: "attention" and "mlp".
+        """What a decoder layer adds to the residual stream: "attention", or what stands in its place, and "mlp".
 
         Raises:
             ValueError: one of them was not found.
         """
-        return {"attention": self.attention(layer), "mlp": self.mlp(layer)}
+        return {"attention": child(layer, _RECURRENT) or self.attention(layer), "mlp": self.mlp(layer)}
 
     def second_norm(self, block: nn.Module) -> nn.Module:
         """The norm between attention and MLP of a tower block.
@@ -142,6 +143,12 @@ class Adapter:
         if part is None:
             raise ValueError(f"{self.family}: {missing} in {type(layer).__name__}")
         return part
+
+    @property
+    def recurrent(self) -> frozenset[int]:
+        """Decoder layers that keep no keys: those without attention, where others have it."""
+        without = [index for index, layer in enumerate(self.parts.layers) if self.find_attention(layer) is None]
+        return frozenset(without if len(without) < len(self.parts.layers) else ())
 
     @property
     def projector(self) -> nn.Module | None:
@@ -175,6 +182,15 @@ class Adapter:
     def decoder_arguments(self, recorded: Recorded, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The decoder's keyword arguments, in the form that has `inputs_embeds`; what they tell goes to `recorded`."""
         return kwargs
+
+    def fresh(self, kwargs: dict[str, Any]) -> bool:
+        """Whether a call of the decoder with these arguments has nothing before it."""
+        cache = kwargs.get("past_key_values")
+        return cache is None or cache.get_seq_length() == 0
+
+    def layer_of_state(self, index: int) -> int:
+        """The decoder layer whose output, or for the first one input, is `hidden_states[index]` of the decoder."""
+        return max(index - 1, 0)
 
     def layout(self, recorded: Recorded, shape: tuple[int, int]) -> Layout:
         """Images of a call, row by row, with their grids."""

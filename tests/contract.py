@@ -12,8 +12,7 @@ import vtc
 EVERY = {**FAMILIES, **MORE}
 ATTENTIONS = ("sdpa", "eager", flash_stand_in.NAME)
 
-#: Every method but that for decoders without attention, which test_ssm.py has.
-METHODS = [method for method in vtc.list_methods() if method != "utrc"]
+METHODS = vtc.list_methods()
 
 #: Where a method's name and keep are not enough: more fields that every family takes.
 FIELDS = {"fastv": ",layer=2", "transprune": ",layers=(1,2,3)", "todre": ",threshold=2.0"}

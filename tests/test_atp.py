@@ -1,6 +1,7 @@
 """What holds for atp and atp_tf: scores, the grid, thresholds, counts, and what a model makes of them."""
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -89,9 +90,7 @@ def test_points_are_places_of_the_picture_whatever_is_left() -> None:
     assert origin[0, points[0]].tolist() == [2, 4, 12, 14]  # cells (0, 0), (0, 2), (2, 0), (2, 2); rows are 5 long
     assert origin[1, points[1]].tolist() == [1, 3]
     left = origin[:1, [0, 3, 4, 12, 13, 23]]
-    assert grid_points(images, left.expand(2, -1), [2, 0]).tolist() == [[False, False, True, True, False, False]] + [
-        [False] * 6
-    ]
+    assert grid_points(images, left.expand(2, -1), [2, 0]).nonzero().tolist() == [[0, 2], [0, 3]]
     assert [stride_for(576, 144), stride_for(4, 1), stride_for(5, 9), stride_for(12, 0)] == [2, 2, 1, 3]
 
 
@@ -129,7 +128,7 @@ def test_more_mass_keeps_more_and_the_fewest_that_do(values: list[float], seed: 
     scores = torch.tensor([values]) * torch.rand(1, len(values))
     visual = torch.rand(1, len(values)) > 0.3
     counts = [int(enough(scores, visual, mass / 10, 0.0, 1.0)) for mass in range(11)]
-    assert counts == sorted(counts) and 0 <= counts[0] and counts[-1] <= int(visual.sum())
+    assert counts == sorted(counts) and counts[0] >= 0 and counts[-1] <= int(visual.sum())
     ordered = scores[0, visual[0]].sort(descending=True).values
     for mass, count in enumerate(counts):
         if count:
@@ -185,8 +184,8 @@ def dense(family: str, name: str = "ragged") -> Tensor:
 
 
 METHODS = [
-    ATP(keep=0.5, layers=LAYERS),
-    ATP(keep=3, layers=LAYERS),
+    ATP(keep=0.1, layers=LAYERS),
+    ATP(keep=2, layers=LAYERS),
     ATPTrainingFree(keep=0.3, layers=LAYERS),
     ATPTrainingFree(keep=None, mass=0.5, layers=LAYERS),
 ]
@@ -194,13 +193,13 @@ METHODS = [
 
 @pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl"])
 @pytest.mark.parametrize("method", METHODS, ids=str)
-@pytest.mark.parametrize("name", ["ragged", "several_images"])
+@pytest.mark.parametrize("name", ["ragged", "several_images", "text_row"])
 def test_survivors_are_nested_and_rows_are_as_alone(family: str, method: Any, name: str) -> None:
     logits, trace = run(method, family, name)
     for image in trace.images:
         kept = [set(image.kept(layer).tolist()) for layer in (0, *LAYERS)]
         assert kept[0] == set(range(len(image.source)))
-        assert all(after <= before for before, after in zip(kept, kept[1:]))
+        assert all(after <= before for before, after in pairwise(kept))
     assert (trace.tokens_per_layer[-1] < trace.tokens_per_layer[0]).any()
     model = model_of(family)
     for row, alone in enumerate(each_alone(EVERY[family], model, scenario(EVERY[family], name))):
@@ -228,7 +227,7 @@ def test_counts_of_the_fixed_budget() -> None:
 
 
 def test_thresholds_decide_in_the_model(tmp_path: Any) -> None:
-    """theta_r = 1 leaves the grid while theta_s lets it, and nothing else; theta_r = 0 all but the lowest, one by one."""
+    """theta_r = 1 leaves the grid while theta_s lets it, and nothing else; theta_r = 0 all but the lowest."""
     _, trace = run(ATP(weights=weights_file(tmp_path, 30.0, -3.0), layers=LAYERS))
     for image in trace.images:
         assert image.kept(1).tolist() == image.kept().tolist() == [0, 2, 8, 10]
@@ -278,7 +277,15 @@ def test_bad_fields_are_named(make: Any, text: str) -> None:
         make()
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"modules": [{"redundancy": [1, 2, 3, 4]}]}', '{"modules": [{"redundancy": [1], "spatial": [2]}]}'])  # fmt: skip
+BAD_FILES = {
+    "empty": "",
+    "a list": "[]",
+    "one head": '{"modules": [{"redundancy": [1, 2, 3, 4]}]}',
+    "one number": '{"modules": [{"redundancy": [1], "spatial": [2]}]}',
+}
+
+
+@pytest.mark.parametrize("text", BAD_FILES.values(), ids=BAD_FILES)
 def test_a_file_that_holds_no_thresholds_is_refused(text: str, tmp_path: Any) -> None:
     file = tmp_path / "weights.json"
     file.write_text(text)

@@ -8,7 +8,8 @@ operations: two for each weight and token, and two matrix products of the attent
 without a causal short cut computes them; torch's FlopCounterMode counts the same). For a Llama layer of width d with
 an MLP of width m the weights are 2 d·heads·head_dim + 2 d·kv_heads·head_dim + 3 d·m: three MLP matrices, grouped
 heads. A tower block costs the same with its own weights and the pairs within each of its sequences. The projector
-and the vocabulary head are left out: they do not depend on the method.
+and the vocabulary head are left out: they do not depend on the method. Of recurrent layers the scan and the convolution
+(a constant for each token) are left out, of experts the weights that are no linear maps.
 """
 
 from collections.abc import Callable, Sequence

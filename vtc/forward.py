@@ -47,7 +47,7 @@ class ForwardPass:
         mask = kwargs.get("attention_mask")
         mask2d = mask if isinstance(mask, Tensor) and mask.dim() == 2 else self.recorded.mask
         conversation = conversation_of(cache)
-        self.fresh = cache is None or cache.get_seq_length() == 0
+        self.fresh = self.seam.adapter.fresh(kwargs)
         self.layout = self.seam.adapter.layout(self.recorded, (batch, length))
         removes = self.seam.removes(self.layout)
         if removes or conversation is not None:
@@ -115,7 +115,8 @@ class ForwardPass:
         if not cut.identity:
             kwargs["inputs_embeds"] = cut.take(merge(embeds, self._selections))
             self._cut_extras(kwargs, cut, visual)
-        kwargs["position_ids"] = positions
+        if len(self.seam.recurrent) < len(self.seam.parts.layers):
+            kwargs["position_ids"] = positions
         if not conversation.outside:
             kwargs["attention_mask"] = self._mask(mask2d, cut, packed, conversation, kwargs.get("past_key_values"))
         if self.seam.prunes and removes:
@@ -215,8 +216,8 @@ class ForwardPass:
         """Hidden states, one in front of each layer and the last, at the length that the user gave."""
         assert self.inside is not None
         restored, before = [], states[0]
-        for layer, state in enumerate(states):
-            segment = self.inside.segment_of(max(layer - 1, 0))
+        for index, state in enumerate(states):
+            segment = self.inside.segment_of(self.seam.adapter.layer_of_state(index))
             if segment.within is not None and state.shape[1] == len(segment.within):  # recorded before tokens came back
                 state = segment.within.put(before, state)
             before = state

@@ -168,7 +168,8 @@ class Inside:
 
     def _arguments(self, layer: int, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """Every argument but hidden state and cache, from segment 0 to the current one."""
-        held = keys_in_layer(self.cache, layer)
+        recurrent = self.cache is None and layer in self.seam.recurrent
+        held = None if recurrent else keys_in_layer(self.cache, layer)
         untouched = ("hidden_states", "past_key_values")
         new = {k: v if k in untouched else self._argument(k, v, held) for k, v in kwargs.items()}
         if layer in self.seam.open_layers and self.has_images and "attention_mask" in new:

@@ -44,6 +44,7 @@ class Seam:
         self.reducer, self.selector, self.prunes = split_kinds(methods)
         self.decoder_config = getattr(self.parts.decoder, "config", None)
         depth = len(self.parts.layers)
+        self.recurrent = adapter.recurrent
         self.schedules = {id(prune): prune.schedule(depth) for prune in self.prunes}
         self.watches = {id(prune): prune.watch(depth) for prune in self.prunes}
         self.open_layers = {layer for watch in self.watches.values() for layer in watch.open}

@@ -87,8 +87,9 @@ class ATP(Prune):
     rescaling, and the share that shall be left as a third input of the map, so that one set of weights serves every
     budget. https://arxiv.org/abs/2412.00447
 
-    The weights that come with the package were trained on its embedded model. They run on any model of any depth, but
-    how much they keep there, and how well, is not known: train others by `vtc train-atp`, and read what was kept from
+    The weights that come with the package were trained on its embedded model, by `vtc train-atp` with its defaults: 120
+    steps of 8 questions, seed 0 (their file says more). They run on any model of any depth, but how much they keep
+    there, and how well, is not known: train others by `vtc train-atp`, and read what was kept from
     `vtc.trace(model).equivalent_tokens`.
 
     Budget: `keep` is what the mean over the three modules of the visual tokens left behind them aims at, on average

@@ -1,0 +1,115 @@
+"""Decoders whose layers hold one mixer each: Mamba, Mamba-2, and hybrids of Mamba-2, attention and MLP layers.
+
+Vision-language models put together from a Mamba decoder, and nemotron_h_omni of transformers.
+"""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+
+from vtc.adapters.finding import child
+from vtc.adapters.generic import Adapter
+from vtc.layout import Grid, Layout
+from vtc.recorded import Features, Recorded
+
+if TYPE_CHECKING:
+    from vtc.seam import Seam
+
+_MIXER = ("mixer",)
+
+
+class StateSpaceAdapter(Adapter):
+    """Layers that are norm, mixer and residual: the mixer is a scan, an attention or an MLP."""
+
+    families: ClassVar[tuple[str, ...]] = ("nemotron_h_omni",)
+
+    @classmethod
+    def claims(cls, model: nn.Module) -> bool:
+        """By its layers: Mamba has no vision-language model of its own, so such models have any name."""
+        parts = list(model.modules())
+        lists = (list(part) for part in parts if isinstance(part, nn.ModuleList) and len(part))
+        mixers = ([child(layer, _MIXER) for layer in layers] for layers in lists)
+        found = any(None not in mixed and any(map(_is_scan, mixed)) for mixed in mixers)
+        return found and any(hasattr(part, "get_placeholder_mask") for part in parts)
+
+    def __init__(self, model: nn.Module):
+        super().__init__(model)
+        self.parts = replace(self.parts, mapped=False)  # RADIO packs its tokens in a way that no rule here follows
+
+    # ---------------------------------------------------------------- parts
+
+    def find_attention(self, layer: nn.Module) -> nn.Module | None:
+        """The mixer, where it is an attention; None for scans and MLPs."""
+        mixer = child(layer, _MIXER)
+        if mixer is None:
+            return super().find_attention(layer)
+        return mixer if hasattr(mixer, "q_proj") else None
+
+    def parts_of_layer(self, layer: nn.Module) -> dict[str, nn.Module]:
+        """The mixer: as "mlp" where it mixes no tokens, else as "attention"."""
+        mixer = child(layer, _MIXER)
+        if mixer is None:
+            return super().parts_of_layer(layer)
+        return {"attention" if _is_scan(mixer) or hasattr(mixer, "q_proj") else "mlp": mixer}
+
+    @property
+    def recurrent(self) -> frozenset[int]:
+        """Layers that keep no keys: scans and MLPs."""
+        return frozenset(i for i, layer in enumerate(self.parts.layers) if self.find_attention(layer) is None)
+
+    # ---------------------------------------------------------------- what a call tells
+
+    def fresh(self, kwargs: dict[str, Any]) -> bool:
+        """Whether a call has nothing before it. Mamba calls its cache `cache_params`, which does not count tokens."""
+        cache = kwargs.get("cache_params")
+        return super().fresh(kwargs) if cache is None else not cache.has_previous_state()
+
+    def layer_of_state(self, index: int) -> int:
+        """The layer that `hidden_states[index]` comes from: Mamba leaves out the embeddings."""
+        if len(self.recurrent) < len(self.parts.layers):
+            return super().layer_of_state(index)
+        return min(index, len(self.parts.layers) - 1)
+
+    def record(self, seam: "Seam") -> None:
+        """See placeholders, features and packing; placeholders told apart by `token_id` where that is an argument."""
+        super().record(seam)
+        wanted = getattr(self.parts.composite.config, "image_token_id", None)
+
+        def correct(output: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+            token = kwargs.get("token_id", args[3] if len(args) > 3 else None)
+            if token is None:
+                return
+            _, mask = seam.recorded.placeholders.pop()
+            if token == wanted:  # else it is sound, which is left alone like text
+                kind = "video" if seam.recorded.features_of("video").sizes else "image"
+                seam.recorded.placeholders.append((kind, mask))
+
+        seam.wrap(self.parts.composite, "get_placeholder_mask", correct)
+
+    def layout(self, recorded: Recorded, shape: tuple[int, int]) -> Layout:
+        """Images of a call.
+
+        Raises:
+            ValueError: the model itself removed frames' tokens behind its placeholder mask.
+        """
+        rate = getattr(self.parts.composite.config, "video_pruning_rate", 0.0)
+        if any(tuple(mask.shape) != shape for _, mask in recorded.placeholders):
+            raise ValueError(
+                f"{self.family}: video_pruning_rate={rate!r} removes visual tokens inside the model, so where the "
+                "others are is not known; set it to 0.0 in the model's config"
+            )
+        return super().layout(recorded, shape)
+
+    def grids(self, features: Features, index: int, tokens: int) -> tuple[Grid, ...]:
+        """The grid behind image `index`, from `image_grid_hw`, which counts patches: four of them make a token."""
+        grid: Tensor | None = features.arguments.get("image_grid_hw")
+        if grid is None or index >= len(grid):
+            return super().grids(features, index, tokens)
+        height, width = (side // 2 for side in grid[index].tolist())
+        return (Grid(0, 1, height, width),)
+
+
+def _is_scan(mixer: nn.Module | None) -> bool:
+    """Whether a mixer is that of Mamba or Mamba-2."""
+    return hasattr(mixer, "conv1d")
