@@ -138,9 +138,10 @@ def check_sparsevlm(case: Case) -> None:
         tokens = len(case[f"stage{stage}_kept_rel"]) + int(case[f"stage{stage}_cluster_num"])
         assert method.count_at(stage, int(case["n_image"])) == tokens
     last = method.seen[-1]
-    slots = last.rows.origin[0, last.decision.alive[0] | ~last.rows.visual[0]]  # where the last tokens stand
-    assert len(run.survivors(-1)) == len(slots)
-    assert_close(run.hidden[slots], case["final_hidden"], **HIDDEN)
+    stand = last.decision.source[0, last.decision.alive[0] | ~last.rows.visual[0]]
+    order = last.rows.origin[0, stand]  # the last tokens, in the order in which they stand
+    assert run.survivors(-1) == order.sort().values.tolist()
+    assert_close(run.hidden[order], case["final_hidden"], **HIDDEN)
     if "decode_hidden" in case:
         assert_close(run.decoded, case["decode_hidden"], **HIDDEN)
 

@@ -54,3 +54,8 @@ def test_torch_compile_gives_the_same_logits():
         torch.testing.assert_close(compiled(**inputs).logits, expected, atol=1e-4, rtol=1e-4)
         assert vtc.trace(model).tokens_per_layer[-1].tolist() == [4, 4, 4]
     torch._dynamo.reset()
+
+
+def test_the_lines_about_a_budget_run_as_they_stand():
+    code = re.search(r"### A budget for the whole\n.*?```python\n(.*?)```", README, re.S).group(1)
+    exec(compile(code, "README.md", "exec"), {"vtc": vtc, "model": embedded.load()[0]})

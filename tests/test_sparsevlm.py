@@ -1,6 +1,7 @@
 """SparseVLM: its mathematics against a loop over tokens, its counts, and what it does in models."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,7 @@ import vtc
 from vtc.method import Decision, Rows
 from vtc.prunes.clusters import density_peaks
 from vtc.prunes.raters import choose_raters, corrected_attention, gravity, relevance, strongest_heads
-from vtc.prunes.recycling import clusters, most_kept, recycled
+from vtc.prunes.recycling import Recycling, clusters, laid_out, most_kept, recycled
 from vtc.prunes.sparsevlm import SparseVLM
 from vtc.scores import Attention
 
@@ -363,6 +364,33 @@ def test_a_model_sees_what_was_counted(family: str, method: SparseVLM, left: lis
     (image,) = trace.images
     assert len(image.kept()) == left[-1]
     assert (image.merged_into() is not None) == method.merges
+
+
+def test_the_trace_follows_tokens_that_move(monkeypatch: Any) -> None:
+    """Beside each token a number is laid out: its place, a merged one's that of its centre."""
+    numbers: list[Tensor] = []
+
+    def numbered(hidden: Tensor, visual: Tensor, kept: Tensor, again: Recycling, packed: bool) -> Decision:
+        number = numbers[-1] if numbers else torch.arange(hidden.shape[1]).float()[None, :, None]
+        merged = torch.nn.functional.pad(number, (0, 0, 0, 1)).gather(1, again.centres[:, :, None])
+        moved = laid_out(number, visual, kept, replace(again, merged=merged), packed)
+        numbers.append(moved.hidden[:, (moved.alive | ~visual)[0]])
+        return laid_out(hidden, visual, kept, again, packed)
+
+    monkeypatch.setattr("vtc.prunes.sparsevlm.laid_out", numbered)
+    family, model = EVERY["llava_next"], model_of("llava_next")
+    inputs = family.inputs(model, scenario(family, "several_images")[:1])
+    with torch.no_grad(), vtc.patched(model, SparseVLM(keep=0.4)):
+        model(**inputs)
+        trace = vtc.trace(model)
+    assert len(numbers) == 3
+    for layer, number in zip((1, 2, 3), numbers):
+        standing = set(number.flatten().int().tolist())
+        for image in trace.images:
+            places = image.source.positions
+            assert set(places[image.kept(layer)].tolist()) == standing & set(places.tolist())
+            into = image.merged_into(layer)
+            assert into is not None and torch.isin(into[into >= 0], image.kept(layer)).all()
 
 
 @pytest.mark.parametrize(

@@ -256,7 +256,10 @@ class Inside:
                 valid, visual = before.cut.valid.to(hidden.device), before.visual.to(hidden.device)
                 cut = Cut.keep(valid & (~visual | alive), [t + k for t, k in zip(self.text_counts, counts)])
         returns = prune is not None and prune.returns and not cut.identity
-        self._start_segment(layer, cut, counts, prune is not None and prune.positions == "packed", returns)
+        slots = cut
+        if decision is not None and decision.source is not None and not cut.identity:
+            cut = slots.ordered(decision.source)
+        self._start_segment(layer, cut, slots, counts, prune is not None and prune.positions == "packed", returns)
         if prune is not None and prune.revives and self.has_images:
             self._keep_dropped(before, hidden, counts)
         if cut.identity or decision is None:
@@ -272,7 +275,7 @@ class Inside:
             for key, value in memory.items():
                 if value.shape[:2] == before.cut.index.shape:
                     memory[key] = cut.take(value)
-        return cut.take(hidden)
+        return slots.take(hidden)
 
     def _keep_dropped(self, before: Segment, hidden: Tensor, counts: list[int]) -> None:
         """Keep the hidden states of what the cut in front of the current segment dropped."""
@@ -322,7 +325,10 @@ class Inside:
             return seen
         return replace(seen, key=torch.cat([self.cache.layers[layer].keys, seen.key], dim=2))
 
-    def _start_segment(self, layer: int, cut: Cut, counts: list[int], packed: bool, returns: bool) -> None:
+    def _start_segment(
+        self, layer: int, cut: Cut, slots: Cut, counts: list[int], packed: bool, returns: bool
+    ) -> None:
+        """Add the segment of `layer`: `cut` names its tokens, `slots` (ascending) the places where they stand."""
         before, index = self.base, len(self.segments)
         parent = next(i for i, segment in enumerate(self.segments) if segment is before)
         gain = self.conversation.shift[index] - self.conversation.shift[parent]
@@ -335,7 +341,7 @@ class Inside:
                 first_layer=layer,
                 cut=before.cut.then(cut),
                 in_entry=before.in_entry.then(cut),
-                in_slots=before.in_slots.then(cut),
+                in_slots=before.in_slots.then(slots),
                 positions=positions,
                 shift=before.shift + lag,
                 visual=visual,

@@ -131,11 +131,14 @@ class Decision:
         hidden: Tensor [B, n, D]: the layer's input after merging, read at the tokens that go on; None: as it was.
         into: LongTensor [B, n]: for each visual token that was merged, the place of the survivor that it went into;
             -1 elsewhere. None: nothing was merged.
+        source: LongTensor [B, n]: for each place that goes on, the place of the token that stands there from now on (of
+            a merged one its centre's); only where tokens are numbered anew. None: all stay where they are.
     """
 
     alive: Tensor
     hidden: Tensor | None = None
     into: Tensor | None = None
+    source: Tensor | None = None
 
 
 @dataclass(frozen=True)

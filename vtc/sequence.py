@@ -13,7 +13,7 @@ class Cut:
     """Which tokens of a sequence of `length` survive, right-aligned, with padding on the left.
 
     Attributes:
-        index: LongTensor [B, n]: place in the old sequence; 0 at padding.
+        index: LongTensor [B, n]: place in the old sequence, ascending unless `ordered` made it; 0 at padding.
         valid: BoolTensor [B, n]: False at padding.
         length: tokens per row of the old sequence.
         padded: whether any row has padding (known without asking the device).
@@ -43,6 +43,11 @@ class Cut:
 
     def __len__(self) -> int:
         return self.index.shape[1]
+
+    def ordered(self, source: Tensor) -> "Cut":
+        """The same number of tokens where others stand: at place i that of place `source[:, i]` [B, length]."""
+        index = source.to(self.index.device).gather(1, self.index)
+        return Cut(index.masked_fill(~self.valid, 0), self.valid, self.length, self.padded)
 
     def to(self, device: torch.device) -> "Cut":
         """The same cut on another device."""
@@ -81,13 +86,15 @@ class Cut:
         """
         cut = self.to(value.device)
         batch, count = cut.index.shape
-        alive = torch.zeros(batch, cut.length + 1, dtype=torch.bool, device=value.device)
-        alive = alive.scatter(1, torch.where(cut.valid, cut.index, cut.length), True)[:, : cut.length]
-        padding = count - cut.valid.sum(dim=1, keepdim=True)  # survivors are right-aligned
-        slot = alive.long().cumsum(dim=1) - 1 + padding
+        row = torch.arange(count, device=value.device).expand(batch, -1)
+        slot = torch.full((batch, cut.length + 1), count, device=value.device)
+        slot = slot.scatter(1, torch.where(cut.valid, cut.index, cut.length), row)[:, : cut.length]
+        alive = slot < count
         before_next = torch.ones_like(alive)
         before_next[:, :-1] = alive[:, 1:]
-        slot = torch.where(alive | (before_next & (slot >= padding)), slot, count)
+        place = torch.arange(cut.length, device=value.device)
+        last = torch.where(alive, place, -1).cummax(dim=1).values
+        slot = torch.where((alive | before_next) & (last >= 0), slot.gather(1, last.clamp_min(0)), count)
         padded = torch.cat([value, value.new_zeros(batch, 1, *value.shape[2:])], dim=1)
         flat = padded.flatten(0, 1).index_select(0, (slot + cut._offsets(count + 1)).flatten())
         return flat.view(batch, cut.length, *value.shape[2:])

@@ -116,7 +116,8 @@ class ATP(Prune):
             raise TypeError(f"weights={self.weights!r} is a {type(self.weights).__name__}; give a file's path, or None")
         self.weights = None if self.weights is None else str(self.weights)
         self.layers = check_layers(self.layers, LAYERS)
-        modules = len(self._modules())
+        self._modules = _modules(self.weights)
+        modules = len(self._modules)
         if self.layers is not None and len(self.layers) != modules:
             raise ValueError(
                 f"layers={self.layers!r} does not fit the weights, which are of {modules} modules; give {modules} "
@@ -148,19 +149,25 @@ class ATP(Prune):
             wanted = torch.full_like(reached, float(self.keep), dtype=torch.float32)
             memory["share"] = wanted / reached if isinstance(self.keep, Integral) else wanted
         redundant, self_mean, cross_mean = redundancy(memory["self"], memory["cross"], rows.visual)
-        weights = self._modules()[rows.stage].to(redundant.device)
+        weights = self._modules[rows.stage].to(redundant.device)
         theta = thresholds(weights, self_mean, cross_mean, memory["share"])
         points = grid_points(rows.images, rows.origin, [STRIDE] * len(theta))
         return Decision(rows.visual & (above(redundant, points, theta) | (memory["share"] >= 1)[:, None]))
 
-    def _modules(self) -> Tensor:
-        file = _BUNDLED if self.weights is None else Path(self.weights)
-        try:
-            return _read(file, file.stat().st_mtime_ns)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"weights={self.weights!r} can't be read ({error}); give a file that `vtc train-atp` wrote, or None"
-            ) from None
+
+def _modules(weights: str | None) -> Tensor:
+    """Tensor [modules, 2, 4] of the weights file; None: that of the package.
+
+    Raises:
+        ValueError: it can't be read.
+    """
+    file = _BUNDLED if weights is None else Path(weights)
+    try:
+        return _read(file, file.stat().st_mtime_ns)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"weights={weights!r} can't be read ({error}); give a file that `vtc train-atp` wrote, or None"
+        ) from None
 
 
 @lru_cache(maxsize=16)

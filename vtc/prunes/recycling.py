@@ -125,4 +125,5 @@ def laid_out(hidden: Tensor, visual: Tensor, kept: Tensor, again: Recycling, pac
     moved = candidates.flatten(0, 1).index_select(0, (source + offset).flatten()).view_as(hidden)
     goes = torch.nn.functional.pad(again.centres, (0, 1), value=-1).gather(1, again.member_of)
     into = torch.full((batch, length + 1), -1, device=hidden.device).scatter(1, again.places, goes)[:, :length]
-    return Decision(alive, moved, into)
+    stood = torch.cat([place, again.centres.clamp_max(length - 1)], dim=1).gather(1, source)
+    return Decision(alive, moved, into, stood if packed else None)
