@@ -41,6 +41,8 @@ def spec_of(method: str, family: str, keep: float = 0.5) -> str:
         return method
     if method == "todre_stage2":  # all or nothing
         return f"{method}:threshold={0 if keep == 1.0 else 2.0}"
+    if method == "atp" and keep < 1:  # thresholds of another model: at 0.5 they may let everything through
+        keep /= 25
     spec = f"{method}:keep={keep}{FIELDS.get(method, '')}"
     if method in ("kcenter", "todre") and not has_cls(family):
         spec += ",pivot=mean"
@@ -50,8 +52,10 @@ def spec_of(method: str, family: str, keep: float = 0.5) -> str:
 
 
 def slides(family: str) -> bool:
-    """Whether a layer of the family's decoder has a sliding window."""
-    return any(getattr(module, "sliding_window", None) for module in model_of(family).modules())
+    """Whether a layer of the family's decoder keeps only the newest tokens."""
+    decoder = model_of(family).config.get_text_config()
+    kinds = getattr(decoder, "layer_types", None) or ()
+    return any("sliding" in kind or "chunked" in kind for kind in kinds) or bool(getattr(decoder, "sliding_window", 0))
 
 
 def has_cls(family: str) -> bool:

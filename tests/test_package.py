@@ -12,6 +12,7 @@ from contract import EVERY, FAMILIES, model_of
 from families import scenario
 
 import vtc
+from vtc.eval import embedded
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 

@@ -67,6 +67,7 @@ class Inside:
         self.recall: Recall | None = None
         if conversation.revival is not None and seam.reviver is not None and not self.has_images:
             self.recall = Recall(self, seam.reviver, conversation.revival)
+        self._family = seam.parts.family
         self._reached: dict[int, list[int]] = {}
         self._resting: tuple[Cut, Tensor] | None = None
         self._layer, self._hidden, self._tables = 0, first.visual, None
@@ -213,12 +214,13 @@ class Inside:
 
     def _tensor(self, name: str, tensor: Tensor) -> Tensor:
         if isinstance(tensor, Following):
-            return tensor.now
+            within = self.now.within
+            return tensor.now if within is None else cut_argument(name, tensor.now, within, None, 0, self._family)
         key = (id(tensor), None)
         if key not in self.now.done and not self._rotary_again(tensor):
             new = tensor
             if not self.now.in_entry.identity:
-                new = cut_argument(name, tensor, self.now.in_entry, None, 0, self.seam.parts.family)
+                new = cut_argument(name, tensor, self.now.in_entry, None, 0, self._family)
             self.now.done[key] = tensor, new
         return self.now.done[key][1]
 
@@ -325,9 +327,7 @@ class Inside:
             return seen
         return replace(seen, key=torch.cat([self.cache.layers[layer].keys, seen.key], dim=2))
 
-    def _start_segment(
-        self, layer: int, cut: Cut, slots: Cut, counts: list[int], packed: bool, returns: bool
-    ) -> None:
+    def _start_segment(self, layer: int, cut: Cut, slots: Cut, counts: list[int], packed: bool, returns: bool) -> None:
         """Add the segment of `layer`: `cut` names its tokens, `slots` (ascending) the places where they stand."""
         before, index = self.base, len(self.segments)
         parent = next(i for i, segment in enumerate(self.segments) if segment is before)

@@ -191,10 +191,10 @@ def check_schedules(seam: "Seam") -> dict[int, tuple[Prune, int]]:
 def _check_together(seam: "Seam") -> None:
     """Refuse prunes that would get into each other's way."""
     for prune in seam.prunes:
-        if prune.revives and any(window_of(seam.adapter.find_attention(layer)) for layer in seam.parts.layers):
+        if prune.revives and _slides(seam):
             raise ValueError(
-                f"{prune.name} brings tokens back, which the sliding-window layers of {seam.parts.family} would keep "
-                f"in place of newer ones; give {prune.name} revive=False"
+                f"{prune.name} brings tokens back, which layers of {seam.parts.family} that keep only the newest would "
+                f"keep in their place; give {prune.name} revive=False"
             )
         others = [other for other in seam.prunes if other is not prune]
         if prune.revives and others:
@@ -211,13 +211,14 @@ def _check_together(seam: "Seam") -> None:
                 )
 
 
-def window_of(attention: Any) -> int | None:
-    """The sliding window of an attention module, in tokens; None where it has none."""
-    if attention is None:
-        return None
-    config = getattr(attention, "config", None)
-    everywhere = None if getattr(config, "layer_types", None) else getattr(config, "sliding_window", None)
-    return getattr(attention, "sliding_window", everywhere)
+def _slides(seam: "Seam") -> bool:
+    """Whether a layer of the decoder sees, and keeps, only a window or chunk of the newest tokens."""
+    kinds = getattr(seam.decoder_config, "layer_types", None)
+    if kinds:
+        return any("sliding" in kind or "chunked" in kind for kind in kinds)
+    everywhere = getattr(seam.decoder_config, "sliding_window", None)
+    found = (seam.adapter.find_attention(layer) for layer in seam.parts.layers)
+    return any(getattr(attention, "sliding_window", everywhere) for attention in found if attention is not None)
 
 
 def check_scores(seam: "Seam", scores: dict[tuple[str, int | str], list[Tensor]]) -> None:

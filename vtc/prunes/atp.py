@@ -108,7 +108,6 @@ class ATP(Prune):
     weights: str | None = None
     layers: tuple[int, ...] | None = None
     positions: ClassVar[str] = "original"
-    may_adapt: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_keep(self.keep)
