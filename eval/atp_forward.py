@@ -146,7 +146,7 @@ class SoftATP:
             raise ValueError(
                 f"its {self.depth} decoder layers are too few for {len(LAYERS)} modules; give a deeper one"
             )
-        implementation = adapter.parts.decoder.config._attn_implementation
+        implementation = getattr(adapter.parts.decoder.config, "_attn_implementation", None)
         if implementation not in ("sdpa", "eager"):
             raise ValueError(f"its attention is {implementation}, which takes no soft mask; load it with sdpa")
         self.model = model.requires_grad_(False)

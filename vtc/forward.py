@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from vtc.conversation import Conversation, attach, conversation_of, keys_in_layer
-from vtc.inside import Inside, followed
+from vtc.following import followed
+from vtc.inside import Inside
 from vtc.recorded import Recorded
 from vtc.refusals import check_call, check_reduced, check_scores, check_visible
 from vtc.revival import Revival

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from vtc.conversation import Conversation, keys_in_layer
+from vtc.following import Following
 from vtc.layout import Layout
 from vtc.method import Decision, Memory, Prune, Rows
 from vtc.refusals import check_pruned
 from vtc.revival import Recall, Tokens
 from vtc.scores import Attention
-from vtc.segments import Segment, cut_argument, layer_mask, renumber, visual_index
+from vtc.segments import Segment, cut_argument, layer_mask, opened_mask, renumber, visual_index
 from vtc.sequence import Cut, map_tensors
 from vtc.tap import Heads, probe
 
@@ -71,7 +72,7 @@ class Inside:
         self._reached: dict[int, list[int]] = {}
         self._resting: tuple[Cut, Tensor] | None = None
         self._layer, self._hidden, self._tables = 0, first.visual, None
-        self._seen: dict[int, tuple[Tensor, ...]] = {}
+        self._seen: dict[tuple[int, torch.device], tuple[Tensor, ...]] = {}
 
     @property
     def now(self) -> Segment:
@@ -148,15 +149,16 @@ class Inside:
 
     def _marks(self, segment: Segment, device: torch.device) -> tuple[Tensor, ...]:
         """Which tokens of a segment are visual, valid, instruction, and where they come from: each [B, n]."""
-        if id(segment) not in self._seen:
+        key = id(segment), device
+        if key not in self._seen:
             cut = segment.cut.to(device)
             last = [-1] * self.layout.shape[0]
             for image in self.layout.images:
                 last[image.row] = max(last[image.row], int(image.positions[-1]))
             instruction = cut.valid & (cut.index > torch.tensor(last, device=device)[:, None])
             instruction[:, -1] = True
-            self._seen[id(segment)] = segment.visual.to(device), cut.valid, instruction, cut.index
-        return self._seen[id(segment)]
+            self._seen[key] = segment.visual.to(device), cut.valid, instruction, cut.index
+        return self._seen[key]
 
     def _tail(self) -> int:
         """How far from the end the instruction of a row with an image may begin."""
@@ -174,7 +176,8 @@ class Inside:
         untouched = ("hidden_states", "past_key_values")
         new = {k: v if k in untouched else self._argument(k, v, held) for k, v in kwargs.items()}
         if layer in self.seam.open_layers and self.has_images and "attention_mask" in new:
-            new["attention_mask"] = self._opened(new["attention_mask"], held)
+            seen = self.conversation.held_valid[len(self.segments) - 1]
+            new["attention_mask"] = opened_mask(new["attention_mask"], self.now, seen, held or 0)
         return args[:1] + tuple(self._argument("a positional argument", v, held) for v in args[1:]), new
 
     def _argument(self, name: str, value: Any, held: int | None) -> Any:
@@ -195,22 +198,6 @@ class Inside:
             index = len(self.segments) - 1
             self.now.done[key] = mask, layer_mask(mask, index, self.now, self.conversation, held, flash)
         return self.now.done[key][1]
-
-    def _opened(self, mask: Tensor | None, held: int | None) -> Tensor:
-        """A mask [B, 1, n, S] under which every token sees all that are not padding; rows of text keep theirs."""
-        cut, seen, old = self.now.cut, self.conversation.held_valid[len(self.segments) - 1], held or 0
-        before = cut.valid.new_ones(len(cut.valid), old) if seen is None else seen[:, seen.shape[1] - old :]
-        visible = torch.cat([before, cut.valid.to(before.device)], dim=1)[:, None, None]
-        visible = visible.expand(-1, 1, len(cut), -1)
-        pictured = torch.tensor(self.now.visual_counts, device=visible.device)[:, None, None, None] > 0
-        if mask is None:
-            place = torch.arange(visible.shape[-1], device=visible.device)
-            return visible & (pictured | (place <= place[old:, None]))
-        if not mask.is_floating_point():
-            return torch.where(pictured, visible, mask)
-        lowest = torch.finfo(mask.dtype).min
-        opened = torch.zeros(visible.shape, dtype=mask.dtype, device=visible.device).masked_fill(~visible, lowest)
-        return torch.where(pictured, opened, mask)
 
     def _tensor(self, name: str, tensor: Tensor) -> Tensor:
         if isinstance(tensor, Following):
@@ -364,43 +351,6 @@ class Inside:
                 value[:] = new
             elif isinstance(value, dict):
                 value.update(new)
-
-
-class Following(Tensor):
-    """A mask or index among the decoder's arguments that is as long as the sequence is now.
-
-    The decoder's loop holds on to one object; whatever is done with it is done with `now`.
-    """
-
-    now: Tensor
-
-    @classmethod
-    def of(cls, value: Tensor) -> "Following":
-        """Follow `value`."""
-        following = value.as_subclass(cls)
-        following.now = value
-        return following
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
-        """Every operation goes to `now`."""
-
-        def current(value: Any) -> Any:
-            return value.__dict__.get("now", value) if isinstance(value, Following) else value
-
-        args = tuple(current(a) for a in args)
-        kwargs = {k: current(v) for k, v in (kwargs or {}).items()}
-        with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **kwargs)
-
-
-def followed(value: Any) -> Any:
-    """An argument in a form that can be shortened while the decoder runs: containers copied, masks as `Following`."""
-    if isinstance(value, Tensor):
-        return value if value.is_floating_point() else Following.of(value)
-    if isinstance(value, dict):
-        return dict(value)
-    return list(value) if isinstance(value, (list, tuple)) else value
 
 
 def _is_index(value: Any) -> bool:

@@ -142,3 +142,26 @@ def layer_mask(
     queries, keys = new.valid.shape[1], visible.shape[1]
     causal = torch.ones(queries, keys, dtype=torch.bool, device=visible.device).tril(keys - queries)
     return causal & visible[:, None, None, :]
+
+
+def opened_mask(mask: Tensor | None, now: Segment, seen: Tensor | None, old: int) -> Tensor:
+    """A mask [B, 1, n, S] under which every token sees all that are not padding; rows without an image keep theirs.
+
+    Args:
+        mask: None, or [B, h, n, S], what the layer would be called with.
+        now: the segment of the layer.
+        seen: BoolTensor [B, ..old]: cached keys that are not padding; None: all are.
+        old: keys that the layer's cache holds.
+    """
+    cut = now.cut
+    before = cut.valid.new_ones(len(cut.valid), old) if seen is None else seen[:, seen.shape[1] - old :]
+    visible = torch.cat([before, cut.valid.to(before.device)], dim=1)[:, None, None].expand(-1, 1, len(cut), -1)
+    pictured = torch.tensor(now.visual_counts, device=visible.device)[:, None, None, None] > 0
+    if mask is None:
+        place = torch.arange(visible.shape[-1], device=visible.device)
+        return visible & (pictured | (place <= place[old:, None]))
+    if not mask.is_floating_point():
+        return torch.where(pictured, visible, mask)
+    lowest = torch.finfo(mask.dtype).min
+    opened = torch.zeros(visible.shape, dtype=mask.dtype, device=visible.device).masked_fill(~visible, lowest)
+    return torch.where(pictured, opened, mask)
