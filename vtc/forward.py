@@ -11,7 +11,7 @@ from vtc.conversation import Conversation, attach, conversation_of, keys_in_laye
 from vtc.following import followed
 from vtc.inside import Inside
 from vtc.recorded import Recorded
-from vtc.refusals import check_call, check_reduced, check_scores, check_visible
+from vtc.refusals import check_call, check_reduced, check_scores, check_turn, check_visible
 from vtc.revival import Revival
 from vtc.segments import Segment, cut_argument, renumber, visual_index
 from vtc.selecting import Selection, merge, reduced, select
@@ -63,6 +63,7 @@ class ForwardPass:
             outside = mask is not None and mask is not mask2d
             segments, lease = len(self.seam.boundaries), self.seam.lease
             conversation = Conversation(segments, old, seen, outside, batch, embeds.device, lease)
+        check_turn(self.seam, conversation, self.layout)
         self._revived = conversation.revived
         valid = embeds.new_ones(batch, length, dtype=torch.bool)
         if mask2d is not None:
@@ -86,7 +87,7 @@ class ForwardPass:
             visual = visual | mask.to(visual.device)
         counts, right_aligned = [valid.shape[1]] * len(valid), True
         padded = mask2d is not None  # decode steps never wait for the device to know better
-        if removes:
+        if removes or (conversation.revival is not None and valid.shape[1] > 1):  # each row's last token chooses
             host = valid.cpu()
             check_visible(self.layout, host)
             counts, right_aligned = host.sum(dim=1).tolist(), bool(host[:, -1].all())
@@ -277,7 +278,7 @@ class ForwardPass:
         """Make this call the model's trace."""
         depth, batch = len(self.seam.parts.layers), self.layout.shape[0]
         stages = tuple(
-            Stage(segment.first_layer, segment.cut, segment.into, before.cut)
+            Stage(segment.first_layer, segment.cut, segment.into, (before.base or before).cut)
             for segment, before in zip(segments, [segments[0], *segments])
         )
         merged = {index: into for selection in self._selections for index, into in selection.merged().items()}
@@ -317,7 +318,8 @@ class ForwardPass:
 
 
 def _revived(counts: dict[int, Tensor], boundaries: list[int], depth: int, batch: int) -> Tensor:
-    """Tokens brought back so far, [layers, batch]."""
+    """Tokens brought back so far, [layers, rows that the cache has now]."""
+    batch = max(map(len, counts.values()), default=batch)
     none = torch.zeros(batch, dtype=torch.long)
     behind = [sum(layer >= boundary for boundary in boundaries) - 1 for layer in range(depth)]
     return torch.stack([counts[index].cpu() if index in counts else none for index in behind])

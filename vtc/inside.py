@@ -236,8 +236,7 @@ class Inside:
         if self.has_images and prune is not None:
             counts = self._counts(prune, before)
             if prune.adaptive or counts != before.visual_counts:
-                with torch.no_grad():
-                    decision = self._decide(prune, before, hidden, counts, args, kwargs)
+                decision = self._decide(prune, before, hidden, counts, args, kwargs)  # gradients flow through merging
                 alive = decision.alive & before.visual.to(hidden.device)
                 if prune.adaptive:
                     counts = alive.sum(dim=1).tolist()
@@ -305,12 +304,20 @@ class Inside:
         layer = self._layer
         if not self.seam.watches[id(prune)].probe:
             raise RuntimeError(f"{prune.name} calls rows.probe(): let its watch() return Watch(probe=True)")
+        old = keys_in_layer(self.cache, layer)
+        if old:  # its keys, their padding and the lag of positions are those of the layer's own segment
+            whole = Cut.whole(self.base.cut.valid, self.base.cut.padded)
+            self._start_segment(layer, whole, whole, self.base.visual_counts, False, False)
         args, kwargs = self._arguments(layer, args, kwargs)
+        if old:
+            self.segments.pop()
         kwargs = {k: v for k, v in kwargs.items() if k != "hidden_states"}
         module = self.seam.parts.layers[layer]
         attention = self.seam.adapter.attention(module)
-        seen = probe(module, attention, hidden, *args[1:], **{**kwargs, "past_key_values": None, "use_cache": False})
-        if not keys_in_layer(self.cache, layer):
+        with torch.no_grad():
+            kwargs = {**kwargs, "past_key_values": None, "use_cache": False}
+            seen = probe(module, attention, hidden, *args[1:], **kwargs)
+        if not old:
             return seen
         return replace(seen, key=torch.cat([self.cache.layers[layer].keys, seen.key], dim=2))
 

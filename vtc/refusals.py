@@ -12,6 +12,7 @@ from vtc.reduction import Mixing, Reduction
 from vtc.tap import PREFIX
 
 if TYPE_CHECKING:
+    from vtc.conversation import Conversation
     from vtc.seam import Seam
 
 CHUNKS = (
@@ -273,6 +274,23 @@ def check_call(seam: "Seam", kwargs: dict[str, Any]) -> None:
             "sample a row of its own"
         )
     check_tapped(seam)
+
+
+def check_turn(seam: "Seam", conversation: "Conversation", layout: Any) -> None:
+    """Refuse a turn in which some rows bring images and others would bring back tokens of earlier ones.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if conversation.revival is None or seam.reviver is None or not layout.images:
+        return
+    for row, count in enumerate(layout.tokens_per_row()):
+        if not count and any(counts[row] for counts in conversation.revival.counts.values()):
+            name = seam.reviver.name
+            raise ValueError(
+                f"row {row} brings no image in this turn while other rows do, and {name} would choose anew for it from "
+                f"its earlier image, which one call can't do; run these rows apart, or give {name} revive=False"
+            )
 
 
 def check_tapped(seam: "Seam") -> None:

@@ -97,7 +97,7 @@ class Revival:
             given = _positions(args, kwargs)
             if call == len(self.positions):
                 self.positions.append(given.new_zeros(*given.shape[:-1], old))
-            self.positions[call] = torch.cat([self.positions[call], _spread(slots, given)], dim=-1)
+            self.positions[call] = _behind(self.positions[call], _spread(slots, given))
 
 
 class Recall:
@@ -115,10 +115,9 @@ class Recall:
     def __init__(self, inside: "Inside", prune: Prune, revival: Revival):
         self.inside, self.prune, self.revival = inside, prune, revival
         first = inside.segments[0]
-        slots, count = inside.conversation.slots, first.in_slots.length
-        self.new = torch.arange(slots, slots + count, device=revival.visual.device).expand(len(first.cut.valid), -1)
-        self.new_valid = first.in_slots.valid.to(self.new.device)
-        blank = torch.zeros(len(self.new), count, dtype=torch.bool, device=self.new.device)
+        slots = first.in_slots.to(revival.visual.device)
+        self.new, self.new_valid = inside.conversation.slots + slots.index, slots.valid
+        blank = torch.zeros(len(self.new), slots.length, dtype=torch.bool, device=self.new.device)
         self.visual = torch.cat([revival.visual, blank], dim=1)
         self.selected = self.visual
         self.extra: dict[int, Tokens] = {}
@@ -258,7 +257,7 @@ class Recall:
         key = id(module), call
         if key not in done:
             given = _positions(args, kwargs)
-            longer = torch.cat([self._at(self.revival.positions[call]).to(given.device), given], dim=-1)
+            longer = _behind(self._at(self.revival.positions[call]).to(given.device), given)
             again = module.forward(
                 *(longer if a is given else a for a in args),
                 **{name: longer if a is given else a for name, a in kwargs.items()},
@@ -280,6 +279,12 @@ def _spread(cut: Cut, values: Tensor) -> Tensor:
     cut = cut.to(values.device)
     index = torch.where(cut.valid, cut.index, cut.length).expand(values.shape)
     return values.new_zeros(*values.shape[:-1], cut.length + 1).scatter(-1, index, values)[..., : cut.length]
+
+
+def _behind(before: Tensor, positions: Tensor) -> Tensor:
+    """`positions` [.., B, n] behind those `before`; M-RoPE models give a turn of text one axis, which holds for all."""
+    shape = torch.broadcast_shapes(before.shape[:-1], positions.shape[:-1])
+    return torch.cat([part.expand(*shape, part.shape[-1]) for part in (before, positions)], dim=-1)
 
 
 def _positions(args: tuple, kwargs: dict[str, Any]) -> Tensor:

@@ -22,6 +22,7 @@ from vtc.tracing import Trace
 from vtc.visual import Needs
 from vtc.watching import decoder_listeners, module_hooks, tower_hooks, tower_listeners
 
+_MAKING_CACHES = "_prepare_cache_for_generation"  # likewise; it is told the mode
 _ENCODING_AHEAD = "_maybe_prepare_encoder_kwargs_for_generation"  # of transformers' generate
 
 
@@ -87,6 +88,8 @@ class Seam:
         self.adapter.record(self)
         if hasattr(self.adapter.model, "_prefill"):
             self.wrap(self.adapter.model, "_prefill", before=self._refuse_chunks)
+        if self.reviver is not None and hasattr(self.adapter.model, _MAKING_CACHES):
+            self.wrap(self.adapter.model, _MAKING_CACHES, before=self._refuse_drafts)
         if self.reducer is not None and hasattr(self.adapter.model, _ENCODING_AHEAD):
             self.wrap(self.adapter.model, _ENCODING_AHEAD, before=self._see_prompt)
         self._hook(decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True))
@@ -321,6 +324,14 @@ class Seam:
         if rows and any(prune.adaptive or self.watches[id(prune)].heads for prune in self.prunes):
             return True
         return any(prune.count_at(stage, n) < n for prune, stage in self.prune_at.values() for n in rows)
+
+    def _refuse_drafts(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        assert self.reviver is not None
+        if any(getattr(value, "name", None) == "ASSISTED_GENERATION" for value in (*args, *kwargs.values())):
+            raise ValueError(
+                f"assisted generation takes steps back, which {self.reviver.name} can't once tokens came back; "
+                f"generate without drafts, or give {self.reviver.name} revive=False"
+            )
 
     @staticmethod
     def _refuse_chunks(args: tuple, kwargs: dict[str, Any]) -> None:

@@ -38,6 +38,13 @@ class Heads:
         rows = rows.to(self.index.device)
         return Heads(self.index[rows], None if self.whole is None else self.whole[rows])
 
+    def behind(self, earlier: "Heads | None") -> "Heads":
+        """These heads, and for the rows that are `whole` here those of an earlier call."""
+        if earlier is None or self.whole is None:
+            return self
+        index = torch.where(self.whole[:, None], earlier.index.to(self.index.device), self.index)
+        return Heads(index, None if earlier.whole is None else self.whole & earlier.whole.to(index.device))
+
     def share(self, total: int) -> float:
         """Share of `total` heads that is computed."""
         return 1.0 if self.whole is not None else self.index.shape[1] / total

@@ -132,8 +132,9 @@ def _heads(inside: Inside, layer: int, prunes: list[Prune]) -> Change | None:
     with torch.no_grad():
         index = prune.heads(rows, memory)
     if index is not None:
-        blank = [not count for count in inside.segments[0].visual_counts]  # rows without an image keep all
-        inside.heads[layer] = Heads(index, torch.tensor(blank, device=index.device) if any(blank) else None)
+        blank = [not count for count in inside.segments[0].visual_counts]  # rows without an image keep what they had
+        heads = Heads(index, torch.tensor(blank, device=index.device) if any(blank) else None)
+        inside.heads[layer] = heads.behind(inside.conversation.heads.get(layer))
     return Change(heads=inside.heads[layer] if index is not None else None, output=see)
 
 

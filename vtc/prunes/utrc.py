@@ -199,7 +199,8 @@ class UTRC(Prune):
         given = memory.get(name := _name(rows.layer))
         if given is None:
             memory.clear()
-        memory[name] = after if given is None else given + after
+        with torch.set_grad_enabled(after.requires_grad):  # it is merged, and gradients flow through that
+            memory[name] = after if given is None else given + after
 
     def decide(self, rows: Rows, counts: Sequence[int], memory: Memory) -> Decision:
         mixer = memory.pop(_name(rows.layer - 1))
