@@ -48,7 +48,7 @@ def test_rows_of_a_second_turn_equal_their_own_run(spec, brings):
     with torch.no_grad(), vtc.patched(model, spec):
         if "lazyllm" in spec and "revive=False" not in spec and brings == "an image in one row":
             with pytest.raises(
-                ValueError, match="row 1 brings no image in this turn while other rows do.*revive=False"
+                ValueError, match=r"row 1 brings no image in this turn while other rows do.*revive=False"
             ):
                 two_turns(model, first, second)
             return
@@ -112,7 +112,7 @@ def test_drafts_are_refused_where_tokens_come_back():
     before = state_of(model)
     with torch.no_grad(), vtc.patched(model, "lazyllm:keep=0.3"):
         handle = model.model.language_model.layers[0].register_forward_pre_hook(lambda *_: ran.append(1))
-        with pytest.raises(ValueError, match="assisted generation takes steps back.*revive=False"):
+        with pytest.raises(ValueError, match=r"assisted generation takes steps back.*revive=False"):
             model.generate(**inputs, max_new_tokens=6, do_sample=False, prompt_lookup_num_tokens=2)
         handle.remove()
         assert not ran
