@@ -40,7 +40,7 @@ def two_turns(model, first, second):
 
 
 @pytest.mark.parametrize("brings", ["an image in each row", "an image in one row"])
-@pytest.mark.parametrize("spec", [*SPECS, "spatten:keep=1.0,keep_heads=0.5"])
+@pytest.mark.parametrize("spec", SPECS)
 def test_rows_of_a_second_turn_equal_their_own_run(spec, brings):
     model, size = model_of("llava"), FAMILY.sizes[0]
     first = [Row((size,), 2), Row((size,), 5)]

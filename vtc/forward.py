@@ -147,6 +147,11 @@ class ForwardPass:
         batch, length = valid.shape
         if positions is None:
             positions = torch.arange(length, device=valid.device)[None] + conversation.logical
+        if positions.shape[-1] != length:
+            raise ValueError(
+                f"position_ids of shape {tuple(positions.shape)} for {length} tokens; give one for each token of this "
+                "call (in a later turn of a model with several position axes, model.generate makes them)"
+            )
         if positions.dim() == 3:
             return (positions if cut.identity else cut.take(positions, dim=2)) - shift, shift
         return renumber(positions.expand(batch, -1), valid, cut, shift, packed)

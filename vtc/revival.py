@@ -41,7 +41,7 @@ class Tokens:
 
     def __add__(self, other: "Tokens") -> "Tokens":
         parts = zip((self.slot, self.valid, self.hidden), (other.slot, other.valid, other.hidden))
-        return Tokens(*(torch.cat(pair, dim=1) for pair in parts))
+        return Tokens(*(torch.cat([one, more.to(one.device)], dim=1) for one, more in parts))
 
     def only(self, alive: Tensor) -> "Tokens":
         """Those where `alive` [B, m] is True, right-aligned. Waits for the device."""
@@ -178,13 +178,13 @@ class Recall:
         slot, valid = self._stored(index, attention.key.shape[2])
         mask = None
         if index:
-            mask = self._mask(slot, valid, attention)
+            mask = self._mask(slot, valid, attention).to(attention.query.device)
             attention = Attention(
                 attention.query, attention.key, attention.scaling, mask, False, softcap=attention.softcap
             )
         if layer + 1 in self.inside.seam.boundaries:
             with torch.no_grad():
-                given = self.prune.recall(attention).float()
+                given = self.prune.recall(attention).float().to(self.visual.device)
             width = self.visual.shape[1]
             scores = given.new_full((len(given), width + 1), float("-inf"))
             self._scores = scores.scatter(1, torch.where(valid, slot, width), given)[:, :width]
