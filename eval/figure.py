@@ -1,7 +1,7 @@
 """The figure of a run: accuracy against equivalent tokens, one line a method."""
 
 import io
-from itertools import cycle
+import math
 from typing import Any
 
 from vtc.eval.results import Results, SettingResult
@@ -10,6 +10,8 @@ from vtc.eval.settings import NONE
 #: Okabe and Ito's colours, told apart with any colour vision; markers tell them apart in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+STYLES = ("-", "--", ":", "-.")
+COLUMNS = 4
 GREY = "#666666"
 
 
@@ -18,22 +20,23 @@ def draw(results: Results) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.4, 5.0), layout="constrained")
+    series: dict[str, list[SettingResult]] = {}
+    for row in results["settings"]:
+        if row["setting"] != NONE:
+            series.setdefault(row["series"], []).append(row)
+    figure = Figure(figsize=(8.4, 4.6 + 0.19 * math.ceil((len(series) + 2) / COLUMNS)), layout="constrained")
     axes = figure.add_subplot()
     none = next(row for row in results["settings"] if row["setting"] == NONE)
     _draw_none(axes, none)
     blind = (results["blind"] or {}).get("overall")
     if blind is not None:
         axes.axhline(100 * blind, color=GREY, linestyle=":", linewidth=1.4, label="none, blank picture")
-    series: dict[str, list[SettingResult]] = {}
-    for row in results["settings"]:
-        if row["setting"] != NONE:
-            series.setdefault(row["series"], []).append(row)
-    for number, ((name, rows), colour, marker) in enumerate(zip(series.items(), cycle(COLOURS), cycle(MARKERS))):
-        style = "-" if number < len(COLOURS) else "--"
-        _draw_series(axes, name, rows, color=colour, marker=marker, linestyle=style)
+    for number, (name, rows) in enumerate(series.items()):
+        turn, place = divmod(number, len(COLOURS))  # the same colour again has another marker and another dash
+        marker, style = MARKERS[(place + turn) % len(MARKERS)], STYLES[turn % len(STYLES)]
+        _draw_series(axes, name, rows, color=COLOURS[place], marker=marker, linestyle=style)
     _label(axes, results)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=COLUMNS, frameon=False, fontsize=8)
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
     return buffer.getvalue()
