@@ -50,6 +50,21 @@ def check_bool(name: str, value: object) -> None:
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}; give True or False")
 
 
+def ascending(name: str, value: object, way_out: str, minimum: int) -> tuple[int, ...]:
+    """`value`, ints of at least `minimum` that ascend, as a tuple.
+
+    Raises:
+        TypeError: not a tuple or list of int.
+        ValueError: empty, below `minimum` or not ascending.
+    """
+    checked = as_tuple(name, value, way_out)
+    for index, item in enumerate(checked):
+        check_int(f"{name}[{index}]", item, way_out, minimum)
+    if list(checked) != sorted(set(checked)):
+        raise ValueError(f"{name}={value!r} is not ascending; {way_out}")
+    return checked
+
+
 def as_tuple(name: str, value: object, way_out: str) -> tuple:
     """`value`, a list or tuple that is not empty, as a tuple.
 

@@ -68,7 +68,9 @@ class Inside:
         self.recall: Recall | None = None
         if conversation.revival is not None and seam.reviver is not None and not self.has_images:
             self.recall = Recall(self, seam.reviver, conversation.revival)
-        self._family = seam.parts.family
+        ends = {image.row: int(image.positions[-1]) for image in layout.images}  # the last of a row counts
+        self._ends = [ends.get(row, -1) for row in range(layout.shape[0])]  # the instruction begins behind
+        self._tail = max(layout.shape[1] - 1 - min(ends.values(), default=0), 1)
         self._reached: dict[int, list[int]] = {}
         self._resting: tuple[Cut, Tensor] | None = None
         self._layer, self._hidden, self._tables = 0, first.visual, None
@@ -140,7 +142,7 @@ class Inside:
             instruction=instruction,
             probe=probe,
             stage=sum(layer < self._layer for layer in self.seam.schedules[id(prune)]),
-            tail=min(self._tail(), visual.shape[1]),
+            tail=min(self._tail, visual.shape[1]),
             images=self.layout.images,
             origin=origin,
             packed=prune.positions == "packed" and segment.positions is not None,
@@ -152,20 +154,10 @@ class Inside:
         key = id(segment), device
         if key not in self._seen:
             cut = segment.cut.to(device)
-            last = [-1] * self.layout.shape[0]
-            for image in self.layout.images:
-                last[image.row] = max(last[image.row], int(image.positions[-1]))
-            instruction = cut.valid & (cut.index > torch.tensor(last, device=device)[:, None])
+            instruction = cut.valid & (cut.index > torch.tensor(self._ends, device=device)[:, None])
             instruction[:, -1] = True
             self._seen[key] = segment.visual.to(device), cut.valid, instruction, cut.index
         return self._seen[key]
-
-    def _tail(self) -> int:
-        """How far from the end the instruction of a row with an image may begin."""
-        ends = {}
-        for image in self.layout.images:
-            ends[image.row] = int(image.positions[-1])
-        return max(self.layout.shape[1] - 1 - min(ends.values(), default=0), 1)
 
     # ---------------------------------------------------------------- arguments
 
@@ -202,12 +194,16 @@ class Inside:
     def _tensor(self, name: str, tensor: Tensor) -> Tensor:
         if isinstance(tensor, Following):
             within = self.now.within
-            return tensor.now if within is None else cut_argument(name, tensor.now, within, None, 0, self._family)
+            return (
+                tensor.now
+                if within is None
+                else cut_argument(name, tensor.now, within, None, 0, self.seam.parts.family)
+            )
         key = (id(tensor), None)
         if key not in self.now.done and not self._rotary_again(tensor):
             new = tensor
             if not self.now.in_entry.identity:
-                new = cut_argument(name, tensor, self.now.in_entry, None, 0, self._family)
+                new = cut_argument(name, tensor, self.now.in_entry, None, 0, self.seam.parts.family)
             self.now.done[key] = tensor, new
         return self.now.done[key][1]
 
@@ -233,15 +229,16 @@ class Inside:
         """Start the segment of `layer`: decide, cut, and return the hidden state of the survivors."""
         before, prune = self.base, self.seam.prune_at.get(layer, (None, 0))[0]
         cut, counts, decision = Cut.whole(before.cut.valid, before.cut.padded), before.visual_counts, None
+        visual = alive = before.visual.to(hidden.device)
         if self.has_images and prune is not None:
             counts = self._counts(prune, before)
             if prune.adaptive or counts != before.visual_counts:
                 decision = self._decide(prune, before, hidden, counts, args, kwargs)  # gradients flow through merging
-                alive = decision.alive & before.visual.to(hidden.device)
+                alive = decision.alive & visual
                 if prune.adaptive:
                     counts = alive.sum(dim=1).tolist()
             if counts != before.visual_counts and decision is not None:
-                valid, visual = before.cut.valid.to(hidden.device), before.visual.to(hidden.device)
+                valid = before.cut.valid.to(hidden.device)
                 cut = Cut.keep(valid & (~visual | alive), [t + k for t, k in zip(self.text_counts, counts)])
         returns = prune is not None and prune.returns and not cut.identity
         slots = cut
@@ -249,7 +246,7 @@ class Inside:
             cut = slots.ordered(decision.source)
         self._start_segment(layer, cut, slots, counts, prune is not None and prune.positions == "packed", returns)
         if prune is not None and prune.revives and self.has_images:
-            self._keep_dropped(before, hidden, counts)
+            self._keep_dropped(before, hidden, alive, counts)
         if cut.identity or decision is None:
             return hidden
         if decision.hidden is not None:
@@ -265,16 +262,10 @@ class Inside:
                     memory[key] = cut.take(value)
         return slots.take(hidden)
 
-    def _keep_dropped(self, before: Segment, hidden: Tensor, counts: list[int]) -> None:
-        """Keep the hidden states of what the cut in front of the current segment dropped."""
-        gone = before.visual.to(hidden.device)
-        if not self.now.cut.identity:
-            alive = torch.zeros(len(gone), self.now.in_slots.length + 1, dtype=torch.bool, device=hidden.device)
-            index, valid = (x.to(hidden.device) for x in (self.now.in_slots.index, self.now.in_slots.valid))
-            alive = alive.scatter(1, torch.where(valid, index, self.now.in_slots.length), True)
-            gone = gone & ~alive.gather(1, before.in_slots.index.to(hidden.device))
+    def _keep_dropped(self, before: Segment, hidden: Tensor, alive: Tensor, counts: list[int]) -> None:
+        """Keep the hidden states of the visual tokens of `before` that are not `alive`; `counts` of each row are."""
         numbers = [there - left for there, left in zip(before.visual_counts, counts)]
-        cut = Cut.keep(gone, numbers) if max(numbers) else Cut.keep(gone & False, numbers)
+        cut = Cut.keep(before.visual.to(hidden.device) & ~alive, numbers)
         slot = before.in_slots.to(hidden.device).then(cut).index + self.conversation.slots
         self.dropping.append((len(self.segments) - 1, Tokens(slot, cut.valid, cut.take(hidden)), counts))
 

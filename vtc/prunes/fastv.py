@@ -13,15 +13,19 @@ from vtc.registry import register
 from vtc.scores import Attention
 
 
+def last_query_row(attention: Attention) -> Tensor:
+    """Attention probability that each key gets from the last query, mean over heads; Tensor [B, S] in float32."""
+    batch, _, queries, _ = attention.query.shape
+    return attention.rows(torch.full((batch, 1), queries - 1, device=attention.query.device))[:, 0]
+
+
 def last_query_attention(attention: Attention) -> Tensor:
     """Attention probability that each new token gets from the last one, mean over heads; Tensor [B, n] in float32.
 
     The row is a softmax over all keys (text, visual, cached). The paper writes of attention from all tokens; the code
     behind its numbers takes the last query.
     """
-    batch, _, queries, _ = attention.query.shape
-    last = torch.full((batch, 1), queries - 1, device=attention.query.device)
-    return attention.rows(last)[:, 0, -queries:]
+    return last_query_row(attention)[:, -attention.query.shape[2] :]
 
 
 @register("fastv")

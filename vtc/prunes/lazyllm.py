@@ -6,12 +6,13 @@ from fractions import Fraction
 from numbers import Integral
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from vtc import fields
 from vtc.budget import Keep
 from vtc.method import Memory, Prune, Rows, Watch, resolve_layers
+from vtc.prunes.fastv import last_query_attention, last_query_row
+from vtc.prunes.profile import check_layers
 from vtc.registry import register
 from vtc.scores import Attention
 
@@ -52,13 +53,7 @@ class LazyLLM(Prune):
     def __post_init__(self) -> None:
         super().__post_init__()
         fields.check_bool("revive", self.revive)
-        if self.layers is not None:
-            way_out = "give decoder layers from 1 on, ascending, such as (9, 19, 28), or None for these, scaled"
-            self.layers = fields.as_tuple("layers", self.layers, way_out)
-            for index, layer in enumerate(self.layers):
-                fields.check_int(f"layers[{index}]", layer, way_out, 1)
-            if list(self.layers) != sorted(set(self.layers)):
-                raise ValueError(f"layers={self.layers!r} is not ascending; {way_out}")
+        self.layers = check_layers(self.layers, _LAYERS)
 
     @property
     def revives(self) -> bool:  # type: ignore[override]
@@ -82,11 +77,10 @@ class LazyLLM(Prune):
         return Watch(attention=tuple(layer - 1 for layer in self.schedule(num_layers)))
 
     def on_attention(self, rows: Rows, attention: Attention, memory: Memory) -> None:
-        memory["attention"] = self.recall(attention)[:, -attention.query.shape[2] :]
+        memory["attention"] = last_query_attention(attention)
 
     def score(self, rows: Rows, memory: Memory) -> Tensor:
         return memory["attention"]
 
     def recall(self, attention: Attention) -> Tensor:
-        batch, _, queries, _ = attention.query.shape
-        return attention.rows(torch.full((batch, 1), queries - 1, device=attention.query.device))[:, 0]
+        return last_query_row(attention)

@@ -58,12 +58,7 @@ def check_layers(layers: object, example: tuple[int, ...]) -> tuple[int, ...] | 
     if layers is None:
         return None
     way_out = f"give decoder layers from 1 on, ascending, such as {example}, or None for the published ones"
-    checked = fields.as_tuple("layers", layers, way_out)
-    for index, layer in enumerate(checked):
-        fields.check_int(f"layers[{index}]", layer, way_out, 1)
-    if list(checked) != sorted(set(checked)):
-        raise ValueError(f"layers={checked!r} is not ascending; {way_out}")
-    return checked
+    return fields.ascending("layers", layers, way_out, 1)
 
 
 def check_keeps(keeps: object, layers: tuple[int, ...], example: tuple[Keep, ...]) -> tuple[Keep, ...] | None:

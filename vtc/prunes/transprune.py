@@ -3,15 +3,15 @@
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
 from numbers import Integral
 
 import torch
 from torch import Tensor
 
-from vtc import budget, fields
+from vtc import fields
 from vtc.budget import Keep
 from vtc.method import Memory, Prune, Rows, Watch, resolve_layers
+from vtc.prunes.profile import check_keeps, check_layers, rounded_down
 from vtc.registry import register
 from vtc.scores import Attention
 
@@ -91,24 +91,11 @@ class TransPrune(Prune):
     def __post_init__(self) -> None:
         super().__post_init__()
         fields.check_choice("direction", self.direction, ("code", "paper"))
-        if self.layers is not None:
-            way_out = "give decoder layers from 1 on, ascending, such as (7, 9, 12), or None for the published ones"
-            self.layers = fields.as_tuple("layers", self.layers, way_out)
-            for index, layer in enumerate(self.layers):
-                fields.check_int(f"layers[{index}]", layer, way_out, 1)
-            if list(self.layers) != sorted(set(self.layers)):
-                raise ValueError(f"layers={self.layers!r} is not ascending; {way_out}")
-        if self.keeps is not None:
-            way_out = "give what is left after each layer, e.g. (0.875, 0.625, 0.125)"
-            self.keeps = fields.as_tuple("keeps", self.keeps, way_out)
-            for index, keep in enumerate(self.keeps):
-                budget.check_keep(keep, f"keeps[{index}]")
-            if any(type(a) is type(b) and b > a for a, b in pairwise(self.keeps)):
-                raise ValueError(f"keeps={self.keeps!r} rises; {way_out}")
-        stages = len(self.layers or _LAYERS)
-        if len(self.keeps or _GONE) != stages:
+        self.layers = check_layers(self.layers, _LAYERS)
+        self.keeps = check_keeps(self.keeps, self.layers or _LAYERS, (0.875, 0.625, 0.125))
+        if self.keeps is None and len(self.layers or _LAYERS) != len(_GONE):
             raise ValueError(
-                f"keeps={self.keeps!r} does not fit layers={self.layers or _LAYERS!r}; give keeps with {stages} entries"
+                f"keeps=None does not fit layers={self.layers!r}; give keeps with {len(self.layers or _LAYERS)} entries"
             )
 
     def schedule(self, num_layers: int) -> tuple[int, ...]:
@@ -119,11 +106,11 @@ class TransPrune(Prune):
 
     def count_at(self, stage: int, present: int) -> int:
         if self.keeps is not None:
-            counts = [_floor(keep, present) for keep in self.keeps[: stage + 1]]
+            counts = [rounded_down(keep, present) for keep in self.keeps[: stage + 1]]
             return min(counts)
         if isinstance(self.keep, Integral):
             return math.floor(present - _GONE[stage] * (present - min(int(self.keep), present)))
-        return _floor(float(1 - _GONE[stage] * (1 - Fraction(str(float(self.keep))))), present)
+        return rounded_down(float(1 - _GONE[stage] * (1 - Fraction(str(float(self.keep))))), present)
 
     def watch(self, num_layers: int) -> Watch:
         schedule = self.schedule(num_layers)
@@ -137,7 +124,3 @@ class TransPrune(Prune):
         asked = rows.instruction & rows.visual.any(dim=1, keepdim=True)
         attended = instruction_attention(rows.probe(), asked[:, -rows.tail :])
         return share_of_visual(memory["transition"], rows.visual) + share_of_visual(attended, rows.visual)
-
-
-def _floor(keep: Keep, present: int) -> int:
-    return min(int(keep) if isinstance(keep, Integral) else math.floor(present * keep), present)

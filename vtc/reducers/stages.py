@@ -25,12 +25,7 @@ def check_layers(layers: object) -> tuple[int, ...]:
         ValueError: empty, negative or not ascending.
     """
     way_out = "give blocks of the vision tower from 0, ascending, such as (5, 11, 17), or None for the default"
-    checked = fields.as_tuple("layers", layers, way_out)
-    for index, layer in enumerate(checked):
-        fields.check_int(f"layers[{index}]", layer, way_out, 0)
-    if list(checked) != sorted(set(checked)):
-        raise ValueError(f"layers={layers!r} is not ascending; {way_out}")
-    return checked
+    return fields.ascending("layers", layers, way_out, 0)
 
 
 def within_tower(layers: tuple[int, ...], parts: Parts, wanted_by: str) -> tuple[int, ...]:
