@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from vtc.budget import Keep, check_keep
-from vtc.method import Decision, Memory, Prune, Rows, Watch, resolve_layers
-from vtc.prunes.atp_scores import DEPTH, LAYERS, attention_scores, grid_points, rescaled, stride_for
+from vtc.method import Decision, Memory, Rows
+from vtc.prunes.atp_scores import LAYERS, ATPModules, grid_points, rescaled, stride_for
 from vtc.prunes.profile import check_layers
 from vtc.registry import register
-from vtc.scores import Attention
 
 #: Published (Eq. 5): R, the share of the grid that is sampled, and what a sampled token scores with lambda = 3.
 RATE = 0.25
@@ -76,7 +75,7 @@ def above(redundant: Tensor, points: Tensor, theta: Tensor) -> Tensor:
 
 @register("atp")
 @dataclass
-class ATP(Prune):
+class ATP(ATPModules):
     """Drop, in front of three decoder layers, the visual tokens below two thresholds that are learned.
 
     A module scores by the attention in the layer before it that a token receives from visual tokens and from the
@@ -130,16 +129,6 @@ class ATP(Prune):
 
     def count(self, present: int) -> int:
         return present
-
-    def schedule(self, num_layers: int) -> tuple[int, ...]:
-        return resolve_layers(self.layers, LAYERS, DEPTH, num_layers)
-
-    def watch(self, num_layers: int) -> Watch:
-        return Watch(attention=tuple(layer - 1 for layer in self.schedule(num_layers)))
-
-    def on_attention(self, rows: Rows, attention: Attention, memory: Memory) -> None:
-        asked = rows.instruction & rows.visual.any(dim=1, keepdim=True)
-        memory["self"], memory["cross"] = attention_scores(attention, rows.visual, asked[:, -rows.tail :])
 
     def decide(self, rows: Rows, counts: Sequence[int], memory: Memory) -> Decision:
         assert rows.origin is not None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vtc.layout import VisualInput
+from vtc.method import Memory, Prune, Rows, Watch, resolve_layers
 from vtc.prunes.transprune import instruction_attention
 from vtc.scores import Attention
 
@@ -52,6 +53,22 @@ def attention_scores(attention: Attention, present: Tensor, instruction: Tensor)
     received = attention.received(present.float())[:, -present.shape[1] :]
     received = received / queries_that_see(attention, present).clamp_min(1e-6)
     return received.nan_to_num(0.0), instruction_attention(attention, instruction).nan_to_num(0.0)
+
+
+class ATPModules(Prune):
+    """What both forms of ATP do alike: where their modules stand, and what these see."""
+
+    layers: tuple[int, ...] | None
+
+    def schedule(self, num_layers: int) -> tuple[int, ...]:
+        return resolve_layers(self.layers, LAYERS, DEPTH, num_layers)
+
+    def watch(self, num_layers: int) -> Watch:
+        return Watch(attention=tuple(layer - 1 for layer in self.schedule(num_layers)))
+
+    def on_attention(self, rows: Rows, attention: Attention, memory: Memory) -> None:
+        asked = rows.instruction & rows.visual.any(dim=1, keepdim=True)
+        memory["self"], memory["cross"] = attention_scores(attention, rows.visual, asked[:, -rows.tail :])
 
 
 def rescaled(values: Tensor, visual: Tensor) -> Tensor:

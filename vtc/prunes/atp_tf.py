@@ -9,12 +9,11 @@ from torch import Tensor
 
 from vtc import fields
 from vtc.budget import Keep
-from vtc.method import Decision, Memory, Prune, Rows, Watch, resolve_layers
-from vtc.prunes.atp_scores import DEPTH, LAYERS, attention_scores, cells_of, grid_points, stride_for
+from vtc.method import Decision, Memory, Rows
+from vtc.prunes.atp_scores import LAYERS, ATPModules, cells_of, grid_points, stride_for
 from vtc.prunes.profile import check_layers, geometric
 from vtc.prunes.transprune import share_of_visual
 from vtc.registry import register
-from vtc.scores import Attention
 
 
 def enough(scores: Tensor, visual: Tensor, mass: float, least: float, most: float) -> Tensor:
@@ -56,7 +55,7 @@ def ranked(scores: Tensor, first: Tensor, visual: Tensor) -> Tensor:
 
 @register("atp_tf")
 @dataclass
-class ATPTrainingFree(Prune):
+class ATPTrainingFree(ATPModules):
     """Drop, in front of three decoder layers, the visual tokens that visual tokens and instruction look at least.
 
     The score is the mean of two shares: the attention in the layer before that a token receives from the visual
@@ -96,22 +95,12 @@ class ATPTrainingFree(Prune):
             raise ValueError(f"min_share={self.min_share!r} is above max_share={self.max_share!r}; swap them")
         self.layers = check_layers(self.layers, LAYERS)
 
-    def schedule(self, num_layers: int) -> tuple[int, ...]:
-        return resolve_layers(self.layers, LAYERS, DEPTH, num_layers)
-
     def count(self, present: int) -> int:
         stages = len(self.layers or LAYERS)
         return self.count_at(stages - 1, present)
 
     def count_at(self, stage: int, present: int) -> int:
         return present if self.keep is None else geometric(self.keep, present, stage, len(self.layers or LAYERS))
-
-    def watch(self, num_layers: int) -> Watch:
-        return Watch(attention=tuple(layer - 1 for layer in self.schedule(num_layers)))
-
-    def on_attention(self, rows: Rows, attention: Attention, memory: Memory) -> None:
-        asked = rows.instruction & rows.visual.any(dim=1, keepdim=True)
-        memory["self"], memory["cross"] = attention_scores(attention, rows.visual, asked[:, -rows.tail :])
 
     def decide(self, rows: Rows, counts: Sequence[int], memory: Memory) -> Decision:
         scores = share_of_visual(memory["self"], rows.visual) + share_of_visual(memory["cross"], rows.visual)
