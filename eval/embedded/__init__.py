@@ -71,6 +71,6 @@ def benchmark(n: int, split: str = "test", seed: int = 0) -> Sequence[Sample]:
         ValueError: A number is negative or the split is unknown.
         TypeError: A number is not an int.
     """
-    from .samples import Benchmark
+    from .samples import Benchmark, make_sample
 
-    return Benchmark(n, split, seed)
+    return Benchmark(n, split, seed, make_sample)

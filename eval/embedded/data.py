@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
@@ -85,8 +86,20 @@ def pack(scene: Scene, rng: np.random.Generator, statements: float = 0.0) -> np.
     Returns:
         int64 [5, S], rows as the fields of `Questions`.
     """
-    texts = _texts(scene, rng, statements)
-    encoded = _core().encode_batch([text for _, _, text in texts], add_special_tokens=False)
+    return pack_texts(_texts(scene, rng, statements), _core())
+
+
+def pack_texts(texts: list[tuple[int, int, str]], core: Tokenizer) -> np.ndarray:
+    """Packs as many texts as fit.
+
+    Args:
+        texts: (index of the group or -1, tokens of the answer, text) of each.
+        core: The tokenizer's backend.
+
+    Returns:
+        int64 [5, S], rows as the fields of `Questions`.
+    """
+    encoded = core.encode_batch([text for _, _, text in texts], add_special_tokens=False)
     out = np.zeros((5, QUESTION_TOKENS), np.int64)
     out[1], out[3], out[4] = np.arange(QUESTION_TOKENS), -100, -1  # a block is named by the place it starts at
     filled = np.zeros(QUESTION_TOKENS // CHUNK, int)

@@ -104,14 +104,17 @@ def answer_loss(
     if words:
         rest = ~where & (questions.target >= 0)
         loss = loss + words * cross_entropy(model.lm_head(hidden[rest]).float(), questions.target[rest])
-    return loss, _per_group(right, questions, where)
+    return loss, per_group(right, questions, where, GROUPS)
 
 
-def _per_group(right: Tensor, questions: Questions, where: Tensor) -> dict[str, tuple[int, int]]:
+def per_group(
+    right: Tensor, questions: Questions, where: Tensor, groups: tuple[str, ...]
+) -> dict[str, tuple[int, int]]:
+    """Per group (questions answered entirely right, questions asked); `right` is one for each token in `where`."""
     row = torch.arange(len(where), device=where.device)[:, None].expand_as(where)[where]
     question = row * (int(questions.block.max()) + 1) + questions.block[where]
     ids, inverse = question.unique(return_inverse=True)
     wrong = torch.zeros(len(ids), device=where.device).index_add_(0, inverse, (~right).float())
     group = torch.zeros(len(ids), dtype=torch.long, device=where.device)
     group[inverse] = questions.group[where]
-    return {name: (int(((wrong == 0) & (group == i)).sum()), int((group == i).sum())) for i, name in enumerate(GROUPS)}
+    return {name: (int(((wrong == 0) & (group == i)).sum()), int((group == i).sum())) for i, name in enumerate(groups)}

@@ -5,10 +5,17 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
-from transformers import CLIPVisionConfig, GenerationConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    CLIPVisionConfig,
+    GenerationConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+)
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
 
 from .questions import plural
@@ -145,6 +152,11 @@ def export(state: dict[str, torch.Tensor], folder: Path) -> None:
     """
     model = build_model()
     model.load_state_dict(state)
+    export_model(model, build_processor(), folder)
+
+
+def export_model(model: PreTrainedModel, processor: Any, folder: Path) -> None:
+    """Writes a model, as float16, and its processor into a folder, each file replaced at once."""
     model.half()
     model.generation_config = GenerationConfig(
         max_new_tokens=8,
@@ -155,6 +167,6 @@ def export(state: dict[str, torch.Tensor], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         model.save_pretrained(temporary)
-        build_processor().save_pretrained(temporary)
+        processor.save_pretrained(temporary)
         for file in sorted(Path(temporary).iterdir()):
             os.replace(file, folder / file.name)

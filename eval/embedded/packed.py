@@ -35,7 +35,14 @@ def question_bias(block: Tensor, chunk: int, like: Tensor) -> Tensor:
     return bias.masked_fill(block[..., :, None] != block[..., None, :], float("-inf"))
 
 
-def packed_hidden(decoder: LlamaModel, prefix: Tensor, questions: Tensor, positions: Tensor, bias: Tensor) -> Tensor:
+def packed_hidden(
+    decoder: LlamaModel,
+    prefix: Tensor,
+    questions: Tensor,
+    positions: Tensor,
+    bias: Tensor,
+    watch: dict[int, Tensor] | None = None,
+) -> Tensor:
     """Last hidden states of the question tokens.
 
     Args:
@@ -44,6 +51,7 @@ def packed_hidden(decoder: LlamaModel, prefix: Tensor, questions: Tensor, positi
         questions: Embedded questions, one behind the other [B, S, D].
         positions: int [B, P + S].
         bias: From `question_bias`.
+        watch: Layer -> anything; replaced by the prefix's hidden states behind that layer, [B, P, D].
 
     Returns:
         [B, S, D], after the last norm.
@@ -58,6 +66,8 @@ def packed_hidden(decoder: LlamaModel, prefix: Tensor, questions: Tensor, positi
             hidden = hidden[:, split:]
         hidden = hidden + attended
         hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        if watch is not None and index in watch:
+            watch[index] = hidden[:, :split]
     return decoder.norm(hidden)
 
 

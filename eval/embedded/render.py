@@ -83,7 +83,7 @@ def _word(split: str, look: int, word: str, width: int, height: int) -> np.ndarr
     return np.asarray(canvas, np.float32)[..., None] / 255
 
 
-def _background(scene: Scene) -> np.ndarray:
+def background(scene: Scene) -> np.ndarray:
     """Float32 [224, 224, 3] in 0 to 255, of moderate contrast."""
     rng = np.random.default_rng(scene.texture)
     if scene.background == "photo":
@@ -113,7 +113,8 @@ def _background(scene: Scene) -> np.ndarray:
     return low + mix * (high - low)
 
 
-def _paint(canvas: np.ndarray, thing: Thing, split: str) -> None:
+def paint(canvas: np.ndarray, thing: Thing, split: str) -> None:
+    """Paints one thing into a canvas, float32 [224, 224, 3], in place."""
     colour = np.clip(np.add(COLOURS[thing.colour], thing.tint), 0, 255).astype(np.float32)
     if thing.kind in ("card", "sign"):
         width, height = thing.width, thing.height
@@ -138,9 +139,9 @@ def _paint(canvas: np.ndarray, thing: Thing, split: str) -> None:
 
 def render(scene: Scene) -> np.ndarray:
     """Paints a scene. uint8 [224, 224, 3]."""
-    canvas = _background(scene)
+    canvas = background(scene)
     for thing in scene.things:
-        _paint(canvas, thing, scene.split)
+        paint(canvas, thing, scene.split)
     canvas += np.random.default_rng(scene.texture + 1).integers(-6, 7, (SIZE, SIZE, 1), dtype=np.int8)
     return np.clip(canvas, 0, 255).astype(np.uint8)
 

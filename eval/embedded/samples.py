@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import operator
 import zlib
-from collections.abc import Sequence
-from typing import overload
+from collections.abc import Callable, Sequence
+from typing import TypeVar, overload
 
 import numpy as np
 from PIL import Image
@@ -34,34 +34,37 @@ def make_sample(split: str, seed: int, index: int) -> Sample:
             return Sample(f"{split}-{seed}-{index}", image, asked.question, asked.answer, group, asked.choices)
 
 
-class Benchmark(Sequence[Sample]):
-    """The first `n` questions of a split, each made when it is looked at."""
+S = TypeVar("S")
 
-    def __init__(self, n: int, split: str = "test", seed: int = 0) -> None:
+
+class Benchmark(Sequence[S]):
+    """The first `n` questions of a split, each made when it is looked at, by `make(split, seed, index)`."""
+
+    def __init__(self, n: int, split: str, seed: int, make: Callable[[str, int, int], S]) -> None:
         check_split(split)
         for name, value in (("n", n), ("seed", seed)):
             if isinstance(value, bool) or not isinstance(value, int | np.integer):
                 raise TypeError(f"{name}={value!r} must be an int, not {type(value).__name__}")
             if value < 0:
                 raise ValueError(f"{name}={value} must not be negative")
-        self.n, self.split, self.seed = int(n), split, int(seed)
+        self.n, self.split, self.seed, self.make = int(n), split, int(seed), make
 
     def __len__(self) -> int:
         return self.n
 
     @overload
-    def __getitem__(self, index: int) -> Sample: ...
+    def __getitem__(self, index: int) -> S: ...
 
     @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: slice) -> list[S]: ...
 
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+    def __getitem__(self, index: int | slice) -> S | list[S]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self.n))]
         i = operator.index(index)
         if not -self.n <= i < self.n:
             raise IndexError(f"index={index} is outside of the {self.n} questions")
-        return make_sample(self.split, self.seed, i % self.n)
+        return self.make(self.split, self.seed, i % self.n)
 
     def __repr__(self) -> str:
         return f"Benchmark(n={self.n}, split={self.split!r}, seed={self.seed})"

@@ -24,9 +24,14 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Builds the tokenizer: lower-cased words and punctuation, one id each, `<s>` in front."""
-    words = [*SPECIALS, *vocabulary()]
+def build_tokenizer(more: tuple[str, ...] = (), placeholders: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
+    """Builds the tokenizer: lower-cased words and punctuation, one id each, `<s>` in front.
+
+    Args:
+        more: Words behind those of the pictures' questions.
+        placeholders: Special tokens behind those, beside `<image>`.
+    """
+    words = [*SPECIALS, *vocabulary(), *more, *placeholders]
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     core.normalizer = normalizers.Lowercase()
     core.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -40,7 +45,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
-        additional_special_tokens=["<image>", "USER:", "ASSISTANT:"],
+        additional_special_tokens=["<image>", "USER:", "ASSISTANT:", *placeholders],
         padding_side="left",
         model_max_length=2048,
     )

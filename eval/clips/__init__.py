@@ -1,0 +1,83 @@
+"""The clip benchmark: questions about short made-up videos, and a small LLaVA-OneVision trained to answer them.
+
+```python
+from vtc.eval import clips
+
+model, processor = clips.load()
+for sample in clips.benchmark(6):
+    inputs = processor(videos=[sample.frames], text=[clips.prompt(processor, sample.question)])
+    answer = processor.decode(model.generate(**inputs)[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
+    print(sample.group, sample.question, answer, clips.is_correct(answer, sample))
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vtc.eval.embedded.sample import SPLITS, is_correct
+
+from .sample import GROUPS, ClipSample
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import LlavaOnevisionForConditionalGeneration
+
+    from .processor import ClipProcessor
+
+__all__ = ["GROUPS", "SPLITS", "ClipSample", "benchmark", "is_correct", "load", "path", "prompt"]
+
+
+def path() -> Path:
+    """The packaged folder: weights, config, tokenizer, image processor."""
+    return Path(__file__).parent / "weights"
+
+
+def load(
+    dtype: torch.dtype | str | None = None, device: str | torch.device = "cpu", attn_implementation: str | None = None
+) -> tuple[LlavaOnevisionForConditionalGeneration, ClipProcessor]:
+    """Loads the packaged model, in eval mode, and its processor.
+
+    Args:
+        dtype: Float type of the weights (stored as float16); None is float32.
+        device: Where the model goes.
+        attn_implementation: As in transformers; None is transformers' own choice.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    from .processor import ClipProcessor
+
+    chosen = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    model = AutoModelForImageTextToText.from_pretrained(path(), dtype=dtype or torch.float32, **chosen)
+    model.to(device)  # type: ignore[arg-type]  # transformers wraps `to` without its types
+    return model.eval(), ClipProcessor.from_pretrained(path())
+
+
+def prompt(processor: ClipProcessor, question: str) -> str:
+    """The text for the processor: the question in the model's chat template, with one video placeholder."""
+    content = [{"type": "video"}, {"type": "text", "text": question}]
+    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+
+def benchmark(n: int, split: str = "test", seed: int = 0) -> Sequence[ClipSample]:
+    """The first `n` questions of a split; each is made when it is looked at.
+
+    Question `i` depends on `(split, seed, i)` alone. The groups take turns, so every prefix is balanced.
+
+    Args:
+        n: Number of questions, at least 0.
+        split: "train", "validation" or "test"; no photograph or random stream is in two of them.
+        seed: Another seed gives other questions; not negative.
+
+    Raises:
+        ValueError: A number is negative or the split is unknown.
+        TypeError: A number is not an int.
+    """
+    from vtc.eval.embedded.samples import Benchmark
+
+    from .samples import make_sample
+
+    return Benchmark(n, split, seed, make_sample)

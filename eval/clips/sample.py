@@ -1,0 +1,28 @@
+"""What a question of the clip benchmark is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+GROUPS: tuple[str, ...] = ("moved", "direction", "count", "colour", "order", "when")
+
+
+@dataclass(frozen=True)
+class ClipSample:
+    """One clip with one question.
+
+    Attributes:
+        id: Stable and unique, `clips-<split>-<seed>-<index>`.
+        frames: uint8 [8, 224, 224, 3].
+        question: The question as a person would type it.
+        answer: The right answer, lower case.
+        group: One of `GROUPS`.
+    """
+
+    id: str
+    frames: np.ndarray = field(repr=False, compare=False)
+    question: str
+    answer: str
+    group: str

@@ -1,0 +1,252 @@
+"""Trains the clip model from the embedded one: what `vtc train-clips` runs.
+
+The tower and the projector stay as they are, so what they make of each clip is computed once; then the decoder learns.
+Everything can be interrupted at any time and goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from vtc.eval.embedded.data import CHUNK, Questions, prefix_ids
+from vtc.eval.embedded.losses import per_group
+from vtc.eval.embedded.model import WIDTH
+from vtc.eval.embedded.optim import MuonAdamW
+from vtc.eval.embedded.packed import packed_hidden, question_bias
+from vtc.eval.embedded.train import LOG_STEPS, SAVE_SECONDS, WARMUP_STEPS, Curve
+
+from . import data
+from .model import build_model, export, see
+from .render import CELLS, STATES
+from .sample import GROUPS
+from .scenes import FRAMES
+from .stages import CLIPS, MOTION_LAYER, STAGES, Stage
+
+TOKENS = FRAMES * CELLS**2
+_AT_ONCE = 4  # clips
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `vtc train-clips`."""
+    parser.add_argument("--output", type=Path, required=True, help="folder of features, checkpoints and weights/")
+    parser.add_argument("--stages", default=",".join(["features", *(s.name for s in STAGES)]), help="what to run")
+    parser.add_argument("--clips", type=int, default=CLIPS, help="clips whose features are computed")
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies every stage's steps (0.01: a dry run)")
+
+
+class Store:
+    """Features of the training clips in one file, float16 [clips, 512, 192], filled from the front.
+
+    Args:
+        output: The training folder.
+        clips: How many there shall be.
+    """
+
+    def __init__(self, output: Path, clips: int) -> None:
+        self.file, self.done, self.clips = output / "features.f16", output / "features.done", clips
+        if not self.file.exists():
+            with self.file.open("wb") as file:
+                file.truncate(clips * TOKENS * WIDTH * 2)
+        self.values = np.memmap(self.file, np.float16, "r+", shape=(clips, TOKENS, WIDTH))
+
+    def __len__(self) -> int:
+        return int(self.done.read_text()) if self.done.exists() else 0
+
+    def fill(self) -> None:
+        """Computes what is missing."""
+        model = build_model().bfloat16().eval()
+        began, first = time.time(), len(self)
+        for start in range(first, self.clips, _AT_ONCE):
+            clips = [data.clip(i) for i in range(start, min(start + _AT_ONCE, self.clips))]
+            with torch.no_grad():
+                seen = see(model, data.pixels(clips).bfloat16())
+            self.values[start : start + len(clips)] = seen.half().numpy()
+            self.done.write_text(str(start + len(clips)))
+            if start % 200 == 0:
+                print(f"[features {start}/{self.clips}] {time.time() - began:.0f} s", flush=True)
+
+    def __getitem__(self, index: np.ndarray) -> Tensor:
+        return torch.from_numpy(self.values[index])
+
+
+class Trainer:
+    """One stage.
+
+    Args:
+        stage: What to do.
+        output: Folder of checkpoints.
+        store: Features.
+        steps: Optimizer steps in all.
+    """
+
+    def __init__(self, stage: Stage, output: Path, store: Store, steps: int) -> None:
+        self.stage, self.output, self.store, self.steps = stage, output, store, steps
+        self.model = build_model()
+        self.motion = nn.Linear(WIDTH, len(STATES))
+        self.step = 0
+        saved = self._load(stage.name) if self._file(stage.name).exists() else None
+        if saved is None and stage.starts_from:
+            self._take(self._load(stage.starts_from)["optimizer"]["master"])
+        self.model.to(torch.bfloat16).train()  # type: ignore[arg-type]
+        self.motion.to(torch.bfloat16)
+        self.optimizer = MuonAdamW(self._trained())
+        if saved is not None:
+            self.step = saved["step"]
+            self.optimizer.load_state_dict(saved["optimizer"])
+
+    def _trained(self):
+        parts = ("model.language_model.", "model.image_newline")
+        yield from ((n, p) for n, p in self.model.named_parameters() if n.startswith(parts))
+        yield from ((f"heads.{n}", p) for n, p in self.motion.named_parameters())
+
+    def _file(self, name: str) -> Path:
+        return self.output / f"{name}.pt"
+
+    def _load(self, name: str) -> dict:
+        return torch.load(self._file(name), weights_only=True)
+
+    def _take(self, weights: dict[str, Tensor]) -> None:
+        for name, parameter in self._trained():
+            parameter.data.copy_(weights[name])
+
+    def save(self) -> None:
+        """Writes the checkpoint, whole or not at all."""
+        temporary = self._file(self.stage.name).with_suffix(".tmp")
+        torch.save({"step": self.step, "optimizer": self.optimizer.state_dict()}, temporary)
+        os.replace(temporary, self._file(self.stage.name))
+
+    def loss(self) -> tuple[Tensor, dict]:
+        """Loss of one batch, and what to log."""
+        there = len(self.store) // self.stage.batch * self.stage.batch
+        first = self.step * self.stage.batch
+        index = np.arange(first, first + self.stage.batch) % there
+        clips = [data.clip(int(i)) for i in index]
+        visual, states = self.store[index].bfloat16(), data.states(clips)
+        count = self.stage.visual[self.step % len(self.stage.visual)]
+        if count < TOKENS:
+            visual, states = _thinned(visual, states, count, self.step)
+        questions = data.pack_batch(clips, first // there + 1000 * STAGES.index(self.stage), self.stage.statements)
+        return clip_loss(self.model, self.motion, visual, states, questions, self.stage)
+
+    def _learning_rate(self) -> float:
+        warm = min(1.0, (self.step + 1) / WARMUP_STEPS)
+        left = (self.steps - self.step) / max(1.0, self.stage.decay * self.steps)
+        return warm * min(1.0, left) if self.stage.decay else warm
+
+    def run(self) -> None:
+        """Trains to the last step, with a line in `curve.jsonl` every few steps and regular checkpoints."""
+        log, saved, began = Curve(self.output, self.stage.name), time.time(), time.time()
+        while self.step < self.steps:
+            loss, report = self.loss()
+            loss.backward()
+            rate = self._learning_rate()
+            self.optimizer.step(rate * self.stage.muon_lr, rate * self.stage.adam_lr)
+            self.step += 1
+            log.add(loss.item(), report)
+            if self.step % LOG_STEPS == 0 or self.step == self.steps:
+                log.write(self.step, self.steps, time.time() - began)
+                began = time.time()
+            if time.time() - saved > SAVE_SECONDS:
+                self.save()
+                saved = time.time()
+        self.save()
+
+
+def _thinned(visual: Tensor, states: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """A random `count` of the visual tokens of each clip, in order; those that show a thing stay more often."""
+    generator = torch.Generator().manual_seed(seed)
+    chance = torch.rand(states.shape, generator=generator) + 0.5 * (states > 0)
+    kept = chance.topk(count, dim=1).indices.sort(dim=1).values
+    return visual.gather(1, kept[..., None].expand(-1, -1, WIDTH)), states.gather(1, kept)
+
+
+def clip_loss(model, motion: nn.Linear, visual: Tensor, states: Tensor, questions: Questions, stage: Stage):
+    """Cross-entropy of the answers, and beside it, where the stage asks for it, of words and of motion.
+
+    Args:
+        model: The model; only its decoder is used.
+        motion: Read-out of what a token's thing does.
+        visual: Visual tokens [B, N, D], without the newline.
+        states: int64 [B, N], index into `STATES`.
+        questions: Packed questions.
+        stage: Gives the weights.
+
+    Returns:
+        The loss, and per group (questions answered entirely right, questions asked).
+    """
+    decoder = model.model.language_model
+    embed = decoder.embed_tokens
+    front = embed(torch.tensor(prefix_ids())).expand(len(visual), -1, -1)
+    newline = model.model.image_newline.expand(len(visual), 1, -1)
+    prefix = torch.cat((front, visual, newline), dim=1)
+    length = prefix.shape[1]
+    positions = torch.arange(length).expand(len(visual), -1)
+    positions = torch.cat((positions, questions.position + length), dim=1)
+    bias = question_bias(questions.block, CHUNK, prefix)
+    watch = {MOTION_LAYER: visual} if stage.motion else None
+    hidden = packed_hidden(decoder, prefix, embed(questions.ids), positions, bias, watch)
+    where = questions.group >= 0
+    logits, wanted = model.lm_head(hidden[where]).float(), questions.target[where]
+    loss, right = cross_entropy(logits, wanted), logits.detach().argmax(-1) == wanted
+    report: dict = per_group(right, questions, where, GROUPS)
+    if stage.words:
+        rest = ~where & (questions.target >= 0)
+        loss = loss + stage.words * cross_entropy(model.lm_head(hidden[rest]).float(), questions.target[rest])
+    if watch is not None:
+        later = states[:, states.shape[1] // 4 :]  # nothing has moved yet in the first frames
+        seen = motion(watch[MOTION_LAYER][:, len(front[0]) : -1][:, -later.shape[1] :]).float()
+        about = later > 0
+        dense = cross_entropy(seen[about], later[about]) + 0.2 * cross_entropy(seen[~about], later[~about])
+        report["motion"] = (seen[about].argmax(-1) == later[about]).float().mean().item()
+        loss = loss + stage.motion * dense
+    return loss, report
+
+
+def export_checkpoint(output: Path, name: str, folder: Path) -> None:
+    """Writes the weights of one checkpoint as a `from_pretrained` folder."""
+    state = build_model().state_dict()
+    saved = torch.load(output / f"{name}.pt", weights_only=True)["optimizer"]["master"]
+    state.update({n: w for n, w in saved.items() if n in state})
+    state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
+    export(state, folder)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Runs the stages that are asked for and not done yet, then writes the weights to `<output>/weights`.
+
+    Raises:
+        ValueError: A stage is unknown or a number is not positive.
+    """
+    known = {stage.name: stage for stage in STAGES}
+    names = args.stages.split(",")
+    for name in names:
+        if name not in {"features", *known}:
+            raise ValueError(f"stages={args.stages!r}: {name!r} is unknown; choose from features, {', '.join(known)}")
+    for name in ("clips", "scale"):
+        if not getattr(args, name) > 0:
+            raise ValueError(f"{name}={getattr(args, name)} must be above 0")
+    args.output.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    store = Store(args.output, args.clips)
+    if "features" in names:
+        store.fill()
+    for name in names:
+        if name in known:
+            Trainer(known[name], args.output, store, max(1, round(known[name].steps * args.scale))).run()
+    if names[-1] in known:
+        export_checkpoint(args.output, names[-1], args.output / "weights")
+        print(f"weights: {args.output / 'weights'}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_arguments(parser)
+    main(parser.parse_args())
