@@ -38,6 +38,7 @@ COMMANDS = {
     "presets": Command("vtc.eval.presets", "list published settings, or show one with its published numbers"),
     "pages": Command("vtc.eval.pages", "write a page of documentation for every method"),
     "train-embedded": Command("vtc.eval.embedded.train", "train the embedded model from nothing", ValueError),
+    "train-clips": Command("vtc.eval.clips.train", "train the clip model from the embedded one", ValueError),
     "train-atp": Command("vtc.eval.train_atp", "learn ATP's thresholds for a LLaVA, the model itself frozen"),
     "train-diffrate": Command(
         "vtc.eval.train_diffrate", "learn DiffRate's two counts for each block of a LLaVA's tower"

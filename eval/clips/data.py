@@ -40,9 +40,11 @@ def pixels(clips: list[Clip]) -> Tensor:
     return (raw - mean) / std
 
 
-def states(clips: list[Clip]) -> Tensor:
-    """Index into `render.STATES` of every token, int64 [B, F * 64]."""
-    return torch.from_numpy(np.stack([cell_states(c).reshape(-1) for c in clips]))
+def labels(clips: list[Clip]) -> Tensor:
+    """Index into `render.STATES` and frame of every token, int64 [B, F * 64, 2]."""
+    states = torch.from_numpy(np.stack([cell_states(c) for c in clips]))
+    frames = torch.arange(states.shape[1])[:, None].expand_as(states)
+    return torch.stack((states, frames), dim=-1).flatten(1, 2)
 
 
 def _texts(clip: Clip, rng: np.random.Generator, statements: float) -> list[tuple[int, int, str]]:

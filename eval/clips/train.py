@@ -28,7 +28,7 @@ from .model import build_model, export, see
 from .render import CELLS, STATES
 from .sample import GROUPS
 from .scenes import FRAMES
-from .stages import CLIPS, MOTION_LAYER, STAGES, Stage
+from .stages import CLIPS, LABEL_LAYER, STAGES, Stage
 
 TOKENS = FRAMES * CELLS**2
 _AT_ONCE = 4  # clips
@@ -69,9 +69,14 @@ class Store:
             with torch.no_grad():
                 seen = see(model, data.pixels(clips).bfloat16())
             self.values[start : start + len(clips)] = seen.half().numpy()
-            self.done.write_text(str(start + len(clips)))
+            self._note(start + len(clips))
             if start % 200 == 0:
                 print(f"[features {start}/{self.clips}] {time.time() - began:.0f} s", flush=True)
+
+    def _note(self, done: int) -> None:
+        temporary = self.done.with_suffix(".tmp")
+        temporary.write_text(str(done))
+        os.replace(temporary, self.done)
 
     def __getitem__(self, index: np.ndarray) -> Tensor:
         return torch.from_numpy(self.values[index])
@@ -90,13 +95,13 @@ class Trainer:
     def __init__(self, stage: Stage, output: Path, store: Store, steps: int) -> None:
         self.stage, self.output, self.store, self.steps = stage, output, store, steps
         self.model = build_model()
-        self.motion = nn.Linear(WIDTH, len(STATES))
+        self.heads = nn.ModuleDict({"motion": nn.Linear(WIDTH, len(STATES)), "frame": nn.Linear(WIDTH, FRAMES)})
         self.step = 0
         saved = self._load(stage.name) if self._file(stage.name).exists() else None
         if saved is None and stage.starts_from:
             self._take(self._load(stage.starts_from)["optimizer"]["master"])
         self.model.to(torch.bfloat16).train()  # type: ignore[arg-type]
-        self.motion.to(torch.bfloat16)
+        self.heads.to(torch.bfloat16)
         self.optimizer = MuonAdamW(self._trained())
         if saved is not None:
             self.step = saved["step"]
@@ -105,7 +110,7 @@ class Trainer:
     def _trained(self):
         parts = ("model.language_model.", "model.image_newline")
         yield from ((n, p) for n, p in self.model.named_parameters() if n.startswith(parts))
-        yield from ((f"heads.{n}", p) for n, p in self.motion.named_parameters())
+        yield from ((f"heads.{n}", p) for n, p in self.heads.named_parameters())
 
     def _file(self, name: str) -> Path:
         return self.output / f"{name}.pt"
@@ -129,12 +134,12 @@ class Trainer:
         first = self.step * self.stage.batch
         index = np.arange(first, first + self.stage.batch) % there
         clips = [data.clip(int(i)) for i in index]
-        visual, states = self.store[index].bfloat16(), data.states(clips)
+        visual, labels = self.store[index].bfloat16(), data.labels(clips)
         count = self.stage.visual[self.step % len(self.stage.visual)]
         if count < TOKENS:
-            visual, states = _thinned(visual, states, count, self.step)
+            visual, labels = _thinned(visual, labels, count, self.step)
         questions = data.pack_batch(clips, first // there + 1000 * STAGES.index(self.stage), self.stage.statements)
-        return clip_loss(self.model, self.motion, visual, states, questions, self.stage)
+        return clip_loss(self.model, self.heads, visual, labels, questions, self.stage)
 
     def _learning_rate(self) -> float:
         warm = min(1.0, (self.step + 1) / WARMUP_STEPS)
@@ -160,22 +165,22 @@ class Trainer:
         self.save()
 
 
-def _thinned(visual: Tensor, states: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
+def _thinned(visual: Tensor, labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """A random `count` of the visual tokens of each clip, in order; those that show a thing stay more often."""
     generator = torch.Generator().manual_seed(seed)
-    chance = torch.rand(states.shape, generator=generator) + 0.5 * (states > 0)
-    kept = chance.topk(count, dim=1).indices.sort(dim=1).values
-    return visual.gather(1, kept[..., None].expand(-1, -1, WIDTH)), states.gather(1, kept)
+    chance = torch.rand(labels.shape[:2], generator=generator) + 0.5 * (labels[..., 0] > 0)
+    kept = chance.topk(count, dim=1).indices.sort(dim=1).values[..., None]
+    return visual.gather(1, kept.expand(-1, -1, WIDTH)), labels.gather(1, kept.expand(-1, -1, labels.shape[2]))
 
 
-def clip_loss(model, motion: nn.Linear, visual: Tensor, states: Tensor, questions: Questions, stage: Stage):
-    """Cross-entropy of the answers, and beside it, where the stage asks for it, of words and of motion.
+def clip_loss(model, heads: nn.ModuleDict, visual: Tensor, labels: Tensor, questions: Questions, stage: Stage):
+    """Cross-entropy of the answers, and beside it, where the stage asks for it, of words and of the tokens' labels.
 
     Args:
         model: The model; only its decoder is used.
-        motion: Read-out of what a token's thing does.
+        heads: Read-outs of what a token's thing does, and of its frame.
         visual: Visual tokens [B, N, D], without the newline.
-        states: int64 [B, N], index into `STATES`.
+        labels: int64 [B, N, 2], index into `STATES`, and frame.
         questions: Packed questions.
         stage: Gives the weights.
 
@@ -191,7 +196,7 @@ def clip_loss(model, motion: nn.Linear, visual: Tensor, states: Tensor, question
     positions = torch.arange(length).expand(len(visual), -1)
     positions = torch.cat((positions, questions.position + length), dim=1)
     bias = question_bias(questions.block, CHUNK, prefix)
-    watch = {MOTION_LAYER: visual} if stage.motion else None
+    watch = {LABEL_LAYER: visual} if stage.labels else None
     hidden = packed_hidden(decoder, prefix, embed(questions.ids), positions, bias, watch)
     where = questions.group >= 0
     logits, wanted = model.lm_head(hidden[where]).float(), questions.target[where]
@@ -201,13 +206,23 @@ def clip_loss(model, motion: nn.Linear, visual: Tensor, states: Tensor, question
         rest = ~where & (questions.target >= 0)
         loss = loss + stage.words * cross_entropy(model.lm_head(hidden[rest]).float(), questions.target[rest])
     if watch is not None:
-        later = states[:, states.shape[1] // 4 :]  # nothing has moved yet in the first frames
-        seen = motion(watch[MOTION_LAYER][:, len(front[0]) : -1][:, -later.shape[1] :]).float()
-        about = later > 0
-        dense = cross_entropy(seen[about], later[about]) + 0.2 * cross_entropy(seen[~about], later[~about])
-        report["motion"] = (seen[about].argmax(-1) == later[about]).float().mean().item()
-        loss = loss + stage.motion * dense
+        dense, right_labels = _label_loss(heads, watch[LABEL_LAYER][:, len(front[0]) : -1], labels)
+        loss = loss + stage.labels * dense
+        report |= right_labels
     return loss, report
+
+
+def _label_loss(heads: nn.ModuleDict, hidden: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Cross-entropy of what tokens [B, N, D] know of their thing's motion and of their frame."""
+    frame, thing = labels[..., 1], labels[..., 0] > 0
+    said = heads["frame"](hidden).float()
+    loss = cross_entropy(said.flatten(0, 1), frame.flatten())
+    report = {"frame": (said.argmax(-1) == frame)[thing].float().mean().item()}
+    later = frame >= 2  # nothing has moved far before
+    said, wanted = heads["motion"](hidden[later]).float(), labels[..., 0][later]
+    about = wanted > 0
+    loss = loss + cross_entropy(said[about], wanted[about]) + 0.2 * cross_entropy(said[~about], wanted[~about])
+    return loss, {**report, "motion": (said[about].argmax(-1) == wanted[about]).float().mean().item()}
 
 
 def export_checkpoint(output: Path, name: str, folder: Path) -> None:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
-from . import GROUPS, Sample, benchmark, is_correct, load, path, prompt
+from vtc.eval import embedded
+
+from . import Sample, prompt
 from .scenes import SIZE
 
 OVERALL, MARGIN, ENOUGH = 0.85, 0.25, 2000
@@ -44,7 +47,15 @@ def answer(model, processor, samples: Sequence[Sample], blank: bool = False) -> 
     return processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def measure(n: int, batch: int = 32, dtype: str = "float32", device: str = "cpu", split: str = "test") -> dict:
+def measure(
+    n: int,
+    batch: int = 32,
+    dtype: str = "float32",
+    device: str = "cpu",
+    split: str = "test",
+    package: Any = embedded,
+    answer: Callable[..., list[str]] = answer,
+) -> dict:
     """Accuracy per group and overall, with intervals and the blind baseline, and whether the gates are passed.
 
     Args:
@@ -53,32 +64,35 @@ def measure(n: int, batch: int = 32, dtype: str = "float32", device: str = "cpu"
         dtype: Float type of the weights, a name in torch.
         device: Where the model runs.
         split: Of the benchmark.
+        package: Has `load`, `benchmark`, `is_correct` and `GROUPS`.
+        answer: Asks the model one batch, as `answer` here does.
 
     Raises:
         ValueError: Too few questions, or a batch without any.
     """
     import torch
 
-    for name, value, least in (("n", n, len(GROUPS)), ("batch", batch, 1)):
+    groups = package.GROUPS
+    for name, value, least in (("n", n, len(groups)), ("batch", batch, 1)):
         if value < least:
             raise ValueError(f"{name}={value} must be at least {least}")
-    model, processor = load(getattr(torch, dtype), device)
-    right = {(g, blank): 0 for g in GROUPS for blank in (False, True)}
-    asked = dict.fromkeys(GROUPS, 0)
-    questions = benchmark(n, split)
+    model, processor = package.load(getattr(torch, dtype), device)
+    right = {(g, blank): 0 for g in groups for blank in (False, True)}
+    asked = dict.fromkeys(groups, 0)
+    questions = package.benchmark(n, split)
     for start in range(0, n, batch):
         samples = questions[start : start + batch]
         for sample in samples:
             asked[sample.group] += 1
         for blank in (False, True):
             for sample, said in zip(samples, answer(model, processor, samples, blank), strict=True):
-                right[sample.group, blank] += is_correct(said, sample)
+                right[sample.group, blank] += package.is_correct(said, sample)
         print(f"\r{min(start + batch, n)}/{n}", end="", flush=True)
     print()
-    groups = {g: _row(right[g, False], right[g, True], asked[g]) for g in GROUPS if asked[g]}
-    overall = _row(sum(right[g, False] for g in GROUPS), sum(right[g, True] for g in GROUPS), n)
-    passed = overall["accuracy"] >= OVERALL and n >= ENOUGH and all(r["above_blind"] >= MARGIN for r in groups.values())
-    return {"split": split, "questions": n, "dtype": dtype, "overall": overall, "groups": groups, "passed": passed}
+    rows = {g: _row(right[g, False], right[g, True], asked[g]) for g in groups if asked[g]}
+    overall = _row(sum(right[g, False] for g in groups), sum(right[g, True] for g in groups), n)
+    passed = overall["accuracy"] >= OVERALL and n >= ENOUGH and all(r["above_blind"] >= MARGIN for r in rows.values())
+    return {"split": split, "questions": n, "dtype": dtype, "overall": overall, "groups": rows, "passed": passed}
 
 
 def _row(right: int, blind: int, asked: int) -> dict:
@@ -102,18 +116,18 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Measures, prints the table and writes `gates.json`."""
+def main(package: Any = embedded, answer: Callable[..., list[str]] = answer) -> None:
+    """Measures, prints the table and writes `gates.json`; `package` and `answer` as in `measure`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=2700, help="questions")
     parser.add_argument("--batch", type=int, default=32, help="questions at once")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--split", choices=("validation", "test"), default="test")
-    parser.add_argument("--output", type=Path, default=path() / "gates.json")
+    parser.add_argument("--output", type=Path, default=package.path() / "gates.json")
     args = parser.parse_args()
-    result = measure(args.n, args.batch, args.dtype, args.device, args.split)
-    result["command"] = f"python -m vtc.eval.embedded.gates --n {args.n} --dtype {args.dtype} --split {args.split}"
+    result = measure(args.n, args.batch, args.dtype, args.device, args.split, package, answer)
+    result["command"] = f"python -m {package.__name__}.gates --n {args.n} --dtype {args.dtype} --split {args.split}"
     temporary = args.output.with_suffix(".tmp")
     temporary.write_text(json.dumps(result, indent=2) + "\n")
     os.replace(temporary, args.output)
