@@ -6,6 +6,7 @@ features. What comes out at a token is then that token's score or place, and NaN
 """
 
 import inspect
+import math
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -27,7 +28,11 @@ class AnyresAdapter(Adapter):
     follows_patches: ClassVar[bool] = True
 
     def grids(self, features: Features, index: int, tokens: int) -> tuple[Grid, ...]:
-        """Thumbnail and tiles of an image, from where the packing puts each patch."""
+        """Thumbnail and tiles of an image, from where the packing puts each patch; the frames of a video."""
+        if self._pools(features) and features.images:
+            frames = features.shape[0] // features.images
+            side = math.isqrt(tokens // frames)
+            return (Grid(0, frames, side, side, end=tokens - frames * side**2),)
         if features.packing is None:
             return super().grids(features, index, tokens)
         count = self._crops(features)[index]
@@ -55,24 +60,42 @@ class AnyresAdapter(Adapter):
         return ends.diff(prepend=ends.new_zeros(1)).tolist()
 
     def to_tokens(self, values: Tensor, features: Features, tokens: list[int]) -> list[Tensor]:
-        """Values through the family's own packing."""
-        if features.packing is None:
+        """Values through the family's own packing, those of videos through its own pooling of frames."""
+        if features.packing is None and not self._pools(features):
             return super().to_tokens(values, features, tokens)
         if self.parts.has_cls:
             values = values[:, 1:]
         rows = values.reshape(*values.shape[:2], -1)
+        if self._pools(features):
+            pooled = self._pool(rows).unflatten(0, (len(tokens), -1)).flatten(1, 2)
+            newline = pooled.new_full((tokens[0] - pooled.shape[1], pooled.shape[2]), float("nan"))
+            return [torch.cat([video, newline]).view(-1, *values.shape[2:]) for video in pooled]
         packed = self._pack(features, list(rows.split(self._crops(features))))
         return [image.view(-1, *values.shape[2:]) for image in packed]
 
+    def _pools(self, features: Features) -> bool:
+        """Whether these are frames of videos, which are scaled down by half or so."""
+        return features.kind == "video" and features.packing is None
+
+    def _pool(self, frames: Tensor) -> Tensor:
+        """The family's own pooling of frames, [F, P, C] -> [F, S, C]."""
+        composite: Any = self.parts.composite
+        if hasattr(composite, "apply_pooling"):
+            return composite.apply_pooling(frames)
+        if composite.config.spatial_pool_mode == "conv":
+            raise ValueError(
+                f"{self.family} pools video frames by a learned convolution, through which scores can't be followed; "
+                "use a method that does not read the tower, such as 'divprune'"
+            )
+        return composite.vision_resampler(frames)
+
     def patches(self, features: Features, shape: tuple[int, int], tokens: list[int] | None = None) -> list[Tensor]:
         """Patches by number through the family's own packing; those that unpadding cuts off make no token."""
-        if features.packing is None and features.kind == "video":
-            if tokens is None:
-                raise ValueError(
-                    f"{self.family} pools the frames of a video behind the projector, where a reducer inside the tower "
-                    "can't follow; use a selector such as 'divprune'"
-                )
-            return super().patches(features, shape, tokens)
+        if self._pools(features):
+            raise ValueError(
+                f"{self.family} pools the frames of a video behind the tower, where a reducer inside it can't follow; "
+                "use a selector such as 'divprune'"
+            )
         if features.packing is None:
             features = replace(features, packing=((), self._packing_arguments(features)))
         numbers = torch.arange(shape[0] * shape[1], dtype=torch.float64).view(*shape, 1)

@@ -104,9 +104,8 @@ def decision(method: Method, scene: Scene) -> Decision:
 
 def selection(selector: Selector, scene: Scene) -> Decision:
     """A selector's capture and `select`."""
-    tokens = scene.tokens
-    k = selector.count(tokens)
-    if not selector.adaptive and k >= tokens:
+    k = scene.tokens if selector.adaptive else selector.count_of(scene.unit)
+    if not selector.adaptive and k >= scene.tokens:
         raise Undecided("keeps every token: nothing is captured or decided")
     parts, needs = _on_either_tower(scene, selector.needs)
     prefix, seam = int(parts.has_cls), stand_in_seam(parts, needs)

@@ -26,8 +26,6 @@ SECONDS, LEAST_ROUNDS = 30.0, 3
 SLOW = 30.0
 #: What a method may raise that wants more of a model than the stand-in has.
 OUTSIDE = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-#: Visual tokens of the scene on which everything is run once before anything is measured.
-WARM_UP_TOKENS = 48
 
 
 @dataclass(frozen=True)
@@ -91,16 +89,30 @@ class SizeResult(TypedDict):
 
 
 def bench_select(
-    methods: list[Method], sizes: Sequence[int], device: torch.device, rounds: int
+    methods: list[Method],
+    sizes: Sequence[int],
+    device: torch.device,
+    rounds: int,
+    scene_of: Callable[[int, torch.device], Scene] = Scene,
+    warm_up: int = Scene.warm_up,
 ) -> tuple[list[SizeResult], list[MethodResult]]:
-    """Time every method at every size; results by method, then size."""
-    yardstick = Yardstick(Scene(WARM_UP_TOKENS, device))
+    """Time every method at every size; results by method, then size.
+
+    Args:
+        methods: all of different names.
+        sizes: what `scene_of` takes, visual tokens or frames.
+        device: where everything is.
+        rounds: most times that each is run.
+        scene_of: the kind of stand-in.
+    """
+    scene = scene_of(scene_of.warm_up, device)
+    yardstick = Yardstick(scene)
     say("vtc bench: warming up")
-    _Size(methods, Scene(WARM_UP_TOKENS, device), yardstick).round(weigh=True)
+    _Size(methods, scene, yardstick).round(weigh=True)
     done = []
-    for tokens in sorted(set(sizes)):
-        size = _Size(methods, Scene(tokens, device), yardstick)
-        say(f"vtc bench: {tokens} visual tokens")
+    for number in sorted(set(sizes)):
+        size = _Size(methods, scene_of(number, device), yardstick)
+        say(f"vtc bench: {number} {scene_of.counted}")
         size.run(rounds)
         done.append((size.held_up_to(), size.results()))
     by_method = [result for same in zip(*(results for _, results in done)) for result in _with_growth(same)]

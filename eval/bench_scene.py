@@ -10,11 +10,12 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from vtc.dividing import Unit
 from vtc.layout import Grid, VisualInput
 from vtc.method import Rows
 from vtc.parts import Parts
@@ -58,7 +59,14 @@ class Scene:
     Args:
         tokens: N.
         device: where everything is; bfloat16 on CUDA, else float32.
+
+    Class attributes:
+        kind: "image" or "video".
+        warm_up: the size on which everything is run once before anything is measured.
     """
+
+    kind: ClassVar[str] = "image"
+    warm_up: ClassVar[int] = 48
 
     def __init__(self, tokens: int, device: torch.device):
         self.tokens, self.device = tokens, device
@@ -108,25 +116,39 @@ class Scene:
         grids = (Grid(0, whole, side, side),) if whole else ()
         return grids + ((Grid(whole * side**2, 1, 1, rest),) if rest else ())
 
+    @property
+    def unit(self) -> Unit:
+        """All tokens, as what one decision is about."""
+        return Unit((0,), (None,), self.grids, self.kind, 0, 0, torch.arange(BEFORE, BEFORE + self.tokens))
+
     # ---------------------------------------------------------------- what a selector sees
+
+    def features(self) -> Tensor:
+        """Tensor [1, N, D], the visual tokens."""
+        return self.random(1, self.tokens, WIDTH)
+
+    def token_crops(self) -> Crops:
+        """Which crop each token was seen in."""
+        place, area = torch.arange(self.tokens), self.crops.side**2
+        return Crops(place // area, place % area, self.crops.count, (self.crops.side,) * 2)
 
     def visual(self, needs: Needs, prefix: int) -> VisualTokens:
         """All that a selector asked for but what the tower's attention gives: that is to be captured."""
-        area = self.crops.side**2
-        place = torch.arange(self.tokens)
         asked = needs.received or needs.cls or needs.keys or needs.hidden or needs.observe or needs.projection
         return VisualTokens(
-            features=self.random(1, self.tokens, WIDTH),
+            features=self.features(),
             grids=self.grids,
             separators=torch.zeros(self.tokens, dtype=torch.bool),
+            kind=self.kind,
             hidden=dict.fromkeys(needs.hidden, self.random(1, self.tokens, TOWER_WIDTH)) if needs.hidden else {},
-            crops=Crops(place // area, place % area, self.crops.count, (self.crops.side,) * 2) if asked else None,
-            projection=self._projection(prefix) if needs.projection else None,
+            crops=self.token_crops() if asked else None,
+            projection=self.projection(prefix) if needs.projection else None,
             question=(torch.arange(AFTER, device=self.device),) if needs.text else (),
             text=(self.random(AFTER, WIDTH),) if needs.text else (),
         )
 
-    def _projection(self, prefix: int) -> Projection:
+    def projection(self, prefix: int) -> Projection | None:
+        """The projector and what it reads; None where several patches make a token."""
         projector = nn.Sequential(nn.Linear(TOWER_WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
         cls = self.random(1, self.crops.count, TOWER_WIDTH) if prefix else None
         return Projection(self.random(1, self.tokens, TOWER_WIDTH), cls, projector.to(self.device, self.dtype))
@@ -170,7 +192,7 @@ class Scene:
             instruction,
             call,
             tail=AFTER,
-            images=(VisualInput(0, "image", torch.arange(BEFORE, BEFORE + self.tokens), self.grids),),
+            images=(VisualInput(0, self.kind, torch.arange(BEFORE, BEFORE + self.tokens), self.grids),),
             origin=torch.where(instruction, place + self.tokens - visual, place),
         )
 

@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from vtc.fields import settable
 from vtc.method import Method
 
 _ARXIV = re.compile(r"(?:https://arxiv\.org/abs/|arXiv )(\d{4}\.\d{4,5})")
@@ -103,9 +104,8 @@ def _fields(cls: type[Method]) -> Iterator[Field]:
     said: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         said.update(_split(textwrap.dedent(inspect.cleandoc(base.__doc__ or "")))[1])
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        if field.init:
-            yield Field(field.name, _default(field), said.get(field.name, ""))
+    for field in settable(cls):
+        yield Field(field.name, _default(field), said.get(field.name, ""))
 
 
 def _default(field: dataclasses.Field) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from vtc import registry, spec
 from vtc.budget import Keep
 from vtc.eval.errors import InputError
+from vtc.fields import settable
 from vtc.method import Method
 
 NONE = "none"
@@ -86,4 +87,4 @@ def _reseeded(method: Any, step: int) -> Any:
 
 def fields_of(method: Any) -> dict[str, Any]:
     """Fields of a method or its class, with their defaults."""
-    return {field.name: field.default for field in dataclasses.fields(method) if field.init}
+    return {field.name: field.default for field in settable(method)}

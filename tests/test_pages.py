@@ -116,6 +116,12 @@ class Example(Selector):
     gamma: int = 0
 
 
+PER = (
+    'what `keep` counts in: "input" (one image, or one video over all its frames), "frame" (each frame of a video by '
+    'itself) or "row" (all images and videos of a row together, as for videos that reach the model as separate images).'
+)
+
+
 def test_a_docstring_is_taken_apart():
     said = page_docstring.describe(Example)
     assert said.first == "Keep what is bright."
@@ -127,6 +133,7 @@ def test_a_docstring_is_taken_apart():
         ("alpha", "0.1", "weights."),
         ("beta", "(1, 2)", "weights."),
         ("gamma", "0", ""),
+        ("per", "'input'", PER),
     ]
 
 

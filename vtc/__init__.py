@@ -29,9 +29,11 @@ if TYPE_CHECKING:
     from vtc.reducers.zero_tprune import ZeroTPrune
     from vtc.reduction import Mixing, Reduction
     from vtc.registry import list_methods, register
-    from vtc.selectors.baselines import NoCompression, Pool, Random, Stride
+    from vtc.selectors.baselines import FrameStride, NoCompression, Pool, Random, Stride
     from vtc.selectors.divprune import DivPrune
+    from vtc.selectors.evs import EVS
     from vtc.selectors.hiprune import HiPrune
+    from vtc.selectors.holitom import HoliTom
     from vtc.selectors.kcenter import KCenter
     from vtc.selectors.recoverable import Recoverable
     from vtc.selectors.tokencorr import TokenCorr
@@ -69,9 +71,11 @@ _HOMES = {
     "vtc.reducers.zero_tprune": ("ZeroTPrune",),
     "vtc.reduction": ("Mixing", "Reduction"),
     "vtc.registry": ("list_methods", "register"),
-    "vtc.selectors.baselines": ("NoCompression", "Pool", "Random", "Stride"),
+    "vtc.selectors.baselines": ("FrameStride", "NoCompression", "Pool", "Random", "Stride"),
     "vtc.selectors.divprune": ("DivPrune",),
+    "vtc.selectors.evs": ("EVS",),
     "vtc.selectors.hiprune": ("HiPrune",),
+    "vtc.selectors.holitom": ("HoliTom",),
     "vtc.selectors.kcenter": ("KCenter",),
     "vtc.selectors.recoverable": ("Recoverable",),
     "vtc.selectors.tokencorr": ("TokenCorr",),
@@ -84,6 +88,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "ATP",
+    "EVS",
     "UTRC",
     "ATPTrainingFree",
     "Decision",
@@ -91,7 +96,9 @@ __all__ = [
     "DivPrune",
     "FastV",
     "FlowCut",
+    "FrameStride",
     "HiPrune",
+    "HoliTom",
     "HoliTomInner",
     "KCenter",
     "LazyLLM",

@@ -1,7 +1,14 @@
-"""Checks of a method's fields, with messages that name the field, the value and the way out."""
+"""A method's fields: their order, and checks with messages that name the field, the value and the way out."""
 
+import dataclasses
 from collections.abc import Sequence
 from numbers import Integral, Real
+from typing import Any
+
+
+def settable(method: Any) -> list[dataclasses.Field]:
+    """The fields that a method, or its class, can be given: its own first, then those that its kind adds."""
+    return sorted((field for field in dataclasses.fields(method) if field.init), key=lambda field: bool(field.kw_only))
 
 
 def check_int(name: str, value: object, way_out: str, minimum: int | None = None) -> None:

@@ -14,7 +14,7 @@ from vtc.recorded import Recorded
 from vtc.refusals import check_call, check_reduced, check_scores, check_turn, check_visible
 from vtc.revival import Revival
 from vtc.segments import Segment, cut_argument, renumber, visual_index
-from vtc.selecting import Selection, merge, reduced, select
+from vtc.selecting import Selection, merge, merged_into, reduced, select
 from vtc.sequence import Cut
 from vtc.tracing import ImageTrace, Stage, Trace
 
@@ -97,7 +97,8 @@ class ForwardPass:
         if removes and self.seam.selector is not None:
             scores = self.seam.adapter.tower_scores(self.recorded, self.layout)
             check_scores(self.seam, scores)
-            self._selections = select(self.seam, self.layout, self.recorded, embeds, scores)
+            renumbered = self.seam.selector.positions == "packed" and not _several_axes(kwargs.get("position_ids"))
+            self._selections = select(self.seam, self.layout, self.recorded, embeds, scores, renumbered)
         if removes and self.seam.reducer is not None:
             check_reduced(self.seam.reducer, self.layout, self.recorded)
             self._selections = reduced(self.layout, self.recorded, embeds.device)
@@ -107,8 +108,8 @@ class ForwardPass:
             for selection in self._selections:
                 alive[selection.rows, selection.places] = False
                 alive[selection.rows, selection.survivors] = True
-                for index in selection.members:
-                    visual_counts[self.layout.images[index].row] -= selection.removed
+                for unit in selection.units:
+                    visual_counts[unit.row] -= selection.removed
             cut = Cut.keep(alive, [t + v for t, v in zip(text_counts, visual_counts)])
         outer = self.seam.reducer or self.seam.selector
         packed = bool(self._selections) and outer is not None and outer.positions == "packed"
@@ -286,7 +287,7 @@ class ForwardPass:
             Stage(segment.first_layer, segment.cut, segment.into, (before.base or before).cut)
             for segment, before in zip(segments, [segments[0], *segments])
         )
-        merged = {index: into for selection in self._selections for index, into in selection.merged().items()}
+        merged = merged_into(self._selections, self.layout)
         counts = [[s for s in segments if s.first_layer <= layer][-1].visual_counts for layer in range(depth)]
         runs = [features.tower for features in self.recorded.features.values() if features.tower is not None]
         seconds = self.seconds + sum(run.seconds for run in runs)
@@ -328,6 +329,11 @@ def _revived(counts: dict[int, Tensor], boundaries: list[int], depth: int, batch
     none = torch.zeros(batch, dtype=torch.long)
     behind = [sum(layer >= boundary for boundary in boundaries) - 1 for layer in range(depth)]
     return torch.stack([counts[index].cpu() if index in counts else none for index in behind])
+
+
+def _several_axes(positions: Any) -> bool:
+    """Whether position ids are those of M-RoPE, which every token keeps."""
+    return isinstance(positions, Tensor) and positions.dim() == 3
 
 
 def _insert(parts: list[Tensor], middle: Tensor) -> list[Tensor]:

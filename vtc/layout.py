@@ -15,6 +15,7 @@ class Grid:
         t, h, w: frames, rows, columns.
         row_end: separator tokens (newlines) after each row.
         end: separator tokens after the whole block.
+        front: separator tokens in front of each frame (a frame's CLS token, which stands for no place in it).
         kind: "image" (the whole picture), "thumbnail" (an overview beside tiles), "tiles" (the joined tiles).
     """
 
@@ -25,15 +26,21 @@ class Grid:
     row_end: int = 0
     end: int = 0
     kind: str = "image"
+    front: int = 0
 
     def __len__(self) -> int:
-        return self.t * self.h * (self.w + self.row_end) + self.end
+        return self.t * self.frame + self.end
+
+    @property
+    def frame(self) -> int:
+        """Tokens from the start of one frame to that of the next."""
+        return self.front + self.h * (self.w + self.row_end)
 
     def tokens(self) -> Tensor:
         """LongTensor [T, H, W]: index within the image of the token of each cell (separators left out)."""
-        stride = self.w + self.row_end
-        rows = torch.arange(self.t * self.h).view(self.t, self.h, 1) * stride
-        return self.start + rows + torch.arange(self.w)
+        frames = self.start + self.front + torch.arange(self.t) * self.frame
+        rows = torch.arange(self.h) * (self.w + self.row_end)
+        return frames[:, None, None] + rows[:, None] + torch.arange(self.w)
 
 
 @dataclass(frozen=True)

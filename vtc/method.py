@@ -2,14 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from vtc import budget
+from vtc import budget, fields
 from vtc.budget import Keep
+from vtc.dividing import PER, Unit
 from vtc.layout import VisualInput
 from vtc.parts import Parts
 from vtc.patches import Patches
@@ -55,13 +56,29 @@ class Method:
         return (self,)
 
 
+@dataclass
 class Selector(Method, ABC):
     """Acts once, on the projected visual tokens, before the first decoder layer.
 
-    A score-type method implements `score`; any other implements `select`.
+    A score-type method implements `score`; any other implements `select`. Every selector takes `per`, by keyword; the
+    methods themselves never see it, only the tokens that share one budget.
+
+    Attributes:
+        per: what `keep` counts in: "input" (one image, or one video over all its frames), "frame" (each frame of a
+            video by itself) or "row" (all images and videos of a row together, as for videos that reach the model as
+            separate images).
     """
 
     kind = "selector"
+    per: str = field(default="input", kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fields.check_choice("per", self.per, PER)
+
+    def count_of(self, unit: Unit) -> int:
+        """Tokens that `keep` leaves of one unit; a function of its layout alone."""
+        return self.count(len(unit))
 
     def needs(self, parts: Parts) -> Needs:
         """What the method reads from the vision tower of this model.

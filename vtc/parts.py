@@ -18,6 +18,7 @@ class Parts:
         has_cls: whether row 0 of the tower's sequence is a CLS token.
         mapped: whether it is known which patches of the tower make up which visual token.
         feature_layer: index (negative from the end) of the tower block whose output the projector reads.
+        twins: the blocks of further towers of the same shape (Video-LLaVA has one for videos).
     """
 
     family: str
@@ -28,6 +29,11 @@ class Parts:
     has_cls: bool
     feature_layer: int
     mapped: bool = True
+    twins: tuple[tuple[nn.Module, ...], ...] = ()
+
+    def blocks_at(self, index: int) -> list[nn.Module]:
+        """Block `index` of the vision tower, and of its twins."""
+        return [blocks[index] for blocks in (self.blocks, *self.twins)]
 
     def block(self, index: int, wanted_by: str) -> int:
         """`index` of a tower block, negative from the end, as an index from 0.

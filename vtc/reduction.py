@@ -34,12 +34,15 @@ class Reduction:
             `mixing` then only tells the trace what went into what.
         sizes: Tensor [G, k]: how many original tokens each new one stands for. Only reducers give it; None: merged
             tokens add up theirs.
+        order: LongTensor [G, k]: at the place of the i-th survivor stands, in the sequence, the new token order[:, i]
+            of the mixing (HoliTom's merged tokens stand in front of others); None: each at its own place.
     """
 
     kept: Tensor
     mixing: Mixing | None = None
     features: Tensor | None = None
     sizes: Tensor | None = None
+    order: Tensor | None = None
 
     def ascending(self) -> "Reduction":
         """The same decision with `kept` ascending."""

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from vtc import reducing
 from vtc.conversation import Conversation, Lease, conversation_of
+from vtc.dividing import units
 from vtc.flops import BlockRun, Cost, lengths_of, weights_of
 from vtc.forward import ForwardPass
 from vtc.layout import Layout
 from vtc.method import Method
 from vtc.recorded import Features, Recorded, attach_features, features_with, sizes_of
 from vtc.refusals import CHUNKS, check_blocks, check_schedules, split_kinds
+from vtc.selecting import shortens
 from vtc.tap import Tap
 from vtc.tracing import Trace
 from vtc.visual import Needs
@@ -94,8 +96,10 @@ class Seam:
             self.wrap(self.adapter.model, _ENCODING_AHEAD, before=self._see_prompt)
         self._hook(decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True))
         self._hook(decoder.register_forward_hook(self._after_decoder))
-        for index, block in enumerate(self.parts.blocks):
-            self._hook(block.register_forward_pre_hook(functools.partial(self._before_block, index), with_kwargs=True))
+        for index in range(len(self.parts.blocks)):
+            before = functools.partial(self._before_block, index)
+            for block in self.parts.blocks_at(index):
+                self._hook(block.register_forward_pre_hook(before, with_kwargs=True))
         if self.reducer is not None:
             reducing.hooks(self, self._hook)
         for module, hook in tower_hooks(self):
@@ -317,8 +321,10 @@ class Seam:
 
     def removes(self, layout: Layout) -> bool:
         """Whether any method will remove anything from a call, told from counts alone."""
-        outer = self.reducer or self.selector
-        if outer is not None and any(outer.adaptive or outer.count(len(image)) < len(image) for image in layout.images):
+        reducer, selector = self.reducer, self.selector
+        if reducer is not None and any(reducer.count(len(image)) < len(image) for image in layout.images):
+            return True
+        if selector is not None and any(shortens(selector, unit) for unit in units(layout, selector.per)):
             return True
         rows = [n for n in layout.tokens_per_row() if n]
         if rows and any(prune.adaptive or self.watches[id(prune)].heads for prune in self.prunes):

@@ -1,6 +1,6 @@
-"""What a selector asked for, put together for images that are laid out alike."""
+"""What a selector asked for, put together for units that are laid out alike."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vtc.layout import Layout
+from vtc.dividing import Unit
+from vtc.layout import Layout, VisualInput
 from vtc.recorded import Features, Recorded
 from vtc.visual import Crops, Projection
 
@@ -20,22 +21,29 @@ Scores = dict[tuple[str, int | str], list[Tensor]]
 
 @dataclass
 class Seen:
-    """What was seen of the images `members` of a call."""
+    """What was seen of the units `members` of a call."""
 
     seam: "Seam"
     layout: Layout
     recorded: Recorded
     tower: Scores
-    members: list[int]
+    members: list[Unit]
 
     @property
     def _features(self) -> Features:
-        return self.recorded.features_of(self.layout.images[self.members[0]].kind)
+        """The call that made the images; what is asked of videos needs none."""
+        return self.recorded.features_of("image")
+
+    def _of(self, unit: Unit, values: Callable[[int], Tensor]) -> Tensor:
+        """What `values` gives for each image of a unit, [N, ...], one behind the other, at the unit's tokens."""
+        parts = [values(index) for index in unit.images]
+        parts = [part if inside is None else part[inside.to(part.device)] for part, inside in zip(parts, unit.inside)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def scores(self, what: str, device: torch.device) -> Mapping[Any, Tensor]:
         """Tower block or name -> Tensor [G, N, ...]."""
         return {
-            block: torch.stack([values[index].to(device) for index in self.members])
+            block: torch.stack([self._of(unit, values.__getitem__).to(device) for unit in self.members])
             for (name, block), values in self.tower.items()
             if name == what
         }
@@ -44,8 +52,17 @@ class Seen:
         """Which crop each token was seen in; None where nothing is asked of the tower."""
         if not self.tower and not self.seam.needs.projection:
             return None
+        unit = self.members[0]
+        if len(unit.images) == 1 and unit.kind == "video":
+            return _frames(unit)
+        return _beside([self._crops(self.layout.images[index]) for index in unit.images])
+
+    def _crops(self, image: VisualInput) -> Crops:
+        """The crops of a whole image, as the tower saw it; of a video its frames."""
+        if image.kind == "video":
+            return _frames(image)
         sequences, patches = self._features.shape
-        rows = self._maps[self.layout.images[self.members[0]].origin]
+        rows = self._maps[image.origin]
         first = rows[:, 0]
         alive = first >= 0
         crop = torch.where(alive, first // patches if sequences > 1 else torch.zeros_like(first), -1)
@@ -54,46 +71,44 @@ class Seen:
         units = patches // rows.shape[1]
         side = round(units**0.5)
         if sequences == 1 and count == 1:  # a packed tower: all of the image, in its own grid
-            grid = self.layout.images[self.members[0]].grids[-1]
+            grid = image.grids[-1]
             return Crops(crop, torch.where(alive, alive.cumsum(0) - 1, -1), 1, (grid.t * grid.h, grid.w))
         if rows.shape[1] > 1:  # several patches make a token: tokens stand in raster order within each crop
             inside = torch.cat([torch.arange(int((crop == c).sum())) for c in range(count)])
         return Crops(crop, torch.where(alive, inside, -1), count, (side, units // side))
 
     def projection(self, device: torch.device) -> Projection | None:
-        """The projector and what it read; None where it was not asked for or a token is made of several patches."""
+        """The projector and what it read; None where not asked for, for videos, or if several patches make a token."""
         features, adapter = self._features, self.seam.adapter
         if not self.seam.needs.projection or features.projected is None or not adapter.projects_rows:
             return None
-        origins, maps = [self.layout.images[index].origin for index in self.members], self._maps
-        if maps[0].shape[1] != 1:
+        shown = (self.layout.images[index] for unit in self.members for index in unit.images)
+        if any(image.kind == "video" for image in shown) or self._maps[0].shape[1] != 1:
             return None
         flat = features.projected.flatten(0, 1).to(device)
-        rows = torch.stack([_rows(flat, maps[origin]) for origin in origins])
-        cls = None
+        found = [self._of(unit, lambda index: self._maps[self.layout.images[index].origin]) for unit in self.members]
+        rows, cls = torch.stack([_rows(flat, first) for first in found]), None
         if features.cls is not None:
-            seen = [maps[origin][:, 0] // features.shape[1] for origin in origins]
-            seen = [crop[maps[origin][:, 0] >= 0] for origin, crop in zip(origins, seen)]
+            seen = [first[first >= 0] // features.shape[1] for first in found]
             cls = torch.stack([features.cls[int(crop.min()) : int(crop.max()) + 1] for crop in seen]).to(device)
         return Projection(rows, cls, adapter.projector)
 
     def question(self) -> tuple[Tensor, ...]:
-        """For each image, the ids of the text behind the row's last visual token."""
+        """For each unit, the ids of the text behind the row's last visual token."""
         ids = self.recorded.input_ids
         if not self.seam.needs.text or ids is None:
             return ()
         return tuple(ids[row, places] for row, places in self._text_places())
 
     def text(self, embeds: Tensor) -> tuple[Tensor, ...]:
-        """For each image, the embeddings of the same."""
+        """For each unit, the embeddings of the same."""
         if not self.seam.needs.text:
             return ()
         return tuple(embeds[row, places.to(embeds.device)] for row, places in self._text_places())
 
     def _text_places(self) -> list[tuple[int, Tensor]]:
         places = []
-        for index in self.members:
-            row = self.layout.images[index].row
+        for row in (unit.row for unit in self.members):
             end = max(int(image.positions[-1]) for image in self.layout.images if image.row == row)
             after = torch.arange(end + 1, self.layout.shape[1])
             if self.recorded.mask is not None:
@@ -103,10 +118,31 @@ class Seen:
 
     @cached_property
     def _maps(self) -> list[Tensor]:
-        """For each encoded image of the kind, the tower's rows of each token."""
-        kind = self.layout.images[self.members[0]].kind
-        tokens = dict(sorted((image.origin, len(image)) for image in self.layout.images if image.kind == kind))
+        """For each encoded image, the tower's rows of each token."""
+        tokens = dict(sorted((image.origin, len(image)) for image in self.layout.images if image.kind == "image"))
         return self.seam.adapter.patches(self._features, self._features.shape, list(tokens.values()))
+
+
+def _frames(video: Unit | VisualInput) -> Crops:
+    """The frames of a video as crops."""
+    (grid,) = video.grids
+    index, place = torch.full((2, len(video)), -1)
+    cells = grid.tokens()
+    index[cells] = torch.arange(grid.t)[:, None, None].expand_as(cells)
+    place[cells] = torch.arange(grid.h * grid.w).view(grid.h, grid.w).expand_as(cells)
+    return Crops(index, place, grid.t, (grid.h, grid.w))
+
+
+def _beside(images: list[Crops]) -> Crops:
+    """The crops of several images, one behind the other, all in a grid that is wide and high enough for each."""
+    high, wide = (max(crops.grid[side] for crops in images) for side in (0, 1))
+    index, place, count = [], [], 0
+    for crops in images:
+        here, columns = crops.index >= 0, crops.grid[1]
+        index.append(torch.where(here, crops.index + count, -1))
+        place.append(torch.where(here, crops.place // columns * wide + crops.place % columns, -1))
+        count += crops.count
+    return Crops(torch.cat(index), torch.cat(place), count, (high, wide))
 
 
 def _rows(flat: Tensor, rows: Tensor) -> Tensor:

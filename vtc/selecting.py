@@ -1,6 +1,7 @@
 """Running a selector over the images of a call, and putting merged tokens in their places."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -8,8 +9,10 @@ import torch
 from torch import Tensor
 
 from vtc import ops
+from vtc.dividing import Unit, units
 from vtc.layout import Layout
 from vtc.method import Selector
+from vtc.patches import take
 from vtc.recorded import Recorded
 from vtc.reduction import Reduction, main_target
 from vtc.refusals import check_mixing
@@ -23,18 +26,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Selection:
-    """What a selector decided for G images that are laid out alike.
+    """What was decided for G units that are laid out alike.
 
     Attributes:
-        members: their indices in the layout.
+        units: what each decision is about.
         rows: LongTensor [G, 1]: the row of each.
         places: LongTensor [G, N]: places of their tokens in the row.
         survivors: LongTensor [G, k]: places of the tokens that stay.
-        reduction: the decision, within each image.
+        reduction: the decision, within each unit.
         into: LongTensor [G, N]: the survivor that each token was merged into before, -1 for none; None: nothing was.
     """
 
-    members: list[int]
+    units: list[Unit]
     rows: Tensor
     places: Tensor
     survivors: Tensor
@@ -43,23 +46,49 @@ class Selection:
 
     @property
     def removed(self) -> int:
-        """Tokens that each image loses."""
+        """Tokens that each unit loses."""
         return self.places.shape[1] - self.survivors.shape[1]
 
-    def merged(self) -> dict[int, Tensor]:
-        """Image index -> for each token, LongTensor [N]: the survivor that it was mixed into, -1 for none."""
+    def merged(self) -> Tensor | None:
+        """LongTensor [G, N]: for each token, the survivor that it was mixed into, -1 for none; None: none was."""
         if self.into is not None:
-            return dict(zip(self.members, self.into))
+            return self.into
         mixing, kept = self.reduction.mixing, self.reduction.kept
         if mixing is None:
-            return {}
+            return None
         target = main_target(mixing, self.places.shape[1])
-        into = torch.where(target >= 0, kept.gather(1, target.clamp(min=0)), -1)
-        return dict(zip(self.members, into))
+        return torch.where(target >= 0, kept.gather(1, target.clamp(min=0)), -1)
 
 
-def select(seam: "Seam", layout: Layout, recorded: Recorded, embeds: Tensor, scores: Scores) -> list[Selection]:
-    """Run the seam's selector on all images that it shortens, those laid out alike at once.
+def merged_into(selections: Sequence[Selection], layout: Layout) -> dict[int, Tensor]:
+    """Image -> for each of its tokens, LongTensor [N]: the survivor (within the image) that it was mixed into, or -1.
+
+    Images in which nothing was mixed are left out. What went into another image (`per="row"`) has no survivor here.
+    """
+    found: dict[int, Tensor] = {}
+    for selection in selections:
+        merged = selection.merged()
+        for unit, into in zip(selection.units, merged if merged is not None else ()):
+            start = 0
+            for index, inside in zip(unit.images, unit.inside):
+                own = torch.arange(len(layout.images[index])) if inside is None else inside
+                mine = into[start : start + len(own)].cpu() - start
+                here = (mine >= 0) & (mine < len(own))
+                blank = torch.full((len(layout.images[index]),), -1)
+                found.setdefault(index, blank)[own] = torch.where(here, own[mine.clamp(0, len(own) - 1)], -1)
+                start += len(own)
+    return found
+
+
+def shortens(selector: Selector, unit: Unit) -> bool:
+    """Whether the selector may remove tokens of a unit, told from counts alone."""
+    return selector.adaptive or selector.count_of(unit) < len(unit)
+
+
+def select(
+    seam: "Seam", layout: Layout, recorded: Recorded, embeds: Tensor, scores: Scores, packed: bool = True
+) -> list[Selection]:
+    """Run the seam's selector on all units that it shortens, those laid out alike at once.
 
     Args:
         seam: its selector decides.
@@ -67,28 +96,29 @@ def select(seam: "Seam", layout: Layout, recorded: Recorded, embeds: Tensor, sco
         recorded: what was seen of the call.
         embeds: Tensor [B, L, D], the decoder's input.
         scores: what was asked of the tower -> for each image, Tensor [N, ...].
+        packed: whether the survivors will be numbered anew.
 
     Raises:
         RuntimeError: the selector kept another number than its budget says.
     """
     selector = seam.selector
     assert selector is not None
-    groups: dict[Any, list[int]] = defaultdict(list)
-    for index, image in enumerate(layout.images):
-        if selector.adaptive or selector.count(len(image)) < len(image):
-            groups[image.kind, image.grids, len(image), index if selector.adaptive else None].append(index)
+    groups: dict[Any, list[Unit]] = defaultdict(list)
+    for number, unit in enumerate(units(layout, selector.per)):
+        if shortens(selector, unit):
+            groups[unit.kind, unit.grids, len(unit), number if selector.adaptive else None].append(unit)
     selections = []
     for (kind, grids, total, _), members in groups.items():
-        images = [layout.images[index] for index in members]
-        rows = torch.tensor([[image.row] for image in images]).to(embeds.device)
-        places = torch.stack([image.positions for image in images]).to(embeds.device)
+        rows = torch.tensor([[unit.row] for unit in members]).to(embeds.device)
+        places = torch.stack([unit.positions for unit in members]).to(embeds.device)
         seen = Seen(seam, layout, recorded, scores, members)
         visual = VisualTokens(
             features=embeds[rows, places],
             grids=grids,
-            separators=images[0].separators(),
+            separators=members[0].separators,
             kind=kind,
-            ordinals=tuple(image.ordinal for image in images),
+            ordinals=tuple(unit.ordinal for unit in members),
+            packed=packed,
             received=seen.scores("received", embeds.device),
             cls=seen.scores("cls", embeds.device),
             keys=seen.scores("keys", embeds.device),
@@ -99,7 +129,7 @@ def select(seam: "Seam", layout: Layout, recorded: Recorded, embeds: Tensor, sco
             question=seen.question(),
             text=seen.text(embeds),
         )
-        k = selector.count(total)
+        k = total if selector.adaptive else selector.count_of(members[0])
         with torch.no_grad():
             reduction = selector.select(visual, k)
         _check(selector, reduction, len(members), k, total)
@@ -111,7 +141,8 @@ def reduced(layout: Layout, recorded: Recorded, device: torch.device) -> list[Se
     """What a reducer left of each image, as selections whose merged tokens are in their places already."""
     selections = []
     results: dict[str, list[Reduced]] = {}
-    for index, image in enumerate(layout.images):
+    for unit in units(layout, "input"):
+        image = layout.images[unit.images[0]]
         run = recorded.features_of(image.kind).tower
         assert run is not None
         if image.kind not in results:
@@ -121,7 +152,7 @@ def reduced(layout: Layout, recorded: Recorded, device: torch.device) -> list[Se
             row, places = torch.tensor([[image.row]], device=device), image.positions[None].to(device)
             reduction = Reduction(left.kept[None].to(device))
             into = None if left.merged is None else left.merged[None]
-            selections.append(Selection([index], row, places, places.gather(1, reduction.kept), reduction, into))
+            selections.append(Selection([unit], row, places, places.gather(1, reduction.kept), reduction, into))
     return selections
 
 
@@ -131,6 +162,8 @@ def merge(embeds: Tensor, selections: list[Selection]) -> Tensor:
         mixing, new = selection.reduction.mixing, selection.reduction.features
         if mixing is not None and new is None:
             new = ops.merge(embeds[selection.rows, selection.places], mixing, selection.survivors.shape[1])
+            if selection.reduction.order is not None:
+                new = take(new, selection.reduction.order)
         if new is not None:
             embeds = embeds.index_put((selection.rows, selection.survivors), new.to(embeds.dtype))
     return embeds

@@ -8,13 +8,13 @@ name of a preset may stand, such as `hiprune/llava-1.5/192`.
 """
 
 import ast
-import dataclasses
 import difflib
 import re
 from collections.abc import Iterable
 from typing import Any
 
-from vtc.method import Method
+from vtc.fields import settable
+from vtc.method import Method, Selector
 from vtc.presets import published
 from vtc.registry import method_class
 
@@ -36,7 +36,8 @@ def parse(spec: Spec, **fields: Any) -> list[Method]:
         TypeError: `spec` is of another type.
     """
     if isinstance(spec, Method):
-        if not dataclasses.is_dataclass(spec) or not hasattr(spec, "name"):
+        own = any("__dataclass_fields__" in vars(cls) for cls in type(spec).__mro__ if cls is not Selector)
+        if not own or not hasattr(spec, "name"):
             name = type(spec).__name__
             raise TypeError(f"{name} is no method yet; put @vtc.register('name') and @dataclass above its class")
         methods: list[Method] = [spec]
@@ -74,7 +75,7 @@ def build(name: str, fields: dict[str, Any]) -> Method:
         ValueError: unknown method or field.
     """
     cls = method_class(name)
-    known = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
+    known = [field.name for field in settable(cls)]
     for key in fields:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
@@ -107,8 +108,8 @@ def _value(text: str) -> Any:
 
 def _one_to_string(method: Method) -> str:
     parts = []
-    for field in dataclasses.fields(method):  # type: ignore[arg-type]
+    for field in settable(method):
         value = getattr(method, field.name)
-        if field.init and value != field.default:
+        if value != field.default:
             parts.append(f"{field.name}={str(value).replace(' ', '')}")
     return method.name + (":" + ",".join(parts) if parts else "")

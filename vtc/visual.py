@@ -79,6 +79,7 @@ class VisualTokens:
         separators: BoolTensor [N] on the CPU: newline tokens.
         kind: "image" or "video".
         ordinals: for each of the G images, how many images stand before it in its row.
+        packed: whether the survivors will be numbered anew, in the order in which they stand.
         received: tower block from 0 -> Tensor [G, N], mean attention probability that each token receives.
         cls: tower block from 0 -> Tensor [G, N], attention probability from the CLS token, mean over heads.
         keys: tower block from 0 -> Tensor [G, N, H, d].
@@ -96,6 +97,7 @@ class VisualTokens:
     separators: Tensor
     kind: str = "image"
     ordinals: tuple[int, ...] = (0,)
+    packed: bool = True
     received: Mapping[int, Tensor] = field(default_factory=dict)
     cls: Mapping[int, Tensor] = field(default_factory=dict)
     keys: Mapping[int, Tensor] = field(default_factory=dict)

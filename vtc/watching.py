@@ -35,7 +35,9 @@ def tower_listeners(seam: "Seam") -> dict[nn.Module, Listener]:
     if seam.reducer is not None:
         blocks |= set(range(len(seam.parts.blocks)))
     return {
-        seam.adapter.attention(seam.parts.blocks[block]): functools.partial(hear, block) for block in sorted(blocks)
+        seam.adapter.attention(module): functools.partial(hear, block)
+        for block in sorted(blocks)
+        for module in seam.parts.blocks_at(block)
     }
 
 
@@ -73,7 +75,9 @@ def tower_hooks(seam: "Seam") -> list[tuple[nn.Module, Callable[..., None]]]:
             seam.encoding.cls = torch.cat(rows, dim=-1).detach()
 
     hooks: list[tuple[nn.Module, Callable[..., None]]] = [
-        (seam.parts.blocks[block], functools.partial(see_block, block)) for block in seam.needs.hidden
+        (module, functools.partial(see_block, block))
+        for block in seam.needs.hidden
+        for module in seam.parts.blocks_at(block)
     ]
     if seam.needs.projection and seam.adapter.projects_rows and seam.adapter.projector is not None:
         hooks.append((seam.adapter.projector, see_projector))

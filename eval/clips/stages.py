@@ -36,11 +36,11 @@ class Stage:
     visual: tuple[int, ...] = (512,)
 
 
-CLIPS = 12000  # clips whose features are computed once
+CLIPS = 9600  # clips whose features are computed once
 LABEL_LAYER = 2  # the decoder layer behind which tokens must know what their thing does, and their frame
 
 STAGES: tuple[Stage, ...] = (
     Stage("motion", "", 900, 8, 0.006, 1e-3, labels=1.0, words=0.2, statements=0.3, visual=(192, 256, 320, 512)),
-    Stage("answers", "motion", 900, 8, 0.004, 1e-3, labels=0.3, words=0.05, statements=0.1, visual=(256, 384, 512)),
-    Stage("final", "answers", 600, 8, 0.003, 6e-4, decay=1.0),
+    Stage("answers", "motion", 300, 8, 0.004, 1e-3, labels=0.3, words=0.05, statements=0.1, visual=(256, 384, 512)),
+    Stage("final", "answers", 400, 8, 0.003, 6e-4, decay=1.0),
 )

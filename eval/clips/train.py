@@ -58,7 +58,7 @@ class Store:
         self.values = np.memmap(self.file, np.float16, "r+", shape=(clips, TOKENS, WIDTH))
 
     def __len__(self) -> int:
-        return int(self.done.read_text()) if self.done.exists() else 0
+        return min(int(self.done.read_text()), self.clips) if self.done.exists() else 0
 
     def fill(self) -> None:
         """Computes what is missing."""

@@ -1,7 +1,7 @@
 """What every method is to be compared with: nothing, chance, a uniform grid, downsampling."""
 
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -30,6 +30,22 @@ def stride_positions(grids: tuple[Grid, ...], k: int) -> Tensor:
     return boxes(grids, k)[2]
 
 
+def frame_stride_positions(grids: tuple[Grid, ...], k: int) -> Tensor:
+    """`k` tokens of evenly spaced frames, the last of these thinned. LongTensor [k], ascending.
+
+    Several grids are no video: they are thinned together.
+    """
+    if len(grids) > 1:
+        return stride_positions(grids, k)
+    frames = grids[0].tokens().flatten(1)
+    total, length = frames.shape
+    count = -(-k // length)
+    chosen = [(2 * i + 1) * total // (2 * count) for i in range(count)]
+    whole = frames[chosen[:-1]].flatten()
+    last = stride_positions((replace(grids[0], start=0, t=1, row_end=0, end=0, front=0),), k - len(whole))
+    return torch.cat([whole, frames[chosen[-1], last]])
+
+
 def pool_mixing(grids: tuple[Grid, ...], k: int) -> tuple[Tensor, Mixing]:
     """Average-pool the grids into `k` tokens: the mean of each of k boxes, at the box's centre.
 
@@ -48,9 +64,11 @@ class NoCompression(Selector):
 
     Attributes:
         keep: always 1.0; not to be given.
+        per: says nothing here; not to be given.
     """
 
     keep: Keep = field(default=1.0, init=False, repr=False)
+    per: str = field(default="input", init=False, repr=False)
 
 
 @register("random")
@@ -96,6 +114,26 @@ class Stride(Selector):
     def select(self, visual: VisualTokens, k: int) -> Reduction:
         places = candidates(visual, k)
         kept = places if len(places) == k else stride_positions(visual.grids, k)
+        return Reduction.of(_for_each(kept, visual))
+
+
+@register("frame_stride")
+@dataclass
+class FrameStride(Selector):
+    """Keep whole frames of a video, evenly spaced: what sampling fewer frames would cost.
+
+    Exactly k tokens: the last of the chosen frames is thinned to a uniform grid where k is no multiple of a frame.
+    Separators only when k is more than the frames have. On images it is `stride`.
+
+    Attributes:
+        keep: share in (0, 1] or count of the visual tokens of a video.
+    """
+
+    keep: Keep = 0.25
+
+    def select(self, visual: VisualTokens, k: int) -> Reduction:
+        places = candidates(visual, k)
+        kept = places if len(places) == k else frame_stride_positions(visual.grids, k)
         return Reduction.of(_for_each(kept, visual))
 
 

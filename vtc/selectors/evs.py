@@ -1,0 +1,73 @@
+"""EVS: the parts of a video that change from frame to frame (arXiv 2510.14624)."""
+
+from dataclasses import dataclass
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+from vtc.budget import Keep
+from vtc.dividing import Unit
+from vtc.layout import Grid
+from vtc.method import Selector, as_float
+from vtc.reduction import Reduction
+from vtc.registry import register
+from vtc.visual import VisualTokens
+
+_FIRST = 255.0  # above any dissimilarity
+
+
+def temporal_change(features: Tensor) -> Tensor:
+    """How much each token differs from the one at its place in the frame before: 1 - cosine, in float32.
+
+    Args:
+        features: [..., T, S, D].
+
+    Returns:
+        Tensor [..., T, S]; 255 in the first frame.
+    """
+    unit = torch.nn.functional.normalize(as_float(features), dim=-1)
+    change = 1 - (unit[..., 1:, :, :] * unit[..., :-1, :, :]).sum(dim=-1)
+    return torch.cat([torch.full_like(unit[..., :1, :, 0], _FIRST), change], dim=-2)
+
+
+@register("evs")
+@dataclass
+class EVS(Selector):
+    """Keep the first frame of a video whole, and elsewhere what changes most from the frame before.
+
+    Efficient Video Sampling: the dissimilarities of all frames are ranked together, of equal ones the earliest wins, so
+    that frames may end up without a token. Compared is with the frame before, not with what was kept last: slow change
+    may never be seen. Images are left as they are. Written from the public description of the rule.
+    https://arxiv.org/abs/2510.14624
+
+    Budget: with the paper's pruning rate q, keep = 1 - q; T·H·W·keep is rounded down, and at least one frame is kept.
+    Separators (newlines, CLS tokens of frames) stay and are not counted.
+
+    Attributes:
+        keep: share in (0, 1] or count of the tokens of a video, separators left out.
+    """
+
+    keep: Keep = 0.25
+
+    def count_of(self, unit: Unit) -> int:
+        grid = _video(unit.grids)
+        if grid is None:
+            return len(unit)
+        frame, cells = grid.h * grid.w, grid.t * grid.h * grid.w
+        wanted = int(self.keep) if isinstance(self.keep, Integral) else int(cells * float(self.keep))
+        return min(max(frame, wanted), cells) + len(unit) - cells
+
+    def select(self, visual: VisualTokens, k: int) -> Reduction:
+        (grid,) = visual.grids
+        cells = grid.tokens().flatten().to(visual.features.device)
+        separators = visual.separators.nonzero()[:, 0].to(cells.device)
+        change = temporal_change(visual.features[:, cells].unflatten(1, (grid.t, -1))).flatten(1)
+        order = change.argsort(dim=1, descending=True, stable=True)[:, : k - len(separators)]
+        kept = torch.cat([cells[order], separators.expand(len(order), -1)], dim=1)
+        return Reduction.of(kept.sort(dim=1).values)
+
+
+def _video(grids: tuple[Grid, ...]) -> Grid | None:
+    """The grid of a video of two frames or more; None for all else."""
+    return grids[0] if len(grids) == 1 and grids[0].t > 1 else None

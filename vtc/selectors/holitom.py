@@ -1,0 +1,132 @@
+"""HoliTom: what stands still in a video is merged, of the rest stays what is attended to (arXiv 2505.21334)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vtc import budget, fields
+from vtc.budget import Keep
+from vtc.layout import Grid
+from vtc.method import Method, Selector
+from vtc.parts import Parts
+from vtc.prunes.holitom_inner import HoliTomInner
+from vtc.reduction import Mixing, Reduction
+from vtc.registry import register
+from vtc.selectors.static import Merged, merge_frames
+from vtc.visual import Needs, VisualTokens
+
+
+@register("holitom")
+@dataclass
+class HoliTom(Selector):
+    """Merge what repeats from frame to frame of a video, keep what moves where it is attended to, merge again inside.
+
+    In front of the decoder: the video is cut into segments in which as many positions as possible are static (cosine
+    with the next frame above tau). Static positions of a segment are averaged over its frames, then clustered by
+    density peaks; of the other tokens each frame keeps those that receive most attention in the vision tower. Inside
+    the decoder follows `holitom_inner`. Where newlines stand behind rows, those of rows that are left stay, else all;
+    without them, static tokens of a segment stand in front of the others. An image is a single frame.
+    https://arxiv.org/abs/2505.21334
+
+    Budget: the paper's retention ratio is `keep`, of the tokens in front of the decoder. How many are left depends on
+    the video: counts are rounded in each frame and segment (161 of 1568 at 0.10 in one of the released code's runs).
+
+    Attributes:
+        keep: rho, share in (0, 1] or count of the visual tokens of a video; met roughly.
+        tau: similarity above which a position is static. Published: 0.8, and 0.65 for keep=0.1.
+        beta: weight of a cluster's centre beside the mean of its members; None: the plain mean of all.
+        neighbours: nearest tokens that make up a token's density.
+        inner: whether the inner stage follows.
+        inner_keep: `keep` of the inner stage (1 - R of the paper).
+        layer: `layer` of the inner stage; None: 18 of 28, scaled to the depth.
+    """
+
+    keep: Keep = 0.25
+    tau: float = 0.8
+    beta: float | None = 0.6
+    neighbours: int = 7
+    inner: bool = True
+    inner_keep: Keep = 0.5
+    layer: int | None = None
+
+    def __post_init__(self) -> None:
+        budget.check_keep(self.keep)
+        super().__post_init__()
+        fields.check_share("tau", self.tau, "give a cosine such as 0.8")
+        if self.beta is not None:
+            fields.check_share("beta", self.beta, "give a weight such as 0.6, or None for the plain mean")
+        fields.check_int("neighbours", self.neighbours, "give the published 7", 1)
+        fields.check_bool("inner", self.inner)
+        budget.check_keep(self.inner_keep, "inner_keep")
+        self._second()
+
+    @property
+    def adaptive(self) -> bool:
+        """The video decides how many tokens stay, unless all do."""
+        return not (isinstance(self.keep, float) and self.keep == 1)
+
+    def split(self) -> tuple[Method, ...]:
+        return (self, self._second()) if self.inner and self.adaptive else (self,)
+
+    def _second(self) -> HoliTomInner:
+        return HoliTomInner(keep=self.inner_keep, layer=self.layer)
+
+    def needs(self, parts: Parts) -> Needs:
+        return Needs(received=(parts.block(parts.feature_layer, self.name),))
+
+    def select(self, visual: VisualTokens, k: int) -> Reduction:
+        (attention,) = visual.received.values()
+        tokens, features = visual.features.shape[1], visual.features[0]
+        rho = min(self.keep / tokens, 1.0) if isinstance(self.keep, int) else self.keep
+        alive = torch.zeros(tokens, dtype=torch.bool, device=features.device)
+        first = torch.zeros_like(alive)
+        parts = []
+        for grid in visual.grids:
+            cells = grid.tokens().flatten(1).to(features.device)
+            merged = merge_frames(features[cells], attention[0, cells], rho, self.tau, self.beta, self.neighbours)
+            flat = cells.flatten()
+            alive[flat] = merged.kept.flatten()
+            first[flat] = merged.static.flatten()
+            parts.append((flat[merged.source], flat[merged.target], merged.weight))
+            own = _separators(grid, merged.kept)
+            alive[own] = True
+            parts.append((own, own, torch.ones(len(own), device=features.device)))
+        kept = alive.nonzero()[:, 0]
+        number = alive.cumsum(0) - 1
+        source, target, weight = (torch.cat(part) for part in zip(*parts))
+        mixing = Mixing(source[None], number[target][None], weight[None])
+        return Reduction(kept[None], mixing, order=self._order(visual, kept, first, merged))
+
+    def _order(self, visual: VisualTokens, kept: Tensor, static: Tensor, merged: Merged) -> Tensor | None:
+        """Static tokens in front of their segment's others, where places are numbered anew and rows have no newline."""
+        (grid, *more) = visual.grids
+        if more or grid.row_end or not visual.packed or grid.t == 1:
+            return None
+        frame = ((kept - grid.start) // grid.frame).clamp(max=grid.t)  # the newline behind the last one comes last
+        begins = torch.arange(grid.t + 1, device=kept.device)
+        for start, end in merged.segments:
+            begins[start : end + 1] = start
+        segment = begins[frame]
+        rank = (segment * 2 + ~static[kept]) * (grid.t + 1) + frame
+        return rank.argsort(stable=True)[None]
+
+
+def _separators(grid: Grid, kept: Tensor) -> Tensor:
+    """Separators of a grid that stay: newlines of rows and CLS tokens of frames that have tokens left, and the end.
+
+    Args:
+        grid: the grid.
+        kept: BoolTensor [T, H·W].
+
+    Returns:
+        LongTensor [M]: indices within the image.
+    """
+    rows = kept.view(grid.t, grid.h, grid.w).any(dim=2)
+    starts = grid.start + torch.arange(grid.t, device=kept.device) * grid.frame
+    width = grid.w + grid.row_end
+    ends = starts[:, None] + grid.front + torch.arange(grid.h, device=kept.device) * width + grid.w
+    newlines = (ends[rows][:, None] + torch.arange(grid.row_end, device=kept.device)).flatten()
+    fronts = (starts[rows.any(dim=1)][:, None] + torch.arange(grid.front, device=kept.device)).flatten()
+    last = grid.start + len(grid) - grid.end + torch.arange(grid.end, device=kept.device)
+    return torch.cat([newlines, fronts, last])
