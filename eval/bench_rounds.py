@@ -77,7 +77,7 @@ class SizeResult(TypedDict):
     """What methods are held up to at one size.
 
     Attributes:
-        tokens: visual tokens; crops: in how many crops they were seen, of side × side patches each.
+        tokens: visual tokens; crops: in how many crops or frames they were seen, of side × side patches each.
         decoder_ms: 24 times one layer; tower_ms: 24 times one block.
     """
 
@@ -93,17 +93,16 @@ def bench_select(
     sizes: Sequence[int],
     device: torch.device,
     rounds: int,
-    scene_of: Callable[[int, torch.device], Scene] = Scene,
-    warm_up: int = Scene.warm_up,
+    scene_of: type[Scene] = Scene,
 ) -> tuple[list[SizeResult], list[MethodResult]]:
     """Time every method at every size; results by method, then size.
 
     Args:
         methods: all of different names.
-        sizes: what `scene_of` takes, visual tokens or frames.
+        sizes: visual tokens of images, or frames of videos.
         device: where everything is.
         rounds: most times that each is run.
-        scene_of: the kind of stand-in.
+        scene_of: images or videos.
     """
     scene = scene_of(scene_of.warm_up, device)
     yardstick = Yardstick(scene)

@@ -62,10 +62,12 @@ class Scene:
 
     Class attributes:
         kind: "image" or "video".
+        counted: what a size is a number of.
         warm_up: the size on which everything is run once before anything is measured.
     """
 
     kind: ClassVar[str] = "image"
+    counted: ClassVar[str] = "visual tokens"
     warm_up: ClassVar[int] = 48
 
     def __init__(self, tokens: int, device: torch.device):

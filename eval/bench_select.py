@@ -1,7 +1,7 @@
 """`vtc bench select`: how long each method's decision takes beside the prefill that it is to shorten.
 
-Every method is shown random stand-ins (`bench_scene`), and its own part alone is timed (`bench_decision`), in rounds
-beside a decoder layer and a tower block (`bench_rounds`).
+Every method is shown random stand-ins (`bench_scene`, `bench_video`), and its own part alone is timed
+(`bench_decision`), in rounds beside a decoder layer and a tower block (`bench_rounds`).
 """
 
 import argparse
@@ -26,8 +26,20 @@ def add_arguments(benches: Any) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--methods", type=names, default="all", help="names separated by commas, or all")
-    parser.add_argument("--tokens", type=_sizes, default="576,2880,16384", help="visual tokens, separated by commas")
+    parser.add_argument(
+        "--methods", type=names, default="all", help="names separated by commas, or all; of a video, all selectors"
+    )
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--tokens", type=_sizes, default="576,2880,16384", help="visual tokens, separated by commas")
+    shown.add_argument(
+        "--video",
+        type=_sizes,
+        nargs="?",
+        const="8,16,32,64",
+        default=argparse.SUPPRESS,
+        metavar="FRAMES",
+        help="decide about videos of so many frames of 196 tokens instead; without numbers 8,16,32,64",
+    )
     parser.add_argument("--keep", type=_one_keep, default="0.1", help="budget: a share (0.25) or a count (64)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument(
@@ -48,7 +60,9 @@ def main(args: argparse.Namespace) -> None:
     import torch
 
     from vtc.eval.bench_rounds import bench_select
+    from vtc.eval.bench_scene import Scene
     from vtc.eval.bench_table import about, table
+    from vtc.eval.bench_video import VideoScene
     from vtc.eval.folder import write_atomically
     from vtc.eval.memory import source
     from vtc.eval.models import check_device
@@ -57,7 +71,9 @@ def main(args: argparse.Namespace) -> None:
         raise InputError(f"argument --json: folder {str(args.json.parent)!r} does not exist; create it or give another")
     check_device(args.device)
     device = torch.device(args.device)
+    frames = getattr(args, "video", None)
     run = {
+        "shown": "image" if frames is None else "video",
         "keep": args.keep,
         "device": args.device,
         "dtype": "bfloat16" if device.type == "cuda" else "float32",
@@ -65,7 +81,13 @@ def main(args: argparse.Namespace) -> None:
         "most_rounds": args.rounds,
         "memory": None if source(device) is None else "allocated" if device.type == "cuda" else "resident",
     }
-    sizes, methods = bench_select(make_methods(args.methods, args.keep), args.tokens, device, args.rounds)
+    sizes, methods = bench_select(
+        make_methods(args.methods, args.keep, None if frames is None else "selector"),
+        args.tokens if frames is None else frames,
+        device,
+        args.rounds,
+        Scene if frames is None else VideoScene,
+    )
     notes = about(run)
     print("\n".join([*notes, "", *table(sizes, methods)]))
     if args.json:
@@ -74,8 +96,8 @@ def main(args: argparse.Namespace) -> None:
         )
 
 
-def make_methods(wanted: Sequence[str], keep: Keep) -> "list[Method]":
-    """Every method that is named ("all": every one there is), at the budget.
+def make_methods(wanted: Sequence[str], keep: Keep, kind: str | None = None) -> "list[Method]":
+    """Every method that is named ("all": every one there is, of the `kind`), at the budget.
 
     Raises:
         InputError: an unknown method, or a budget that it does not take.
@@ -84,7 +106,7 @@ def make_methods(wanted: Sequence[str], keep: Keep) -> "list[Method]":
     from vtc.eval.settings import fields_of
 
     try:
-        found = registry.list_methods() if list(wanted) == ["all"] else sorted(set(wanted))
+        found = registry.list_methods(kind) if list(wanted) == ["all"] else sorted(set(wanted))
         classes = [registry.method_class(name) for name in found]
     except ValueError as error:
         raise InputError(f"argument --methods: {error}") from None

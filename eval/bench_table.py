@@ -6,6 +6,7 @@ from typing import Any
 
 from vtc.eval.bench_rounds import LEAST_ROUNDS, SECONDS, SLOW, MethodResult, SizeResult
 from vtc.eval.bench_scene import AFTER, BEFORE
+from vtc.eval.bench_video import PATCHES, SHOT, SIDE
 from vtc.eval.results import Spread
 
 
@@ -13,19 +14,24 @@ def about(run: dict[str, Any]) -> list[str]:
     """The lines above the tables.
 
     Args:
-        run: keep, device, dtype, threads, most_rounds; memory: "resident", "allocated" or None.
+        run: shown ("image" or "video"), keep, device, dtype, threads, most_rounds; memory: "resident", "allocated" or
+            None.
     """
+    crops, values = "crops, each with a class token", "random values"
+    if run["shown"] == "video":
+        crops = f"frames of {PATCHES * SIDE}x{PATCHES * SIDE} patches, {PATCHES}x{PATCHES} of which make a token"
+        values = f"random values: a still picture with noise, a square that moves over it, a cut every {SHOT} frames"
     memory = {
         "resident": "growth of the process's resident memory at the peak",
         "allocated": "growth of what is allocated on the device at the peak",
         None: "not told by this system",
     }[run["memory"]]
     return [
-        f"decisions alone, one image, keep {run['keep']}, random values, {run['device']}, {run['dtype']}, "
+        f"decisions alone, one {run['shown']}, keep {run['keep']}, {values}, {run['device']}, {run['dtype']}, "
         f"{run['threads']} threads; median [quartiles] over the rounds, shares within a round",
         f"decoder: prefill of {BEFORE + AFTER} text tokens and all visual ones, as 24 x one random decoder layer of "
         "the shape of Qwen2-0.5B",
-        "tower: 24 x one random block of the shape of CLIP-L, over all crops, each with a class token",
+        f"tower: 24 x one random block of the shape of CLIP-L, over all {crops}",
         "selector: capture = what is read of the tower's attention, decide = select; prune: capture = what is noted "
         "in decoder layers, decide = score with its probe; reducer: decide = all calls of reduce in one pass",
         "not part of it: what the seam does around a decision (laying out, gathering and cutting rows), and what a "
@@ -39,7 +45,7 @@ def about(run: dict[str, Any]) -> list[str]:
 
 def table(sizes: Sequence[SizeResult], methods: Sequence[MethodResult]) -> list[str]:
     """A table of what methods are held up to, and one of the methods; a method that was not timed says why."""
-    first = [["visual tokens", "crops", "decoder ms", "tower ms"]]
+    first = [["visual tokens", "crops or frames, patches", "decoder ms", "tower ms"]]
     for size in sizes:
         crops = f"{size['crops']} of {size['side']}x{size['side']}"
         first.append([str(size["tokens"]), crops, _spread(size["decoder_ms"]), _spread(size["tower_ms"])])

@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--visual-tokens", type=positive, help="of one image (default: what the model's config fixes)")
     parser.add_argument("--images", type=positive, default=1, help="images of the prompt")
     parser.add_argument("--crops", type=positive, help="tiles of one image that the vision tower sees, for LLaVA-NeXT")
+    parser.add_argument("--frames", type=positive, default=1, help="of one video, where --images counts videos")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -37,7 +38,7 @@ def main(args: argparse.Namespace) -> None:
 
     model = shapes(args.model)
     try:
-        planner = Planner(model, args.text_tokens, args.visual_tokens, args.images, args.crops)
+        planner = Planner(model, args.text_tokens, args.visual_tokens, args.images, args.crops, args.frames)
         spec = solve_with(planner, args.compress, args.target)
         plan = planner.plan(spec)
     except (TypeError, ValueError) as error:

@@ -8,6 +8,7 @@ from families import FAMILIES, Family, Row
 from families_more import MORE
 
 import vtc
+from vtc.layout import Grid
 
 EVERY = {**FAMILIES, **MORE}
 ATTENTIONS = ("sdpa", "eager", flash_stand_in.NAME)
@@ -25,6 +26,11 @@ COMPOSED = (
     "divprune:keep=0.7+spatten:keep=0.5,keep_heads=0.5",
     "fastv:keep=0.6,layer=1+holitom_inner:keep=0.5,layer=3",
 )
+
+#: Methods that leave images as they are, and act on videos alone.
+ON_VIDEOS = {"evs"}
+#: Tokens that are generated where rows are compared.
+NEW = 3
 
 torch.set_num_threads(1)
 
@@ -72,6 +78,44 @@ def specs(family: str, keep: float = 0.5) -> list[str]:
 def each_alone(family: Family, model, rows: list[Row]):
     """The inputs of each row as a batch of one."""
     return [family.inputs(model, [row]) for row in rows]
+
+
+def refusal(family: str, spec: str) -> str | None:
+    """The sentence with which the family refuses the methods of `spec`, if it does."""
+    try:
+        with vtc.patched(model_of(family), spec):
+            return None
+    except ValueError as error:
+        return str(error)
+
+
+def check_rows(family: Family, model, spec: str, rows: list[Row]):
+    """Patched, every row of a batch equals its own batch-1 run, and the trace counts what was planned."""
+    inputs = family.inputs(model, rows)
+    length = inputs["input_ids"].shape[1]
+    with torch.no_grad(), vtc.patched(model, spec):
+        output = model(**inputs)
+        trace = vtc.trace(model)
+        tokens = model.generate(**inputs, max_new_tokens=NEW, do_sample=False)
+        assert output.logits.shape[:2] == inputs["input_ids"].shape
+        assert torch.equal(tokens[:, :length], inputs["input_ids"])
+        assert trace.original_tokens.tolist() == [sum(counts) for counts in family.visual_tokens(rows)]
+        fewest = trace.tokens_per_layer.amin(dim=0)
+        for row in range(len(rows)):
+            if any(acts_on(spec, image.source.grids) for image in trace.images if image.row == row):
+                assert fewest[row] < trace.original_tokens[row], f"row {row}"
+        for index, alone in enumerate(each_alone(family, model, rows)):
+            single = model(**alone).logits[0, -1]
+            torch.testing.assert_close(output.logits[index, -1], single, atol=2e-4, rtol=1e-4)
+            again = model.generate(**alone, max_new_tokens=NEW, do_sample=False)
+            assert torch.equal(tokens[index, -NEW:], again[0, -NEW:]), f"row {index}"
+    return trace
+
+
+def acts_on(spec: str, grids: tuple[Grid, ...]) -> bool:
+    """Whether a spec must remove something of an image or video with these grids."""
+    names = {part.partition(":")[0] for part in spec.split("+")}
+    return spec != "none" and (not names <= ON_VIDEOS or grids[0].t > 1)
 
 
 def extended(inputs: dict, more_ids: torch.Tensor) -> dict:

@@ -18,7 +18,15 @@ from tiny_plain import (
     VideoLlama3,
     VideoLlava,
 )
-from tiny_videos import LlavaNextVideoVideo, LlavaOnevisionVideo, Qwen2_5VLVideo, Qwen3VLVideo, VideoLlavaVideo
+from tiny_videos import (
+    InternVLVideo,
+    LlavaNextVideoVideo,
+    LlavaOnevisionVideo,
+    Qwen2_5VLVideo,
+    Qwen2VLVideo,
+    Qwen3VLVideo,
+    VideoLlavaVideo,
+)
 
 PLAIN = (
     PaliGemma2,
@@ -36,7 +44,15 @@ PLAIN = (
     Idefics3,
 )
 OWN = (Qwen3VLMoe, Qwen3_5, MiniCPMV4_6, Gemma4, Granite4Vision, Ernie4_5VLMoe, Lfm2Vl, Llama4)
-VIDEOS = (LlavaOnevisionVideo, LlavaNextVideoVideo, VideoLlavaVideo, Qwen2_5VLVideo, Qwen3VLVideo)
+VIDEOS = (
+    LlavaOnevisionVideo,
+    LlavaNextVideoVideo,
+    VideoLlavaVideo,
+    Qwen2VLVideo,
+    Qwen2_5VLVideo,
+    Qwen3VLVideo,
+    InternVLVideo,
+)
 #: Molmo2 came to transformers after 5.17.
 NEW = (Molmo2,) if hasattr(transformers, "Molmo2Config") else ()
 MORE: dict[str, Family] = {family.name: family() for family in (*PLAIN, *OWN, *NEW, *VIDEOS)}

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import vtc
 from vtc.eval import bench_rounds
 from vtc.eval.bench_decision import Meter, Undecided, decision
 from vtc.eval.bench_scene import CropPlan, Scene
+from vtc.eval.bench_video import NOISE, VideoScene
 from vtc.eval.cli import main
 from vtc.method import Reducer, Rows, Selector, Watch
 from vtc.parts import Parts
@@ -33,7 +35,7 @@ def test_every_method_is_timed_at_every_size(report: dict[str, Any]) -> None:
     assert [(r["method"], r["tokens"]) for r in rows] == [(m, n) for m in vtc.list_methods() for n in (16, 32)]
     for row in rows:
         assert row["kind"] == method_class(row["method"]).kind
-        if row["method"] == "none":
+        if row["method"] == "none" or (row["method"], row["tokens"]) == ("evs", 16):  # a single frame stays whole
             assert row["untimed"].startswith("keeps every token")
             assert row["share"] is None
             continue
@@ -43,7 +45,7 @@ def test_every_method_is_timed_at_every_size(report: dict[str, Any]) -> None:
         assert row["tower_share"]["median"] > 0
         assert row["decide_ms"]["median"] > 0
         assert row["total_ms"]["median"] == pytest.approx(row["capture_ms"]["median"] + row["decide_ms"]["median"])
-        assert (row["time_exponent"] is None) == (row["tokens"] == 16)
+        assert (row["time_exponent"] is None) == (row["tokens"] == 16 or row["method"] == "evs")
 
 
 def test_shares_are_of_the_decoder_and_the_tower(report: dict[str, Any]) -> None:
@@ -54,6 +56,24 @@ def test_shares_are_of_the_decoder_and_the_tower(report: dict[str, Any]) -> None
             size, total = sizes[row["tokens"]], row["total_ms"]["median"]
             assert row["share"]["median"] == pytest.approx(total / size["decoder_ms"]["median"])
             assert row["tower_share"]["median"] == pytest.approx(total / size["tower_ms"]["median"])
+
+
+def test_of_a_video_every_selector_is_timed(tmp_path: Path) -> None:
+    file = tmp_path / "select.json"
+    arguments = ["bench", "select", "--video", "1,2", "--keep", "0.25", "--rounds", "1", "--json", str(file)]
+    assert main(arguments) == 0
+    report = json.loads(file.read_text())
+    assert [(size["tokens"], size["crops"], size["side"]) for size in report["sizes"]] == [(196, 1, 28), (392, 2, 28)]
+    rows = report["methods"]
+    assert [(r["method"], r["tokens"]) for r in rows] == [
+        (m, n) for m in vtc.list_methods("selector") for n in (196, 392)
+    ]
+    untimed = {(row["method"], row["tokens"]) for row in rows if row["untimed"]}
+    assert untimed == {("none", 196), ("none", 392), ("evs", 196)}
+    assert all(row["share"]["median"] > 0 for row in rows if not row["untimed"])
+    grown = {row["method"] for row in rows if row["time_exponent"] is not None}
+    assert grown == {*vtc.list_methods("selector")} - {"none", "evs"}
+    assert "a still picture with noise" in report["notes"][0] and "28x28 patches" in report["notes"][2]
 
 
 def test_the_tables_show_what_the_file_holds(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,6 +101,8 @@ def test_the_tables_show_what_the_file_holds(capsys: pytest.CaptureFixture[str])
         ("--keep 0", "keep=0 keeps no token"),
         ("--keep 0.1,0.2", "holds 2 budgets"),
         ("--rounds 0", "'0' is not a whole number of at least 1"),
+        ("--video 8,0", "'0' is not a whole number of at least 1"),
+        ("--video 8 --tokens 576", "not allowed with argument"),
         ("--device tpu9", "argument --device: 'tpu9'"),
         ("--json nowhere/at/all.json", "folder 'nowhere/at' does not exist"),
     ],
@@ -104,6 +126,16 @@ def test_bad_input_is_told(arguments: str, message: str, capsys: pytest.CaptureF
 def test_crops_are_equal_squares_that_hold_the_tokens(tokens: int, count: int, side: int) -> None:
     assert CropPlan.of(tokens) == CropPlan(count, side)
     assert (count - 1) * side**2 < tokens <= count * side**2
+
+
+def test_a_video_mostly_repeats_itself() -> None:
+    features = VideoScene(20, CPU).features().view(20, 196, -1)
+    similar = torch.cosine_similarity(features[1:], features[:-1], dim=-1)
+    static = similar > 0.8
+    assert static.all(dim=1).sum() == 0 and not static[15].any()  # the square moves; a cut
+    share = torch.cat([static[:15], static[16:]]).float().mean()
+    assert 0.6 < share < 0.85
+    assert similar[static].mean() == pytest.approx(1 / (1 + NOISE**2), abs=0.01)
 
 
 @dataclass
@@ -149,6 +181,21 @@ def test_a_selector_is_shown_all_that_it_asks_for(with_cls: bool, tokens: int) -
     assert torch.equal(crop * scene.crops.side**2 + place, torch.arange(tokens))
     assert torch.equal(seen.keys[3][0], scene.tower_attention.key[crop, :, 1 + place])  # row 0 is CLS
     assert meter.capture_s > 0 and meter.decide_s > 0 and meter.peak_bytes is None
+
+
+def test_of_a_video_a_token_is_the_mean_of_four_patches() -> None:
+    method, scene = Seeing(), VideoScene(3, CPU)
+    decision(method, scene)(Meter(CPU))
+    seen = method.seen
+    assert seen.kind == "video" and seen.projection is None
+    (grid,) = seen.grids
+    assert (grid.t, grid.h, grid.w, len(grid)) == (3, 14, 14, seen.features.shape[1])
+    frame, row, column = 2, 5, 13
+    token = grid.tokens()[frame, row, column]
+    patches = [1 + 28 * (2 * row + down) + 2 * column + right for down in (0, 1) for right in (0, 1)]
+    key = scene.tower_attention.key[frame, :, patches].mean(dim=1)
+    torch.testing.assert_close(seen.keys[3][0, token], key)
+    assert seen.crops is not None and (seen.crops.index[token], seen.crops.place[token]) == (frame, 14 * row + column)
 
 
 @dataclass

@@ -14,6 +14,7 @@ import vtc
 from vtc import (
     DivPrune,
     FastV,
+    FrameStride,
     HiPrune,
     KCenter,
     Mixing,
@@ -41,8 +42,8 @@ from vtc.selectors.places import candidates, partition, share_out
 quick = settings(max_examples=20, deadline=None)
 
 SELECTORS = [
-    Random(), Stride(), Pool(), DivPrune(), HiPrune(), HiPrune(alpha=1.0), KCenter(), KCenter(rule="max-sum"),
-    KCenter(pivot="mean"),
+    Random(), Stride(), FrameStride(), Pool(), DivPrune(), HiPrune(), HiPrune(alpha=1.0), KCenter(),
+    KCenter(rule="max-sum"), KCenter(pivot="mean"),
 ]  # fmt: skip
 PRUNES = [FastV(), TransPrune()]
 
@@ -52,6 +53,8 @@ LAYOUTS = {
     "tiles": (Grid(0, 1, 3, 3, kind="thumbnail"), Grid(9, 1, 5, 4, row_end=1, kind="tiles")),
     "trailing newline": (Grid(0, 1, 4, 4, end=1),),
     "video": (Grid(0, 3, 3, 4),),
+    "video, newline": (Grid(0, 4, 3, 3, end=1),),
+    "video, CLS": (Grid(0, 3, 2, 3, front=1),),
     "one row": (Grid(0, 1, 1, 11),),
 }
 FEATURES = ("random", "zero rows", "nan and inf", "duplicates", "identical", "all zero", "all nan", "huge", "half")
@@ -180,12 +183,14 @@ def test_a_selector_leaves_one_token_at_least(method: Any) -> None:
 
 def test_every_registered_method_is_in_these_lists() -> None:
     merging = {"visionzip", "tokencorr", "recoverable"}  # test_selectors.py, test_recoverable.py
+    videos = {"evs", "holitom"}  # test_video_methods.py, test_holitom.py
     reducers = {"tome", "diffrate", "flowcut", "zero_tprune", "token_transforming"}  # test_reducers.py
     prunes = {  # test_NAME.py each, atp_tf in test_atp.py, todre_stage2 in test_todre.py, utrc in test_ssm.py
         "atp", "atp_tf", "holitom_inner", "lazyllm", "pyramiddrop", "sparsevlm", "spatten", "todre", "todre_stage2",
         "token_skip", "utrc",
     }  # fmt: skip
-    assert {m.name for m in [*SELECTORS, *PRUNES, NoCompression()]} | merging | reducers | prunes == set(METHODS)
+    listed = {method.name for method in [*SELECTORS, *PRUNES, NoCompression()]}
+    assert listed | merging | videos | reducers | prunes == set(METHODS)
 
 
 # ---------------------------------------------------------------- max-min

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from vtc import fields
 from vtc import spec as specs
+from vtc.dividing import units
 from vtc.flops import BlockRun, Cost, Flops
+from vtc.layout import Grid, Layout, VisualInput
 from vtc.registry import adapter_class
 from vtc.seam import Seam
 from vtc.tower_plan import Untold, encode, runs_of, tokens_per_image
@@ -91,6 +93,7 @@ class Planner:
         visual_tokens: of one image; None: what the model's config fixes.
         images: images of the prompt.
         crops: tiles of one image that the tower sees; None: as many as make so many tokens.
+        frames: of one video.
 
     Raises:
         ValueError: a number is out of range, or the config does not fix the visual tokens.
@@ -98,7 +101,13 @@ class Planner:
     """
 
     def __init__(
-        self, model: nn.Module, text_tokens: int, visual_tokens: int | None, images: int = 1, crops: int | None = None
+        self,
+        model: nn.Module,
+        text_tokens: int,
+        visual_tokens: int | None,
+        images: int = 1,
+        crops: int | None = None,
+        frames: int = 1,
     ):
         if not isinstance(model, nn.Module):
             raise TypeError(f"model={model!r} is a {type(model).__name__}; give a vision-language model")
@@ -106,8 +115,9 @@ class Planner:
         fields.check_int("images", images, "give how many images the prompt shows, such as 1", 1)
         if crops is not None:
             fields.check_int("crops", crops, "give the tiles of one image that the vision tower sees, or None", 1)
+        fields.check_int("frames", frames, "give the frames of one video, or 1 for images", 1)
         self.adapter: Any = adapter_class(model)(model)
-        if visual_tokens is None:
+        if visual_tokens is None and frames == 1:
             visual_tokens = tokens_per_image(self.adapter)
             if visual_tokens is None:
                 raise Untold(
@@ -116,7 +126,10 @@ class Planner:
                     "visual_tokens=1196"
                 )
         fields.check_int("visual_tokens", visual_tokens, "give the visual tokens of one image, such as 576", 1)
+        if frames > visual_tokens:
+            raise ValueError(f"frames={frames} of {visual_tokens} visual tokens; give visual_tokens of the whole video")
         self.text_tokens, self.visual_tokens, self.images, self.crops = text_tokens, visual_tokens, images, crops
+        self.frames = frames
         self._cost: Cost | None = None
         self._known: dict[str, list[BlockRun]] = {}
 
@@ -143,9 +156,11 @@ class Planner:
 
     def _tokens(self, seam: Seam) -> list[int]:
         """Visual tokens of the row in front of each decoder layer, by the rules of `vtc.inside`."""
-        outer = seam.reducer or seam.selector
-        each = self.visual_tokens if outer is None else outer.count(self.visual_tokens)
-        alive = self.images * each
+        alive = self.images * self.visual_tokens
+        if seam.reducer is not None:
+            alive = self.images * seam.reducer.count(self.visual_tokens)
+        elif seam.selector is not None:
+            alive = sum(seam.selector.count_of(unit) for unit in units(self._layout(), seam.selector.per))
         reached: dict[int, int] = {}
         tokens = []
         for layer in range(len(seam.parts.layers)):
@@ -158,8 +173,22 @@ class Planner:
             tokens.append(here)
         return tokens
 
+    def _layout(self) -> Layout:
+        """The prompt's images; which cells stand in a row does not matter to what is counted."""
+        total = self.images * self.visual_tokens
+        grid = Grid(0, self.frames, 1, self.visual_tokens // self.frames, end=self.visual_tokens % self.frames)
+        kind = "image" if self.frames == 1 else "video"
+        places = torch.arange(total).split(self.visual_tokens)
+        return Layout((1, total), tuple(VisualInput(0, kind, at, (grid,), n, n) for n, at in enumerate(places)))
+
     def _tower(self, seam: Seam) -> list[BlockRun]:
-        """The tower's work; once for each number of tokens that a reducer leaves, all else being equal."""
+        """The tower's work; once for each number of tokens that a reducer leaves, all else being equal.
+
+        Raises:
+            Untold: the tower's work on videos is not planned.
+        """
+        if self.frames > 1:
+            raise Untold("what the vision tower does with videos is not planned; use a target like 'decoder=0.2'")
         reducer = seam.reducer
         left = reducer and (reducer.name, {**vars(reducer), "keep": reducer.count(self.visual_tokens)})
         key = repr(left)
@@ -177,6 +206,7 @@ def plan(
     visual_tokens: int | None = None,
     images: int = 1,
     crops: int | None = None,
+    frames: int = 1,
 ) -> Plan:
     """What a prefill will do under `spec`, from shapes alone: nothing is run, and `model` may be on the device "meta".
 
@@ -188,13 +218,15 @@ def plan(
         images: images of the prompt, all alike. Tiles that the model takes for images of their own (Aya, Cohere) count.
         crops: tiles of one image that the vision tower sees, thumbnail counted, where `visual_tokens` don't tell
             (LLaVA-NeXT). Only FLOPs of the tower need it.
+        frames: more than 1: `images` are videos of so many frames (of the tower: after temporal merging), of
+            `visual_tokens` each; what is over behind the last frame are newlines. FLOPs of the tower are not told then.
 
     Raises:
         ValueError: the spec can't be used with this model, the picture decides how many tokens stay (`vtc.calibrate`
             runs the model to find out), or a number is out of range.
         TypeError: a number is not an int.
     """
-    return Planner(model, text_tokens, visual_tokens, images, crops).plan(spec)
+    return Planner(model, text_tokens, visual_tokens, images, crops, frames).plan(spec)
 
 
 def _check_told(seam: Seam) -> None:

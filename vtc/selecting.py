@@ -71,10 +71,10 @@ def merged_into(selections: Sequence[Selection], layout: Layout) -> dict[int, Te
         for unit, into in zip(selection.units, merged if merged is not None else ()):
             start = 0
             for index, inside in zip(unit.images, unit.inside):
-                own = torch.arange(len(layout.images[index])) if inside is None else inside
-                mine = into[start : start + len(own)].cpu() - start
+                blank = torch.full((len(layout.images[index]),), -1, device=into.device)
+                own = torch.arange(len(blank), device=into.device) if inside is None else inside.to(into.device)
+                mine = into[start : start + len(own)] - start
                 here = (mine >= 0) & (mine < len(own))
-                blank = torch.full((len(layout.images[index]),), -1)
                 found.setdefault(index, blank)[own] = torch.where(here, own[mine.clamp(0, len(own) - 1)], -1)
                 start += len(own)
     return found

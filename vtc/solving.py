@@ -85,6 +85,7 @@ def solve(
     visual_tokens: int | None = None,
     images: int = 1,
     crops: int | None = None,
+    frames: int = 1,
 ) -> str:
     """The spec with the `keep` whose plan comes nearest to a target, from shapes alone: nothing is run.
 
@@ -101,6 +102,7 @@ def solve(
         visual_tokens: of one image; None: what the config fixes.
         images: of the prompt.
         crops: tiles of one image; None: as many as make so many tokens.
+        frames: of one video; 1: images.
 
     Returns:
         A spec string in which every `keep` is written out.
@@ -110,7 +112,7 @@ def solve(
             `vtc.plan`).
         TypeError: an argument of the wrong type.
     """
-    planner = Planner(model, text_tokens, visual_tokens, images, crops)
+    planner = Planner(model, text_tokens, visual_tokens, images, crops, frames)
     return solve_with(planner, spec, target)
 
 

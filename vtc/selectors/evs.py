@@ -20,6 +20,8 @@ _FIRST = 255.0  # above any dissimilarity
 def temporal_change(features: Tensor) -> Tensor:
     """How much each token differs from the one at its place in the frame before: 1 - cosine, in float32.
 
+    Taken as half the squared distance of the unit vectors, which is exactly 0 where nothing changes.
+
     Args:
         features: [..., T, S, D].
 
@@ -27,7 +29,7 @@ def temporal_change(features: Tensor) -> Tensor:
         Tensor [..., T, S]; 255 in the first frame.
     """
     unit = torch.nn.functional.normalize(as_float(features), dim=-1)
-    change = 1 - (unit[..., 1:, :, :] * unit[..., :-1, :, :]).sum(dim=-1)
+    change = unit.diff(dim=-3).square().sum(dim=-1) / 2
     return torch.cat([torch.full_like(unit[..., :1, :, 0], _FIRST), change], dim=-2)
 
 

@@ -1,6 +1,7 @@
 """HoliTom: what stands still in a video is merged, of the rest stays what is attended to (arXiv 2505.21334)."""
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -40,6 +41,7 @@ class HoliTom(Selector):
         inner: whether the inner stage follows.
         inner_keep: `keep` of the inner stage (1 - R of the paper).
         layer: `layer` of the inner stage; None: 18 of 28, scaled to the depth.
+        causal: `causal` of the inner stage; False: as released.
     """
 
     keep: Keep = 0.25
@@ -49,6 +51,7 @@ class HoliTom(Selector):
     inner: bool = True
     inner_keep: Keep = 0.5
     layer: int | None = None
+    causal: bool = True
 
     def __post_init__(self) -> None:
         budget.check_keep(self.keep)
@@ -70,7 +73,7 @@ class HoliTom(Selector):
         return (self, self._second()) if self.inner and self.adaptive else (self,)
 
     def _second(self) -> HoliTomInner:
-        return HoliTomInner(keep=self.inner_keep, layer=self.layer)
+        return HoliTomInner(keep=self.inner_keep, layer=self.layer, causal=self.causal)
 
     def needs(self, parts: Parts) -> Needs:
         return Needs(received=(parts.block(parts.feature_layer, self.name),))
@@ -78,7 +81,9 @@ class HoliTom(Selector):
     def select(self, visual: VisualTokens, k: int) -> Reduction:
         (attention,) = visual.received.values()
         tokens, features = visual.features.shape[1], visual.features[0]
-        rho = min(self.keep / tokens, 1.0) if isinstance(self.keep, int) else self.keep
+        if self.count(tokens) == tokens:
+            return Reduction.of(torch.arange(tokens, device=features.device)[None])
+        rho = self.keep / tokens if isinstance(self.keep, Integral) else self.keep
         alive = torch.zeros(tokens, dtype=torch.bool, device=features.device)
         first = torch.zeros_like(alive)
         parts = []

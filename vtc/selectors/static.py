@@ -1,28 +1,35 @@
 """HoliTom's mathematics: segments of a video in which positions stand still, and what becomes of them."""
 
-import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from vtc.method import as_float
+from vtc.nearest import unit_rows
 from vtc.prunes.clusters import density_peaks
 
-MAX_WINDOW = 1024  # frames of one segment, as released
+#: Frames that a segment may have, as released.
+MAX_WINDOW = 1024
 
 
 def frame_similarity(features: Tensor) -> Tensor:
-    """Cosine of each position with itself in the next frame, [F, S, C] -> [F-1, S], in float32."""
-    unit = torch.nn.functional.normalize(as_float(features), dim=-1)
-    return (unit[1:] * unit[:-1]).sum(dim=-1)
+    """Cosine of each position with itself in the next frame, [F, S, D] -> [F-1, S], in float32.
+
+    A token without direction (zero, NaN, Inf) is similar to none. Frame by frame, so that no copy of them all is made.
+    """
+    similarity = torch.zeros(len(features) - 1, features.shape[1], device=features.device)
+    for index, (frame, following) in enumerate(pairwise(map(unit_rows, features))):
+        similarity[index] = (frame * following).sum(dim=-1)
+    return similarity
 
 
 def segment(similarity: Tensor, tau: float, longest: int = MAX_WINDOW) -> tuple[list[tuple[int, int]], int]:
     """Cut a video into segments so that as many tokens as possible repeat the frame before, by dynamic programming.
 
     A segment [a, b] spares (b - a) tokens for each position that is static, similarity above `tau`, from a to b. Of
-    equally good cuts the one with the shorter last segment wins.
+    equally good cuts the one with the shorter last segment wins. Takes F² numbers, and F·S.
 
     Args:
         similarity: [F-1, S], of each position with itself in the next frame.
@@ -32,25 +39,27 @@ def segment(similarity: Tensor, tau: float, longest: int = MAX_WINDOW) -> tuple[
     Returns:
         (first, last) frame of each segment, and how many tokens they spare in all.
     """
-    pairs, positions = similarity.shape
-    run = torch.zeros(pairs + 1, positions, dtype=torch.long)  # static pairs in a row that end at this frame
-    for frame, static in enumerate(similarity.cpu() > tau):
-        run[frame + 1] = torch.where(static, run[frame] + 1, 0)
-    counts = torch.zeros(pairs + 1, pairs + 1, dtype=torch.long).scatter_add_(1, run, torch.ones_like(run))
+    frames, longest = len(similarity) + 1, min(longest, len(similarity) + 1)
+    number = torch.arange(frames)[:, None]
+    moves = torch.nn.functional.pad(~(similarity > tau).cpu(), (0, 0, 1, 0), value=True)
+    still = number - torch.where(moves, number, 0).cummax(dim=0).values  # static pairs in a row that end at this frame
+    still = still.clamp(max=longest - 1)
+    counts = torch.zeros(frames, longest, dtype=torch.long).scatter_add_(1, still, torch.ones_like(still))
     at_least = counts.flip(1).cumsum(1).flip(1)  # [last frame, n]: positions static over the n pairs in front of it
-    gain = at_least * torch.arange(pairs + 1)
-    best, length = [0], []
-    for last in range(pairs + 1):
+    gain = at_least * torch.arange(longest)
+    best = torch.zeros(frames + 1, dtype=torch.long)  # of so many frames
+    lengths = []
+    for last in range(frames):
         most = min(last + 1, longest)
-        total = torch.tensor(best[last - most + 1 : last + 1]).flip(0) + gain[last, :most]
-        choice = total.tolist().index(int(total.max()))  # the first of equal ones
-        best.append(int(total[choice]))
-        length.append(choice + 1)
-    found, last = [], pairs
+        spared = best[last + 1 - most : last + 1].flip(0) + gain[last, :most]  # by the length of the last segment
+        choice = int(spared.argmax())  # the first of equal ones
+        best[last + 1] = spared[choice]
+        lengths.append(choice + 1)
+    segments, last = [], frames - 1
     while last >= 0:
-        found.append((last - length[last] + 1, last))
-        last -= length[last]
-    return found[::-1], best[-1]
+        segments.append((last + 1 - lengths[last], last))
+        last -= lengths[last]
+    return segments[::-1], int(best[-1])
 
 
 def corrected_ratio(rho: float, tokens: int, spared: int) -> float:
@@ -59,7 +68,7 @@ def corrected_ratio(rho: float, tokens: int, spared: int) -> float:
 
 
 def most_attended(attention: Tensor, dynamic: Tensor, ratio: float) -> Tensor:
-    """In each frame the ceil(n * ratio) of its n dynamic tokens that receive most attention, the first of equal ones.
+    """In each frame the ceil(n · ratio) of its n dynamic tokens that receive most attention, the first of equal ones.
 
     Args:
         attention: [F, S].
@@ -71,18 +80,18 @@ def most_attended(attention: Tensor, dynamic: Tensor, ratio: float) -> Tensor:
     """
     attention = as_float(attention).masked_fill(~dynamic, -torch.inf)
     rank = attention.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    count = (dynamic.sum(dim=1).double() * ratio).ceil()
-    return dynamic & (rank < count[:, None])
+    count = (dynamic.sum(dim=1).cpu().double() * ratio).ceil().long()
+    return dynamic & (rank < count.to(rank.device)[:, None])
 
 
 def cluster(features: Tensor, count: int, beta: float | None, neighbours: int) -> tuple[Tensor, Tensor, Tensor]:
     """Merge static tokens around `count` centres by density peaks (DPC-KNN), 1 <= count <= M.
 
     Args:
-        features: [M, C].
+        features: [M, D].
         count: centres.
         beta: weight of the centre, the mean of its members having the rest; None: the plain mean of all of them.
-        neighbours: nearest tokens that make the density, at most `count`.
+        neighbours: nearest tokens that make the density, itself among them; at most `count`.
 
     Returns:
         LongTensor [count], the centres, ascending; LongTensor [M], the number of the centre that each token joins;
@@ -92,13 +101,12 @@ def cluster(features: Tensor, count: int, beta: float | None, neighbours: int) -
     found = density_peaks(features[None], number, count, number.clamp(max=neighbours))
     centres, order = found.centres[0].sort()
     member_of = order.argsort()[found.member_of[0]]
-    size = torch.zeros(count, device=features.device).index_add_(0, member_of, torch.ones(1, device=features.device).expand(len(member_of)))
-    is_centre = torch.zeros(len(member_of), dtype=torch.bool, device=features.device).index_fill_(0, centres, True)
+    size = torch.bincount(member_of, minlength=count)[member_of]
     if beta is None:
-        return centres, member_of, 1 / size[member_of]
-    alone = size[member_of] == 1
-    of_centre = torch.where(alone, 1.0, beta)
-    return centres, member_of, torch.where(is_centre, of_centre, (1 - beta) / (size[member_of] - 1).clamp_min(1))
+        return centres, member_of, 1 / size
+    weight = (1 - beta) / (size - 1).clamp(min=1)
+    weight[centres] = torch.where(size[centres] == 1, 1.0, beta)
+    return centres, member_of, weight
 
 
 @dataclass(frozen=True)
@@ -127,39 +135,40 @@ def merge_frames(
     """HoliTom's outer stage on one grid of tokens.
 
     Static positions of a segment are averaged over its frames and clustered; of the others each frame keeps those that
-    receive most attention.
+    receive most attention. Where rounding leaves nothing at all, one cluster of the first segment stays.
 
     Args:
-        features: [F, S, C].
+        features: [F, S, D].
         attention: [F, S], received in the vision tower.
         rho: share of the tokens that shall be left.
-        tau, beta, neighbours: as in `segment` and `cluster`.
+        tau: as in `segment`.
+        beta: as in `cluster`.
+        neighbours: as in `cluster`.
     """
-    frames, tokens = features.shape[:2]
-    device, x = features.device, as_float(features)
+    frames, tokens = attention.shape
+    device, exact = features.device, torch.promote_types(features.dtype, torch.float32)
     similarity = frame_similarity(features)
     segments, spared = segment(similarity, tau)
     ratio = corrected_ratio(rho, frames * tokens, spared)
-    cell = torch.arange(frames * tokens, device=device).view(frames, tokens)
-    still = torch.zeros(frames, tokens, dtype=torch.bool, device=device)
+    repeats = torch.zeros(frames, tokens, dtype=torch.bool, device=device)
     for first, last in segments:
         if last > first:
-            still[first : last + 1] = (similarity[first:last] > tau).all(dim=0)
-    dynamic = most_attended(attention, ~still, ratio)
-    static = torch.zeros_like(still)
+            repeats[first : last + 1] = (similarity[first:last] > tau).all(dim=0)
+    dynamic = most_attended(attention, ~repeats, ratio)
+    counts = [round(n * ratio) for n in repeats[[first for first, _ in segments]].sum(dim=1).tolist()]
+    if not any(counts) and not dynamic.any():
+        counts[0] = 1
+    cell = torch.arange(frames * tokens, device=device).view(frames, tokens)
+    static = torch.zeros_like(repeats)
     parts = [(cell[dynamic], cell[dynamic], torch.ones(int(dynamic.sum()), device=device))]
-    for first, last in segments:
-        places = still[first].nonzero()[:, 0]
-        count = round(len(places) * ratio)
-        if not count and len(places) and not static.any() and not dynamic.any() and last == frames - 1:
-            count = 1  # something must be left
-        if not count:
-            continue
-        span = x[first : last + 1, places]
-        centres, member_of, weight = cluster(span.mean(dim=0), count, beta, neighbours)
-        static[first, places[centres]] = True
-        source = cell[first : last + 1, places]
-        target = cell[first, places[centres][member_of]].expand_as(source)
-        parts.append((source.flatten(), target.flatten(), (weight / len(span)).expand(source.shape).flatten()))
-    source, target, weight = (torch.cat(part) for part in zip(*parts))
+    for (first, last), count in zip(segments, counts, strict=True):
+        if count:
+            places = repeats[first].nonzero()[:, 0]
+            mean = features[first : last + 1].mean(dim=0, dtype=exact)[places]
+            centres, member_of, weight = cluster(mean, count, beta, neighbours)
+            static[first, places[centres]] = True
+            source = cell[first : last + 1, places]
+            target, weight = cell[first, places[centres][member_of]], weight / len(source)
+            parts.append((source.flatten(), target.repeat(len(source)), weight.repeat(len(source))))
+    source, target, weight = (torch.cat(part) for part in zip(*parts, strict=True))
     return Merged(segments, dynamic | static, static, source, target, weight)
