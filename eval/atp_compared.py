@@ -93,7 +93,7 @@ class Comparison:
         return total / len(self.calibration)
 
     def _inputs(self, questions: Sequence[Question]) -> dict[str, Any]:
-        return self.loaded.inputs([q.image() for q in questions], [q.question for q in questions])
+        return self.loaded.inputs([q.shown() for q in questions], [q.question for q in questions])
 
 
 def batches(questions: Sequence[Question]) -> list[Sequence[Question]]:

@@ -29,7 +29,7 @@ Batches = Sequence[Mapping[str, Any]]
 
 
 def batches_of(loaded: "Loaded", benchmark: "Benchmark", size: int) -> list[dict[str, Any]]:
-    """The model's arguments for the first questions of a benchmark; those whose picture can't be read are left out.
+    """The model's arguments for the first questions of a benchmark; those whose file can't be read are left out.
 
     Raises:
         InputError: none can be read.
@@ -38,13 +38,15 @@ def batches_of(loaded: "Loaded", benchmark: "Benchmark", size: int) -> list[dict
     for index in range(min(QUESTIONS, benchmark.size)):
         question = benchmark.get(index)
         try:
-            shown.append((question.image(), question.question))
+            shown.append((question.shown(), question.question))
         except InputError as error:
             refusals.append(error)
     if not shown:
         raise refusals[0]
     parts = [shown[start : start + size] for start in range(0, len(shown), size)]
-    return [loaded.inputs([image for image, _ in part], [question for _, question in part]) for part in parts]
+    return [
+        loaded.inputs([what for what, _ in part], [question for _, question in part], benchmark.kind) for part in parts
+    ]
 
 
 def specs_at(model: Any, names: Sequence[str], counts: Sequence[float], batches: Batches) -> list[str]:

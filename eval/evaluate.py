@@ -2,13 +2,15 @@
 
 The output folder gets `config.json` (what tells this run from others), `samples.jsonl` and `batches.jsonl` (one line a
 question and setting, one a batch; the schemas are in `vtc.eval.records`), and, made of these alone, `results.json`
-(schema in `vtc.eval.results`), `results.md` and `figure.png`.
+(schema in `vtc.eval.results`), `results.md` and `figure.png`; of videos also `frames.png`, the tokens of each frame.
 
 Killed at any point, the same command goes on behind the last batch that is done. All settings see the same questions in
 the same batches; `random` and other methods with a `seed` get `seed` + number of the batch.
 
+`--tasks video` asks about clips instead of pictures; its bundled model is `vtc.eval.clips`.
+
 `--tokens` compares at equal equivalent tokens: for each method the `keep` is solved for, or calibrated on up to 32
-questions, of the embedded benchmark's training split or the first of the list (`vtc.eval.equal_tokens`).
+questions, of the bundled benchmark's training split or the first of the list (`vtc.eval.equal_tokens`).
 """
 
 import argparse
@@ -44,19 +46,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `vtc eval`."""
     add_model_arguments(parser)
     add_setting_arguments(parser, METHODS, KEEP, tokens=True)
+    parser.add_argument("--tasks", choices=("images", "video"), default="images", help="what is shown")
     parser.add_argument("--limit", type=positive, default=270, help="number of questions")
     parser.add_argument("--output", type=Path, required=True, help="folder for the results; resumes what is in it")
     parser.add_argument("--batch-size", type=positive, default=8, help="questions at once")
     parser.add_argument("--max-new-tokens", type=positive, default=8, help="longest answer")
-    parser.add_argument("--split", default="test", help="of the embedded benchmark: train, validation, test")
-    parser.add_argument("--seed", type=not_negative, default=0, help="of the embedded benchmark")
-    parser.add_argument(
-        "--images",
-        type=Path,
-        metavar="FILE",
-        help='instead of the embedded benchmark: JSONL of {"image": path, "question", "answer", "group"?, "id"?}, '
-        "or a folder that holds it as questions.jsonl",
-    )
+    parser.add_argument("--split", default="test", help="of the bundled benchmark: train, validation, test")
+    parser.add_argument("--seed", type=not_negative, default=0, help="of the bundled benchmark")
+    for kind in ("image", "video"):
+        parser.add_argument(
+            f"--{kind}s",
+            type=Path,
+            metavar="FILE",
+            help=f'instead of the bundled benchmark: JSONL of {{"{kind}": path, "question", "answer", "group"?, "id"?}}, '
+            "or a folder that holds it as questions.jsonl",
+        )
+    parser.add_argument("--frames", type=positive, default=8, help="of each of the --videos, at even distances")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -74,7 +79,7 @@ def main(args: argparse.Namespace) -> None:
 
     settings, equal = make_settings(args.methods, keep := budgets(args), args.compress), None
     benchmark = _benchmark(args)
-    loaded = functools.cache(lambda: load(args.model, args.dtype, args.device, args.attn))
+    loaded = functools.cache(lambda: load(args.model, args.dtype, args.device, args.attn, benchmark.kind))
     if args.tokens:
         equal = _equal_tokens(args, loaded)
         settings = make_settings(args.methods if keep else [], keep, [*args.compress, *equal["specs"]])
@@ -89,19 +94,28 @@ def main(args: argparse.Namespace) -> None:
 
 def _benchmark(args: argparse.Namespace) -> "Benchmark":
     from vtc.eval import embedded
-    from vtc.eval.benchmarks import embedded_benchmark, listed_benchmark
 
     if args.split not in embedded.SPLITS:
         raise InputError(f"argument --split: {args.split!r} is unknown; choose from {', '.join(embedded.SPLITS)}")
-    if args.images is not None:
-        return listed_benchmark(args.images, args.limit)
-    return embedded_benchmark(args.limit, args.split, args.seed)
+    for name, task in (("images", "video"), ("videos", "images")):
+        if getattr(args, name) is not None and args.tasks == task:
+            raise InputError(f"argument --{name}: {str(getattr(args, name))!r} is not for --tasks {task}; leave one out")
+    return _asked(args, args.limit, args.split, args.seed)
+
+
+def _asked(args: argparse.Namespace, limit: int, split: str, seed: int) -> "Benchmark":
+    """The list that was given, or the bundled benchmark of the task."""
+    from vtc.eval.benchmarks import TASKS, bundled_benchmark, listed_benchmark
+
+    kind, listed = TASKS[args.tasks], args.images or args.videos
+    if listed is not None:
+        return listed_benchmark(listed, limit, kind, args.frames)
+    return bundled_benchmark(kind, limit, split, seed)
 
 
 def _equal_tokens(args: argparse.Namespace, loaded: "Callable[[], Loaded]") -> dict[str, Any]:
     """What --tokens asks for, and the specs that meet it; those of the run in the folder, if it was asked the same."""
     from vtc.eval import models
-    from vtc.eval.benchmarks import embedded_benchmark, listed_benchmark
     from vtc.eval.equal_tokens import QUESTIONS, batches_of, specs_at, specs_before
 
     asked = {"tokens": args.tokens, "methods": args.methods, "specs": None}
@@ -109,8 +123,7 @@ def _equal_tokens(args: argparse.Namespace, loaded: "Callable[[], Loaded]") -> d
     if specs is None:
         models.check_device(args.device)
         models.set_threads(args.model, args.threads)
-        listed = args.images is not None
-        shown = listed_benchmark(args.images, QUESTIONS) if listed else embedded_benchmark(QUESTIONS, "train", 0)
+        shown = _asked(args, QUESTIONS, "train", 0)
         specs = specs_at(loaded().model, args.methods, args.tokens, batches_of(loaded(), shown, args.batch_size))
     return {**asked, "specs": specs}
 
@@ -125,7 +138,7 @@ def _config(args: argparse.Namespace, settings: "list[Setting]", benchmark: "Ben
     models.check_device(args.device)
     return {
         "model": args.model,
-        "weights": models.weights_hash(args.model),
+        "weights": models.weights_hash(args.model, benchmark.kind),
         "benchmark": benchmark.name,
         "questions": benchmark.size,
         "seed": args.seed,
@@ -157,7 +170,7 @@ def _run(
     folder = RunFolder.open(args.output, config) if (args.output / CONFIG).exists() else None
     if folder is not None and len(folder.batches) == len(batches):
         return folder
-    runner = Runner(loaded(), settings, args.max_new_tokens)
+    runner = Runner(loaded(), settings, args.max_new_tokens, benchmark.kind)
     runner.check()
     folder = folder or RunFolder.open(args.output, config)
     done = len(folder.batches)
@@ -179,8 +192,8 @@ def _run(
 
 
 def _report(folder: "RunFolder", settings: "list[Setting]") -> None:
-    """Write results.json, results.md and figure.png, and print the tables."""
-    from vtc.eval import figure, report, results
+    """Write results.json, results.md and the figures, and print the tables."""
+    from vtc.eval import figure, frames_figure, report, results
     from vtc.eval.folder import write_atomically
 
     blind = _blind(folder.config)
@@ -189,18 +202,23 @@ def _report(folder: "RunFolder", settings: "list[Setting]") -> None:
     write_atomically(folder.path / "results.md", report.markdown(built))
     if built["settings"]:
         write_atomically(folder.path / "figure.png", figure.draw(built))
+    frames = frames_figure.draw(built)
+    if frames is not None:
+        write_atomically(folder.path / "frames.png", frames)
     print(report.plain(built))
-    say(f"vtc eval: results.json, results.md, figure.png and every answer are in {str(folder.path)!r}")
+    written = "results.json, results.md, figure.png" + (", frames.png" if frames is not None else "")
+    say(f"vtc eval: {written} and every answer are in {str(folder.path)!r}")
     if built["unreadable"]:
-        say(f"vtc eval: {len(built['unreadable'])} pictures can't be read; see `error` in samples.jsonl")
+        say(f"vtc eval: {len(built['unreadable'])} files can't be read; see `error` in samples.jsonl")
 
 
 def _blind(config: dict[str, Any]) -> dict[str, float] | None:
-    """Accuracy of the embedded model shown a blank picture, as measured when it was trained."""
-    from vtc.eval import embedded
+    """Accuracy of the bundled model shown a blank picture or clip, as measured when it was trained."""
+    from vtc.eval.benchmarks import BUNDLED
 
-    file = embedded.path() / "gates.json"
-    if config["model"] != EMBEDDED or not config["benchmark"].startswith("embedded/") or not file.is_file():
+    bundled = {package.__name__.rpartition(".")[2]: package for package in BUNDLED.values()}
+    package = bundled.get(config["benchmark"].partition("/")[0])
+    if config["model"] != EMBEDDED or package is None or not (file := package.path() / "gates.json").is_file():
         return None
     gates = json.loads(file.read_text())
     return {"overall": gates["overall"]["blind"]} | {name: row["blind"] for name, row in gates["groups"].items()}

@@ -6,16 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
-from vtc.eval import embedded
 from vtc.eval.arguments import EMBEDDED
+from vtc.eval.benchmarks import BUNDLED
 from vtc.eval.errors import InputError
 from vtc.registry import adapter_class
+
+Shown = Image.Image | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -34,18 +37,34 @@ class Loaded:
     decoder: Any
     tower: nn.Module | None
 
-    def prompt(self, question: str) -> str:
-        """The text for the processor: one image, then the question, in the model's chat template if it has one."""
+    def prompt(self, question: str, kind: str = "image") -> str:
+        """The text for the processor: what is shown, then the question, in the model's chat template if it has one."""
         if getattr(self.processor, "chat_template", None):
-            content = [{"type": "image"}, {"type": "text", "text": question}]
+            content = [{"type": kind}, {"type": "text", "text": question}]
             messages = [{"role": "user", "content": content}]
             return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return f"{getattr(self.processor, 'image_token', '<image>')}\n{question}\n"
+        return f"{getattr(self.processor, f'{kind}_token', f'<{kind}>')}\n{question}\n"
 
-    def inputs(self, images: Sequence[Image.Image], questions: Sequence[str]) -> dict[str, Any]:
-        """What the model takes for a batch of questions, on its device."""
-        texts = [self.prompt(question) for question in questions]
-        made = self.processor(images=list(images), text=texts, padding=True, return_tensors="pt")
+    def inputs(self, shown: Sequence[Shown], questions: Sequence[str], kind: str = "image") -> dict[str, Any]:
+        """What the model takes for a batch of questions, on its device.
+
+        Args:
+            shown: pictures, or the frames of videos, uint8 [F, H, W, 3].
+            questions: one for each.
+            kind: "image" or "video".
+
+        Raises:
+            InputError: the model's processor takes no videos.
+        """
+        texts = [self.prompt(question, kind) for question in questions]
+        given = {"images" if kind == "image" else "videos": list(shown)}
+        try:
+            made = self.processor(**given, text=texts, padding=True, return_tensors="pt")
+        except TypeError as error:
+            if kind not in str(error):
+                raise
+            name = type(self.processor).__name__
+            raise InputError(f"argument --model: {name} takes no {kind}s ({error}); give a model for {kind}s") from error
         return dict(made.to(self.model.device, self.model.dtype))
 
     def answers(self, sequences: Tensor, inputs: dict[str, Any]) -> list[str]:
@@ -54,14 +73,15 @@ class Loaded:
         return [text.strip() for text in self.processor.batch_decode(added, skip_special_tokens=True)]
 
 
-def load(name: str, dtype: str | None, device: str, attn: str | None) -> Loaded:
+def load(name: str, dtype: str | None, device: str, attn: str | None, kind: str = "image") -> Loaded:
     """Load a model.
 
     Args:
-        name: "embedded", a `from_pretrained` folder, or a hub id.
+        name: "embedded" (the bundled model), a `from_pretrained` folder, or a hub id.
         dtype: float type of the weights; None: float32 for the embedded model, else what the folder says.
         device: "cpu", "cuda", "cuda:N".
         attn: attention implementation; None: transformers' choice.
+        kind: "image" or "video": which of the bundled models.
 
     Raises:
         InputError: the model, the device or the attention implementation is not there.
@@ -73,7 +93,7 @@ def load(name: str, dtype: str | None, device: str, attn: str | None) -> Loaded:
     processor: Any
     try:
         if name == EMBEDDED:
-            model, processor = embedded.load(chosen, device, attn)
+            model, processor = BUNDLED[kind].load(chosen, device, attn)
         else:
             kwargs = {"attn_implementation": attn} if attn else {}
             model = AutoModelForImageTextToText.from_pretrained(name, dtype=chosen or "auto", **kwargs)
@@ -118,9 +138,9 @@ def set_threads(name: str, threads: int | None) -> int:
     return torch.get_num_threads()
 
 
-def weights_hash(name: str) -> str:
+def weights_hash(name: str, kind: str = "image") -> str:
     """What tells the weights behind a model name apart: SHA-256 of the folder's files, or the name of a hub id."""
-    folder = embedded.path() if name == EMBEDDED else Path(name)
+    folder = BUNDLED[kind].path() if name == EMBEDDED else Path(name)
     if not folder.is_dir():
         return name
     digest = hashlib.sha256()

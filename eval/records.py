@@ -15,7 +15,8 @@ class SampleRecord(TypedDict):
         visual_tokens: visual tokens given.
         kept_tokens: visual tokens that enter the last decoder layer.
         equivalent_tokens: mean over decoder layers of the visual tokens entering the layer.
-        error: why the picture could not be read.
+        tokens_per_frame: visual tokens of each frame that enter the last decoder layer; None where there is one frame.
+        error: why the picture or video could not be read.
     """
 
     batch: int
@@ -29,6 +30,7 @@ class SampleRecord(TypedDict):
     visual_tokens: int | None
     kept_tokens: int | None
     equivalent_tokens: float | None
+    tokens_per_frame: list[int] | None
     error: str | None
 
 

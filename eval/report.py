@@ -20,21 +20,25 @@ peak: of one batch, {peak}."""
 
 def plain(results: Results) -> str:
     """For the terminal."""
-    tables = [_plain(rows) for rows in (_costs(results), _groups(results))]
+    tables = [_plain(rows) for rows in _tables(results)]
     return "\n\n".join([_heading(results), *tables, _legend(results)])
 
 
 def markdown(results: Results) -> str:
     """For a file."""
-    tables = [_markdown(rows) for rows in (_costs(results), _groups(results))]
+    tables = [_markdown(rows) for rows in _tables(results)]
     return "\n\n".join([_heading(results), *tables, _legend(results)]) + "\n"
+
+
+def _tables(results: Results) -> list[list[list[str]]]:
+    return [rows for rows in (_costs(results), _groups(results), _frames(results)) if rows]
 
 
 def _heading(results: Results) -> str:
     config, unreadable = results["config"], results["unreadable"]
     text = f"{results['questions']} questions of {config['benchmark']}, model {config['model']}, {config['dtype']}"
     if unreadable:
-        text += f"; {len(unreadable)} left out, their pictures can't be read: {', '.join(unreadable[:5])}"
+        text += f"; {len(unreadable)} left out, their files can't be read: {', '.join(unreadable[:5])}"
         text += " …" if len(unreadable) > 5 else ""
     return text
 
@@ -85,6 +89,16 @@ def _groups(results: Results) -> list[list[str]]:
         shares = [blind.get(name) for name in (*groups, "overall")]
         rows.append(["none, blank picture", *("–" if share is None else f"{100 * share:.1f}" for share in shares)])
     return rows
+
+
+def _frames(results: Results) -> list[list[str]]:
+    """Tokens of each frame; none where no videos were shown."""
+    counted = [(row["setting"], row["tokens_per_frame"]) for row in results["settings"]]
+    frames = max((len(counts) for _, counts in counted if counts), default=0)
+    if not frames:
+        return []
+    rows = [["tokens of frame", *(str(frame + 1) for frame in range(frames))]]
+    return rows + [[name, *(f"{count:.1f}" for count in counts)] for name, counts in counted if counts]
 
 
 def _percent(score: Score) -> str:

@@ -46,6 +46,8 @@ class SettingResult(TypedDict):
         relative_accuracy: accuracy divided by that of "none" on the same questions.
         visual_tokens: per question, mean: given; kept_tokens: entering the last decoder layer; equivalent_tokens: mean
             over decoder layers of those entering the layer.
+        tokens_per_frame: of each frame, mean over questions: tokens entering the last decoder layer; None without video,
+            or where videos differ in their frames.
         prefill_ms, decoder_ms, first_token_ms, selection_ms: milliseconds per batch; see `Measurement`.
         prefill_speedup, decoder_speedup: time of "none" in the same round divided by this setting's.
         prefill_speedup_ideal, decoder_speedup_ideal: what the FLOPs promise for the same two parts. FLOPs
@@ -65,6 +67,7 @@ class SettingResult(TypedDict):
     visual_tokens: float
     kept_tokens: float
     equivalent_tokens: float
+    tokens_per_frame: list[float] | None
     prefill_ms: Spread
     decoder_ms: Spread
     first_token_ms: Spread
@@ -169,6 +172,7 @@ def _setting_result(
         "visual_tokens": fmean(s["visual_tokens"] or 0 for s in samples),
         "kept_tokens": fmean(s["kept_tokens"] or 0 for s in samples),
         "equivalent_tokens": fmean(s["equivalent_tokens"] or 0 for s in samples),
+        "tokens_per_frame": _per_frame(samples),
         "prefill_ms": times(lambda m: m["prefill_ms"]),
         "decoder_ms": times(lambda m: m["decoder_ms"]),
         "first_token_ms": times(lambda m: m["first_token_ms"]),
@@ -183,3 +187,10 @@ def _setting_result(
         "decoder_flops": total(lambda m: m["decoder_flops"]) / asked,
         "peak_memory_bytes": peaks.get(setting.name),
     }
+
+
+def _per_frame(samples: Sequence[SampleRecord]) -> list[float] | None:
+    counts = [counted for sample in samples if (counted := sample.get("tokens_per_frame"))]
+    if not counts or len({len(counted) for counted in counts}) > 1:
+        return None
+    return [fmean(of_frame) for of_frame in zip(*counts)]

@@ -26,11 +26,13 @@ class Runner:
         loaded: the model.
         settings: "none" first.
         max_new_tokens: longest answer.
+        kind: "image" or "video": what is shown.
     """
 
     loaded: Loaded
     settings: Sequence[Setting]
     max_new_tokens: int
+    kind: str = "image"
 
     def check(self) -> None:
         """Patch and unpatch the model with every setting, so that one that can't work is refused before the run.
@@ -47,10 +49,10 @@ class Runner:
 
     def warm_up(self, questions: Sequence[Question]) -> dict[str, int | None]:
         """Run every setting once untimed; returns the peak memory of each in bytes."""
-        images, readable, _ = _open(questions)
+        shown, readable, _ = _open(questions)
         peaks: dict[str, int | None] = {}
         if readable:
-            inputs = self.loaded.inputs(images, [question.question for question in readable])
+            inputs = self.loaded.inputs(shown, [question.question for question in readable], self.kind)
             for setting in self.settings:
                 with PeakMemory(self.loaded.model.device) as memory:
                     self._generate(setting, 0, inputs)
@@ -65,12 +67,12 @@ class Runner:
 
         Args:
             index: number of the batch.
-            questions: those whose picture can't be read are recorded as such and left out.
+            questions: those whose file can't be read are recorded as such and left out.
         """
-        images, readable, samples = _open(questions, index)
+        shown, readable, samples = _open(questions, index)
         record: BatchRecord = {"batch": index, "samples": 0, "settings": {}}
         if readable:
-            inputs = self.loaded.inputs(images, [question.question for question in readable])
+            inputs = self.loaded.inputs(shown, [question.question for question in readable], self.kind)
             with torch.inference_mode(), vtc.patched(self.loaded.model, NONE):
                 self.loaded.model(**inputs, use_cache=True)
                 whole = vtc.trace(self.loaded.model)
@@ -108,15 +110,15 @@ class Runner:
 
 
 def _open(questions: Sequence[Question], index: int = 0) -> tuple[list[Any], list[Question], list[SampleRecord]]:
-    """Pictures, the questions they belong to, and a record of each question whose picture can't be read."""
-    images, readable, failed = [], [], []
+    """What is shown, the questions it belongs to, and a record of each question whose file can't be read."""
+    shown, readable, failed = [], [], []
     for question in questions:
         try:
-            images.append(question.image())
+            shown.append(question.shown())
             readable.append(question)
         except InputError as error:
             failed.append(_sample_record(index, question, error=str(error)))
-    return images, readable, failed
+    return shown, readable, failed
 
 
 def _sample_record(index: int, question: Question, **rest: Any) -> SampleRecord:
@@ -132,6 +134,7 @@ def _sample_record(index: int, question: Question, **rest: Any) -> SampleRecord:
         "visual_tokens": None,
         "kept_tokens": None,
         "equivalent_tokens": None,
+        "tokens_per_frame": None,
         "error": None,
     }
     record.update(rest)  # type: ignore[typeddict-item]
@@ -153,9 +156,23 @@ def _sample_records(
             visual_tokens=original[row],
             kept_tokens=last[row],
             equivalent_tokens=round(equivalent[row], 4),
+            tokens_per_frame=_per_frame(trace, row),
         )
         for row, question in enumerate(questions)
     ]
+
+
+def _per_frame(trace: Trace, row: int) -> list[int] | None:
+    """Tokens of each frame that enter the last decoder layer, separators left out; None where there is no video.
+
+    Images in a row, as which the frames of some models arrive, are one frame each, where there are several.
+    """
+    counts = []
+    images = [image for image in trace.images if image.row == row]
+    for image in images:
+        cells = image.source.grids[-1].tokens().flatten(1)
+        counts += torch.isin(cells, image.kept(len(trace.tokens_per_layer) - 1)).sum(dim=1).tolist()
+    return counts if len(counts) > 1 else None
 
 
 def _measurement(watch: Stopwatch, trace: Trace, rows: int) -> Measurement:

@@ -33,7 +33,7 @@ import vtc
 from vtc.eval import atp_compared, models
 from vtc.eval.arguments import EMBEDDED, not_negative, positive, say
 from vtc.eval.atp_forward import SoftATP, Thresholds
-from vtc.eval.benchmarks import Benchmark, Question, embedded_benchmark
+from vtc.eval.benchmarks import Benchmark, Question, bundled_benchmark
 from vtc.eval.errors import InputError
 from vtc.eval.folder import CONFIG, RunFolder, write_atomically
 from vtc.eval.instructions import instructions
@@ -109,7 +109,7 @@ def questions_of(images: Path | None, wanted: int, seed: int) -> tuple[Benchmark
         InputError: the file can't be used.
     """
     if images is None:
-        return embedded_benchmark(wanted, "train", seed), embedded_benchmark(HELD_OUT, "test", 0)
+        return bundled_benchmark("image", wanted, "train", seed), bundled_benchmark("image", HELD_OUT, "test", 0)
     every = instructions(images)
     rest = every.size - max(1, min(HELD_OUT, every.size // 10))
     return (
@@ -175,7 +175,7 @@ class Training:
         along = 0.5 * (1 + math.cos(math.pi * self.step / max(1, self.steps - 1)))
         self.optimizer.param_groups[0]["lr"] = RATES[1] + (RATES[0] - RATES[1]) * along
         questions, share = self.chosen(self.step), self.share(self.step)
-        inputs = self.loaded.inputs([q.image() for q in questions], [q.question for q in questions])
+        inputs = self.loaded.inputs([q.shown() for q in questions], [q.question for q in questions])
         answers = self.answers([question.answer for question in questions])
         wanted = torch.full((len(questions),), share, device=answers.device)
         answered, kept = self.soft.loss(inputs, answers, wanted, self.learned.weights)

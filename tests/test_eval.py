@@ -171,4 +171,4 @@ def test_a_picture_that_cannot_be_read_is_recorded_and_the_run_goes_on(tmp_path,
     assert [s["setting"] for s in failed] == [None] * 3
     assert all(f"{number}.png" in s["error"] for number, s in enumerate(failed, 1))
     assert {s["id"] for s in written if s["setting"] == "stride:keep=0.25"} == {"1", "5"}
-    assert "3 pictures can't be read" in capsys.readouterr().err
+    assert "3 files can't be read" in capsys.readouterr().err

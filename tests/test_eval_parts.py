@@ -210,4 +210,4 @@ def test_a_run_without_a_readable_picture_still_reports():
     torn = {"batch": 0, "id": "torn", "group": "g", "setting": None, "correct": None, "error": "torn.png"}
     built = results.build(config, make_settings(["none"], []), [torn], [{"batch": 0, "samples": 1, "settings": {}}])
     assert built["settings"] == []
-    assert "1 left out, their pictures can't be read: torn" in report.plain(built)
+    assert "1 left out, their files can't be read: torn" in report.plain(built)

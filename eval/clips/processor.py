@@ -89,9 +89,14 @@ class ClipProcessor:
     def _tokens(self, clip: np.ndarray) -> int:
         return len(clip) * self.tokens_per_frame + 1  # and a newline behind the last frame
 
-    def apply_chat_template(self, messages: list[dict], **arguments: Any) -> str:
-        """The prompt of a conversation, as text."""
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, **arguments)
+    @property
+    def chat_template(self) -> str:
+        """The tokenizer's."""
+        return self.tokenizer.chat_template
+
+    def apply_chat_template(self, messages: list[dict], tokenize: bool = False, **arguments: Any) -> Any:
+        """The prompt of a conversation, as text unless `tokenize` is set."""
+        return self.tokenizer.apply_chat_template(messages, tokenize=tokenize, **arguments)
 
     def decode(self, *arguments: Any, **named: Any) -> str:
         """As the tokenizer's."""
