@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from statistics import linear_regression
 from typing import Any
 
 from vtc.eval.bench_rounds import LEAST_ROUNDS, SECONDS, SLOW, MethodResult, SizeResult
@@ -61,7 +62,18 @@ def table(sizes: Sequence[SizeResult], methods: Sequence[MethodResult]) -> list[
     for name, kind, reason in untimed:
         where = [str(r["tokens"]) for r in methods if (r["method"], r["untimed"]) == (name, reason)]
         why.append(f"not timed: {name} ({kind}) at {', '.join(where)} tokens: {reason}")
-    return [*_aligned(first), "", *_aligned(second), *why]
+    return [*_aligned(first), "", *_aligned(second), *_growth(methods), *why]
+
+
+def _growth(methods: Sequence[MethodResult]) -> list[str]:
+    """A line that tells p of N^p for each method over all of its sizes, which shakes less than that of one step."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for result in methods:
+        if result["total_ms"]:
+            point = math.log(result["tokens"]), math.log(result["total_ms"]["median"])
+            points.setdefault(result["method"], []).append(point)
+    found = [f"{name} {_power(linear_regression(*zip(*at)).slope)}" for name, at in points.items() if len(at) > 1]
+    return [f"time over all sizes, slope of the logarithms by least squares: {', '.join(found)}"] if found else []
 
 
 def _row(result: MethodResult) -> list[str]:

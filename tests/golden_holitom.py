@@ -68,7 +68,6 @@ def check_version(case: Case, version: str, causal: bool) -> None:
 _PARTS = ("hidden_after_layerKm1", "merged_input_layerK", "final_hidden", "decode_hidden")
 
 
-
 def number(case: Case, key: str) -> float:
     return round(float(case[key]), 6)
 
@@ -88,7 +87,7 @@ def check_outer_stage(case: Case) -> None:
     features, attention = pooled(case, case["features"]), pooled(case, case["attn"])[..., 0]
     assert_close(frame_similarity(features), case["feature_sim"], **SCORE)
     rho, tau = number(case, "retain_ratio"), number(case, "tau")
-    frames, tokens, width = features.shape
+    frames, tokens, _ = features.shape
     segments, spared = segment(case["feature_sim"], tau)
     assert (segments, spared) == (list(map(tuple, case["windows"].tolist())), int(case["total_reduced"]))
     ratio = corrected_ratio(rho, frames * tokens, spared)

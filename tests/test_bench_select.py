@@ -1,6 +1,7 @@
 """`vtc bench select`: every method is there, and the figures hang together. No time is checked."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import vtc
 from vtc.eval import bench_rounds
 from vtc.eval.bench_decision import Meter, Undecided, decision
 from vtc.eval.bench_scene import CropPlan, Scene
+from vtc.eval.bench_table import _growth
 from vtc.eval.bench_video import NOISE, VideoScene
 from vtc.eval.cli import main
 from vtc.method import Reducer, Rows, Selector, Watch
@@ -58,6 +60,16 @@ def test_shares_are_of_the_decoder_and_the_tower(report: dict[str, Any]) -> None
             assert row["tower_share"]["median"] == pytest.approx(total / size["tower_ms"]["median"])
 
 
+def test_the_growth_over_all_sizes_is_the_slope_of_the_logarithms() -> None:
+    def at(tokens: int, milliseconds: float | None) -> Any:
+        spread = None if milliseconds is None else {"median": milliseconds}
+        return {"method": "one", "tokens": tokens, "total_ms": spread}
+
+    assert _growth([at(10, 3.0), at(20, 12.0), at(40, 48.0)])[0].endswith(": one N^2.0")
+    assert _growth([at(10, 4.0), at(20, 1.0), at(40, 4.0)])[0].endswith(": one N^0.0")
+    assert _growth([at(10, 3.0)]) == _growth([at(10, None), at(20, None)]) == []
+
+
 def test_of_a_video_every_selector_is_timed(tmp_path: Path) -> None:
     file = tmp_path / "select.json"
     arguments = ["bench", "select", "--video", "1,2", "--keep", "0.25", "--rounds", "1", "--json", str(file)]
@@ -87,6 +99,7 @@ def test_the_tables_show_what_the_file_holds(capsys: pytest.CaptureFixture[str])
     assert [row[-1] for row in cells] == ["2"] * 4
     assert "not timed: none (selector) at 9, 18 tokens: keeps every token" in out
     assert "24 x one random decoder layer" in out
+    assert re.search(r"^time over all sizes.*: fastv N\^-?\d+\.\d, stride N\^-?\d+\.\d$", out, re.M)
     assert f"{torch.get_num_threads()} threads" in out
 
 

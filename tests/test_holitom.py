@@ -17,7 +17,7 @@ from vtc import HoliTom, HoliTomInner, Reduction, VisualTokens, ops
 from vtc.layout import Grid, VisualInput
 from vtc.refusals import split_kinds
 from vtc.registry import adapter_class
-from vtc.selectors.static import corrected_ratio, frame_similarity, merge_frames, segment
+from vtc.selectors.static import cluster, corrected_ratio, frame_similarity, merge_frames, segment
 
 # ---------------------------------------------------------------- as the words say it
 
@@ -175,6 +175,23 @@ def test_weights_of_a_token_add_up_to_one_and_counts_to_the_budget(beta: float |
             alone = int((merged.kept & ~merged.static)[frame].sum())
             if static or last == first:
                 assert alone == math.ceil((30 - repeated) * ratio)
+
+
+@pytest.mark.parametrize("neighbours", [1, 7, 20])
+@pytest.mark.parametrize("count", [1, 5, 12, 40])
+def test_clusters_are_those_of_density_peaks(count: int, neighbours: int) -> None:
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(count))
+    centres, member_of, weight = cluster(x, count, 0.6, neighbours)
+    expected, joined = peaks(x.double(), count, neighbours)
+    assert centres.tolist() == expected and centres[member_of].tolist() == joined
+    assert_close(torch.zeros(count).index_add(0, member_of, weight), torch.ones(count))
+
+
+def test_a_similarity_of_just_tau_is_not_static() -> None:
+    first, second = torch.eye(4)[:2], torch.eye(4)[[0, 3]]  # the cosines of the two positions are 1 and 0
+    merged = merge_frames(torch.stack([first, second]), torch.ones(2, 2), 0.9, 0.0)
+    assert merged.segments == [(0, 1)] and merged.static.tolist() == [[True, False], [False, False]]
+    assert merged.kept.tolist() == [[True, True], [False, True]]
 
 
 def test_equal_frames_become_one_and_equal_attention_keeps_the_first() -> None:

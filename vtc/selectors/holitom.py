@@ -14,7 +14,7 @@ from vtc.parts import Parts
 from vtc.prunes.holitom_inner import HoliTomInner
 from vtc.reduction import Mixing, Reduction
 from vtc.registry import register
-from vtc.selectors.static import Merged, merge_frames
+from vtc.selectors.static import merge_frames
 from vtc.visual import Needs, VisualTokens
 
 
@@ -25,13 +25,17 @@ class HoliTom(Selector):
 
     In front of the decoder: the video is cut into segments in which as many positions as possible are static (cosine
     with the next frame above tau). Static positions of a segment are averaged over its frames, then clustered by
-    density peaks; of the other tokens each frame keeps those that receive most attention in the vision tower. Inside
-    the decoder follows `holitom_inner`. Where newlines stand behind rows, those of rows that are left stay, else all;
-    without them, static tokens of a segment stand in front of the others. An image is a single frame.
-    https://arxiv.org/abs/2505.21334
+    density peaks; of the other tokens each frame keeps those that receive most attention in the vision tower. An image
+    is a single frame. Inside the decoder follows `holitom_inner`. https://arxiv.org/abs/2505.21334
+
+    Newlines behind rows stay where their row has tokens left, those behind the video always, and a frame's CLS token
+    where the frame has tokens left. A static token stands at its place in the segment's first frame. Where tokens are
+    numbered anew and rows have no newlines, a segment's static tokens come before all others of it, as released. No
+    noise is added to densities: of equal tokens the first wins.
 
     Budget: the paper's retention ratio is `keep`, of the tokens in front of the decoder. How many are left depends on
     the video: counts are rounded in each frame and segment (161 of 1568 at 0.10 in one of the released code's runs).
+    keep=1.0 leaves everything as it is: for the inner stage alone take `holitom_inner`.
 
     Attributes:
         keep: rho, share in (0, 1] or count of the visual tokens of a video; met roughly.
@@ -85,36 +89,42 @@ class HoliTom(Selector):
             return Reduction.of(torch.arange(tokens, device=features.device)[None])
         rho = self.keep / tokens if isinstance(self.keep, Integral) else self.keep
         alive = torch.zeros(tokens, dtype=torch.bool, device=features.device)
-        first = torch.zeros_like(alive)
+        static = torch.zeros_like(alive)
         parts = []
         for grid in visual.grids:
             cells = grid.tokens().flatten(1).to(features.device)
             merged = merge_frames(features[cells], attention[0, cells], rho, self.tau, self.beta, self.neighbours)
-            flat = cells.flatten()
-            alive[flat] = merged.kept.flatten()
-            first[flat] = merged.static.flatten()
+            flat, own = cells.flatten(), _separators(grid, merged.kept)
+            alive[flat], alive[own] = merged.kept.flatten(), True
+            static[flat] = merged.static.flatten()
             parts.append((flat[merged.source], flat[merged.target], merged.weight))
-            own = _separators(grid, merged.kept)
-            alive[own] = True
             parts.append((own, own, torch.ones(len(own), device=features.device)))
         kept = alive.nonzero()[:, 0]
         number = alive.cumsum(0) - 1
-        source, target, weight = (torch.cat(part) for part in zip(*parts))
+        source, target, weight = (torch.cat(part) for part in zip(*parts, strict=True))
         mixing = Mixing(source[None], number[target][None], weight[None])
-        return Reduction(kept[None], mixing, order=self._order(visual, kept, first, merged))
+        return Reduction(kept[None], mixing, order=_order(visual, kept, static, merged.segments))
 
-    def _order(self, visual: VisualTokens, kept: Tensor, static: Tensor, merged: Merged) -> Tensor | None:
-        """Static tokens in front of their segment's others, where places are numbered anew and rows have no newline."""
-        (grid, *more) = visual.grids
-        if more or grid.row_end or not visual.packed or grid.t == 1:
-            return None
-        frame = ((kept - grid.start) // grid.frame).clamp(max=grid.t)  # the newline behind the last one comes last
-        begins = torch.arange(grid.t + 1, device=kept.device)
-        for start, end in merged.segments:
-            begins[start : end + 1] = start
-        segment = begins[frame]
-        rank = (segment * 2 + ~static[kept]) * (grid.t + 1) + frame
-        return rank.argsort(stable=True)[None]
+
+def _order(visual: VisualTokens, kept: Tensor, static: Tensor, segments: list[tuple[int, int]]) -> Tensor | None:
+    """Static tokens in front of their segment's others, where tokens are numbered anew and rows have no newlines.
+
+    Args:
+        visual: what was shown.
+        kept: LongTensor [k], ascending.
+        static: BoolTensor [N]: merged static tokens.
+        segments: (first, last) frame of each.
+
+    Returns:
+        LongTensor [1, k]; None: every token stands at its place.
+    """
+    grid = visual.grids[0]
+    if len(visual.grids) > 1 or grid.t == 1 or grid.row_end or not visual.packed:
+        return None
+    lengths = torch.tensor([last - first + 1 for first, last in segments] + [1])  # what is behind the last frame
+    segment = torch.arange(len(lengths)).repeat_interleave(lengths).to(kept.device)
+    rank = 2 * segment[(kept // grid.frame).clamp(max=grid.t)] + ~static[kept]
+    return rank.argsort(stable=True)[None]
 
 
 def _separators(grid: Grid, kept: Tensor) -> Tensor:
