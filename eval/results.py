@@ -46,8 +46,8 @@ class SettingResult(TypedDict):
         relative_accuracy: accuracy divided by that of "none" on the same questions.
         visual_tokens: per question, mean: given; kept_tokens: entering the last decoder layer; equivalent_tokens: mean
             over decoder layers of those entering the layer.
-        tokens_per_frame: of each frame, mean over questions: tokens entering the last decoder layer; None without video,
-            or where videos differ in their frames.
+        tokens_per_frame: of each frame, mean over questions: tokens entering the last decoder layer; None without
+            videos, or where they differ in their frames.
         prefill_ms, decoder_ms, first_token_ms, selection_ms: milliseconds per batch; see `Measurement`.
         prefill_speedup, decoder_speedup: time of "none" in the same round divided by this setting's.
         prefill_speedup_ideal, decoder_speedup_ideal: what the FLOPs promise for the same two parts. FLOPs

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
 
 from vtc.eval import embedded
 from vtc.eval.embedded.model import WIDTH, export_model
@@ -21,7 +23,7 @@ NEW_LAYERS = 2  # decoder layers in front of the embedded model's
 def build_config() -> LlavaOnevisionConfig:
     """About 7 million parameters: CLIP tower, 64 pooled tokens per frame, a Llama of 10 layers."""
     config, ids = picture_config(), build_tokenizer().get_vocab()
-    text = config.text_config
+    text: Any = config.text_config
     text.num_hidden_layers += NEW_LAYERS
     text.vocab_size = len(ids)
     return LlavaOnevisionConfig(
@@ -67,11 +69,11 @@ def build_model(seed: int = 0) -> LlavaOnevisionForConditionalGeneration:
                     weight.zero_()
                 elif weight.ndim == 2:
                     weight.normal_(0, weight.shape[1] ** -0.5)
-            _look_for_the_like(layer.self_attn)
+            _look_for_the_like(cast(LlamaDecoderLayer, layer).self_attn)
     return model
 
 
-def _look_for_the_like(attention: torch.nn.Module) -> None:
+def _look_for_the_like(attention: LlamaAttention) -> None:
     """Starts the heads with a habit: from a token to earlier ones that are like it, and copy what they are, turned.
 
     A thing that moves is then told from one that stays by what differs between a token and its copy.
