@@ -98,7 +98,7 @@ class ClipProcessor:
         """The prompt of a conversation, as text unless `tokenize` is set."""
         return self.tokenizer.apply_chat_template(messages, tokenize=tokenize, **arguments)
 
-    def decode(self, *arguments: Any, **named: Any) -> str:
+    def decode(self, *arguments: Any, **named: Any) -> Any:
         """As the tokenizer's."""
         return self.tokenizer.decode(*arguments, **named)
 
