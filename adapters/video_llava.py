@@ -20,7 +20,6 @@ class VideoLlavaAdapter(Adapter):
     """
 
     families: ClassVar[tuple[str, ...]] = ("video_llava",)
-    image_is_run: ClassVar[bool] = True
 
     def __init__(self, model: nn.Module):
         super().__init__(model)
@@ -35,12 +34,16 @@ class VideoLlavaAdapter(Adapter):
             feature_layer=max(block_of_hidden_state(layer, len(blocks)) for layer in self.feature_layers),
         )
 
+    def _split(self, mask: Tensor, features: Features) -> list[tuple[int, Tensor]]:
+        """Videos by their runs, since their features come by the frame."""
+        return super()._split(mask, replace(features, sizes=[]) if features.kind == "video" else features)
+
     def grids(self, features: Features, index: int, tokens: int) -> tuple[Grid, ...]:
         """Square frames, those of videos each behind its CLS token."""
         if features.kind == "image":
             return super().grids(features, index, tokens)
-        vision = self.parts.composite.config.vision_config  # type: ignore[union-attr]
-        side = vision.image_size // vision.patch_size
+        config: Any = self.parts.composite.config
+        side = config.vision_config.image_size // config.vision_config.patch_size
         return (Grid(0, tokens // (side**2 + 1), side, side, front=1),)
 
     def patches(self, features: Features, shape: tuple[int, int], tokens: list[int] | None = None) -> list[Tensor]:

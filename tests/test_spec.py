@@ -126,8 +126,8 @@ def test_methods_are_listed_by_kind() -> None:
         "token_skip", "transprune", "utrc",
     ]  # fmt: skip
     assert shipped("selector") == [
-        "divprune", "evs", "frame_stride", "hiprune", "holitom", "kcenter", "none", "pool", "random", "recoverable", "stride", "todre", "tokencorr",
-        "visionzip",
+        "divprune", "evs", "frame_stride", "hiprune", "holitom", "kcenter", "none", "pool", "random", "recoverable",
+        "stride", "todre", "tokencorr", "visionzip",
     ]  # fmt: skip
     assert shipped("reducer") == ["diffrate", "flowcut", "token_transforming", "tome", "zero_tprune"]
     assert sorted(METHODS) == [name for name in vtc.list_methods() if name in METHODS]

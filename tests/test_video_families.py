@@ -7,7 +7,7 @@ import pytest
 import torch
 from contract import EVERY, METHODS, check_rows, model_of, refusal, spec_of, state_of
 from families import Row, scenario
-from tiny_base import siglip
+from tiny_base import IMAGE, siglip
 from tiny_videos import LlavaOnevisionVideo, Mixed
 from transformers import LlavaOnevisionConfig
 
@@ -91,6 +91,17 @@ def test_cells_of_a_grid_with_something_in_front_of_each_frame():
     grid = Grid(2, 2, 2, 2, row_end=1, end=1, front=1)
     assert len(grid) == 15 and grid.frame == 7
     assert grid.tokens().tolist() == [[[3, 4], [6, 7]], [[10, 11], [13, 14]]]
+
+
+def test_images_of_video_llava_may_touch():
+    family, model = EVERY["video_llava"], model_of("video_llava")
+    inputs = family.inputs(model, [Row(((4, 4), (4, 4)), 2)])
+    ids = inputs["input_ids"][0]
+    text = ids[ids != IMAGE].tolist()
+    inputs["input_ids"] = torch.tensor([[*text[:3], *[IMAGE] * 32, *text[3:]]])
+    with vtc.patched(model, "hiprune:keep=0.5"):
+        model(**inputs)
+        assert [image.source.grids for image in vtc.trace(model).images] == [(Grid(0, 1, 4, 4),)] * 2
 
 
 # ---------------------------------------------------------------- what a token has of the tower

@@ -67,7 +67,7 @@ class VisualInput:
         return len(self.positions)
 
     def separators(self) -> Tensor:
-        """BoolTensor [N]: True at newline tokens, which stand for no place in the picture."""
+        """BoolTensor [N]: True at newline and CLS tokens, which stand for no place in the picture."""
         mask = torch.ones(len(self), dtype=torch.bool)
         for grid in self.grids:
             mask[grid.tokens().flatten()] = False

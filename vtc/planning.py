@@ -117,12 +117,12 @@ class Planner:
             fields.check_int("crops", crops, "give the tiles of one image that the vision tower sees, or None", 1)
         fields.check_int("frames", frames, "give the frames of one video, or 1 for images", 1)
         self.adapter: Any = adapter_class(model)(model)
-        if visual_tokens is None and frames == 1:
-            visual_tokens = tokens_per_image(self.adapter)
+        if visual_tokens is None:
+            visual_tokens = tokens_per_image(self.adapter) if frames == 1 else None
             if visual_tokens is None:
                 raise Untold(
                     f"visual_tokens=None, but the config of {self.adapter.family} fixes no number: it depends on the "
-                    "image; give the number of placeholders that the processor makes of one image, e.g. "
+                    "image; give the number of placeholders that the processor makes of one image or video, e.g. "
                     "visual_tokens=1196"
                 )
         fields.check_int("visual_tokens", visual_tokens, "give the visual tokens of one image, such as 576", 1)

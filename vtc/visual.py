@@ -52,13 +52,14 @@ class Projection:
 
 @dataclass(frozen=True)
 class Crops:
-    """Which crop of the image (thumbnail, tile, video frame of the tower) each visual token was seen in.
+    """Which crop of the image (thumbnail, tile, frame of a video) each visual token was seen in.
 
     Attributes:
         index: LongTensor [N] on the CPU: the crop, from 0; -1 at separators.
         place: LongTensor [N] on the CPU: the token's place within its crop, raster order; -1 at separators.
         count: number of crops.
-        grid: (rows, columns) of tokens in a whole crop, the parts that were cut off afterwards included.
+        grid: (rows, columns) of tokens in a whole crop, the parts that were cut off afterwards included; where crops
+            of several images differ, so many that each fits.
     """
 
     index: Tensor
@@ -71,12 +72,13 @@ class Crops:
 class VisualTokens:
     """G images of N visual tokens each, laid out alike, as the language model will see them.
 
-    What a token has of the tower is the mean over the patches that it is made of, and NaN at separators.
+    What a token has of the tower is the mean over the patches that it is made of (for pooled frames of a video, pooled
+    as the family pools them), and NaN at separators.
 
     Attributes:
         features: Tensor [G, N, D], after the projector.
         grids: the blocks that make up the N tokens.
-        separators: BoolTensor [N] on the CPU: newline tokens.
+        separators: BoolTensor [N] on the CPU: newline tokens, and CLS tokens of frames.
         kind: "image" or "video".
         ordinals: for each of the G images, how many images stand before it in its row.
         packed: whether the survivors will be numbered anew, in the order in which they stand.

@@ -102,8 +102,8 @@ class Random(Selector):
 class Stride(Selector):
     """Keep tokens on a uniform grid.
 
-    Exactly k tokens, spread over the grids of the image in proportion to their size; separators only when k is more
-    than the grids have.
+    Exactly k tokens, spread over the grids of the image in proportion to their size, over all frames of a video;
+    separators only when k is more than the grids have.
 
     Attributes:
         keep: share in (0, 1] or count of the visual tokens of an image.
@@ -142,8 +142,9 @@ class FrameStride(Selector):
 class Pool(Selector):
     """Average-pool the visual tokens: what a lower resolution would cost.
 
-    Each new token is the mean of one of k boxes that tile the grids, and sits at the box's centre. Separators are
-    dropped (where k is more than the grids have, nothing is pooled and the first separators fill up).
+    Each new token is the mean of one of k boxes that tile the grids, and sits at the box's centre. In a video boxes
+    stay within a frame (a quarter: 2 × 2 cells of each), unless k is below the number of frames. Separators are dropped
+    (where k is more than the grids have, nothing is pooled and the first separators fill up).
 
     Attributes:
         keep: share in (0, 1] or count of the visual tokens of an image.

@@ -40,7 +40,8 @@ class EVS(Selector):
 
     Efficient Video Sampling: the dissimilarities of all frames are ranked together, of equal ones the earliest wins, so
     that frames may end up without a token. Compared is with the frame before, not with what was kept last: slow change
-    may never be seen. Images are left as they are. Written from the public description of the rule.
+    may never be seen. Images are left as they are, so that per="frame" removes nothing. Written from the public
+    description of the rule.
     https://arxiv.org/abs/2510.14624
 
     Budget: with the paper's pruning rate q, keep = 1 - q; T·H·W·keep is rounded down, and at least one frame is kept.

@@ -91,7 +91,8 @@ class HiPrune(Selector):
 
     Middle layers attend to objects, deep ones to tokens that hold the whole. Reads the attention that each token
     receives; no text. With tiles, thumbnail and joined tiles are selected each by itself, with a part of the budget in
-    proportion to their tokens; separators are dropped. https://arxiv.org/abs/2508.00553
+    proportion to their tokens; frames of a video share one ranking, and buffers stay in their anchor's frame.
+    Separators are dropped. https://arxiv.org/abs/2508.00553
 
     Budget: the paper's, tokens in all: 192, 128 or 64 of LLaVA-1.5's 576, 640, 320 or 160 for all crops of LLaVA-NeXT,
     a share for Qwen2.5-VL. The released code gives each crop int(budget / crops) and loses the remainder; `per_crop`

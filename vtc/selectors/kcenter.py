@@ -57,9 +57,9 @@ def mean_pivot(features: Tensor) -> Tensor:
 class KCenter(Selector):
     """Keep a greedy cover of the image's tokens, grown from the one token that CLS attends to most.
 
-    With tiles, the pivot is sought in the thumbnail alone. Separators are no candidates; they fill up only where keep
-    asks for more tokens than the picture has. Stage 1 of ToDRE; version 1 of the paper calls it greedy k-center,
-    version 2, whose tables these are, max-sum. https://arxiv.org/abs/2505.18757
+    Of a video the cover spans all frames. With tiles, the pivot is sought in the thumbnail alone. Separators are no
+    candidates; they fill up only where keep asks for more tokens than the picture has. Stage 1 of ToDRE; version 1 of
+    the paper calls it greedy k-center, version 2, whose tables these are, max-sum. https://arxiv.org/abs/2505.18757
 
     Budget: the paper's retention ratios, 0.25 and 0.1 of all visual tokens of a sample, are `keep` as they are; here
     each image has its own.

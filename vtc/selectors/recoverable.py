@@ -179,8 +179,9 @@ class Recoverable(Selector):
     Read in the tower's last block: CLS attention at full width (heads not split), keys, and, with `clip`, the outputs.
     Where one patch makes one token, merging is done on what the projector reads, in the released code's order (kept
     tokens, centres by visual score, last token); elsewhere on the visual tokens, each at its own place. The last token
-    stands at the place of the merged token with the highest visual score. Tiles are treated as one set of tokens;
-    separators are dropped. Towers without CLS: attention received, as a share of the image's. https://arxiv.org/abs/2409.01179
+    stands at the place of the merged token with the highest visual score. Tiles are treated as one set of tokens, and
+    so are the frames of a video; separators are dropped. Towers without CLS: attention received, as a share of the
+    image's. https://arxiv.org/abs/2409.01179
 
     Three errors of the released code are mended: neighbours are sought by the keys of the tokens in question (there:
     of others), the number of centres comes from the number of remaining tokens (there: from the channels), and the text

@@ -105,13 +105,14 @@ def exponential_noise(tokens: int, seed: int, ordinal: int, crop: int) -> Tensor
 class TokenCorr(Selector):
     """Keep as many tokens of each crop as don't repeat, where CLS looks, and fold the others into the nearest kept one.
 
-    A token whose key is similar to too many others of its crop is redundant; the share of the others is the crop's
-    information density. Kept are the outliers of a deep layer's CLS attention (global information) and the tokens with
-    the highest CLS attention of a shallow layer, as many as the density says (local information). Every other token is
-    folded into the kept token of its crop with the most similar key, weighted by deep CLS attention (a crop that keeps
-    none: into the image's). No code was released, and what could be read leaves thresholds, layers and weights open:
-    they are this package's choice. Keys are taken with all heads side by side. Separators are dropped. Towers without
-    CLS: attention received instead, a deviation. https://arxiv.org/abs/2407.14439
+    A crop is a thumbnail, a tile, or a frame. A token whose key is similar to too many others of its crop is redundant;
+    the share of the others is the crop's information density. Kept are the outliers of a deep layer's CLS attention
+    (global information) and the tokens with the highest CLS attention of a shallow layer, as many as the density says
+    (local information). Every other token is folded into the kept token of its crop with the most similar key, weighted
+    by deep CLS attention (a crop that keeps none: into the image's). No code was released, and what could be read
+    leaves thresholds, layers and weights open: they are this package's choice. Keys are taken with all heads side by
+    side. Separators are dropped. Towers without CLS: attention received instead, a deviation.
+    https://arxiv.org/abs/2407.14439
 
     Budget: the paper has none; the density decides, as with keep=None here, at least one token per crop. With a `keep`,
     densities are scaled so that the crops' counts add up to exactly that, in the same ratio to each other (each crop at
