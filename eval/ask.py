@@ -1,19 +1,35 @@
-"""`vtc ask`: one picture, one question, with and without compression, and a picture of what was kept."""
+"""`vtc ask`: one picture or video, one question, with and without compression, and a picture of what was kept."""
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vtc.eval.arguments import add_model_arguments, existing_file, positive, say
 from vtc.eval.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from vtc.eval.video_file import Video
+    from vtc.tracing import Trace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `vtc ask`."""
     add_model_arguments(parser)
-    parser.add_argument("--image", type=existing_file, required=True, metavar="FILE", help="the picture")
+    shown = parser.add_mutually_exclusive_group(required=True)
+    shown.add_argument("--image", type=existing_file, metavar="FILE", help="the picture")
+    shown.add_argument("--video", type=existing_file, metavar="FILE", help="the video")
+    parser.add_argument("--frames", type=positive, default=8, help="of the video, at even distances")
     parser.add_argument("--question", required=True, help="what to ask about it")
     parser.add_argument("--compress", default="divprune:keep=0.25", metavar="SPEC", help="method and budget")
-    parser.add_argument("--out", type=Path, default="vtc-ask.png", metavar="FILE", help="the picture of what was kept")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default="vtc-ask.png",
+        metavar="FILE",
+        help="the picture of what was kept; of a video a contact sheet, or with .gif or .webp a moving picture",
+    )
     parser.add_argument("--max-new-tokens", type=positive, default=64, help="longest answer")
 
 
@@ -25,49 +41,65 @@ def main(args: argparse.Namespace) -> None:
     """
     import vtc
     from vtc import spec
-    from vtc.eval.images import open_image
+    from vtc.eval.contact_sheet import UnknownFramesError
+    from vtc.eval.images import open_image, open_video
     from vtc.eval.models import load, set_threads
-    from vtc.eval.picture import draw_kept, seen_by_model
 
-    image = open_image(args.image)
-    _check_out(args.out, args.image)
+    kind = "image" if args.video is None else "video"
+    file = args.image or args.video
+    _check_out(args.out, file)
+    shown = open_image(file) if kind == "image" else open_video(file, args.frames)
     try:
         methods = spec.parse(args.compress)
     except (TypeError, ValueError) as error:
         raise InputError(f"argument --compress: {error}") from None
     set_threads(args.model, args.threads)
-    loaded = load(args.model, args.dtype, args.device, args.attn)
-    inputs = loaded.inputs([image], [args.question])
+    loaded = load(args.model, args.dtype, args.device, args.attn, kind)
+    inputs = loaded.inputs([shown], [args.question], kind)
+    if not any(name.startswith("pixel_values") for name in inputs):
+        name = type(loaded.processor).__name__
+        raise InputError(f"argument --model: {name} of {args.model!r} takes no {kind}s; give a model for {kind}s")
 
     def answer() -> str:
         made = loaded.model.generate(**inputs, max_new_tokens=args.max_new_tokens, do_sample=False, num_beams=1)
         return loaded.answers(made, inputs)[0]
 
     without = answer()
-    try:
-        vtc.patch(loaded.model, methods)
+    try:  # some refusals come with the first forward pass
+        with vtc.patched(loaded.model, methods):
+            compressed = answer()
+            trace = vtc.trace(loaded.model)
     except (TypeError, ValueError) as error:
         raise InputError(f"argument --compress: {error}") from None
-    try:
-        compressed = answer()
-        trace = vtc.trace(loaded.model)
-    finally:
-        vtc.unpatch(loaded.model)
     print(f"question: {args.question}\nall visual tokens: {without}\n{args.compress}: {compressed}\n{trace}")
     try:
-        draw_kept(seen_by_model(image, inputs, loaded.processor), trace.images[0]).save(args.out)
+        _draw(args.out, shown, inputs, loaded.processor, trace)
     except OSError as error:
         raise InputError(f"argument --out: {str(args.out)!r} can't be written ({error}); give another file") from None
-    say(f"vtc ask: bright is what was kept, outlined what was merged into it: {args.out}")
+    except UnknownFramesError as error:
+        say(f"vtc ask: nothing was drawn: {error}")
+    else:
+        say(f"vtc ask: bright is what was kept, outlined what was merged into it: {args.out}")
 
 
-def _check_out(out: Path, image: Path) -> None:
+def _draw(out: Path, shown: "Image.Image | Video", inputs: dict[str, Any], processor: Any, trace: "Trace") -> None:
+    from vtc.eval.contact_sheet import draw_video, save
+    from vtc.eval.picture import draw_kept, seen_by_model
+    from vtc.eval.video_file import Video
+
+    if isinstance(shown, Video):
+        save(draw_video(shown, inputs, processor, trace.images), out)
+    else:
+        draw_kept(seen_by_model(shown, inputs, processor), trace.images[0]).save(out)
+
+
+def _check_out(out: Path, shown: Path) -> None:
     """Refuse a file that no picture can be written to, before the model is loaded."""
     from PIL import Image
 
-    if out.suffix.lower() not in Image.registered_extensions():
+    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
         raise InputError(f"argument --out: {str(out)!r} has no ending of a picture; give e.g. kept.png")
     if not out.parent.is_dir():
         raise InputError(f"argument --out: folder {str(out.parent)!r} does not exist; create it or give another file")
-    if out.exists() and out.samefile(image):
-        raise InputError(f"argument --out: {str(out)!r} is the picture that is asked about; give another file")
+    if out.exists() and out.samefile(shown):
+        raise InputError(f"argument --out: {str(out)!r} is what is asked about; give another file")

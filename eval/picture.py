@@ -7,7 +7,6 @@ import torch
 from PIL import Image, ImageDraw, ImageEnhance
 from torch import Tensor
 
-from vtc.layout import Grid
 from vtc.tracing import ImageTrace
 
 DIM, OUTLINE, SMALLEST_SIDE, GAP = 0.25, (240, 180, 40), 448, 8
@@ -21,11 +20,14 @@ def seen_by_model(image: Image.Image, inputs: dict[str, Any], processor: Any) ->
         inputs: the processor's output for it.
         processor: tells mean and deviation.
     """
-    pixels = inputs.get("pixel_values")
+    return as_pictures(inputs.get("pixel_values"), getattr(processor, "image_processor", None)) or [image]
+
+
+def as_pictures(pixels: Any, maker: Any) -> list[Image.Image]:
+    """What `maker` made [..., 3, H, W] of pictures, as pictures again; none where it is something else."""
     if not isinstance(pixels, Tensor) or pixels.dim() not in (4, 5) or pixels.shape[-3] != 3:
-        return [image]
+        return []
     pixels = pixels.detach().float().cpu().flatten(0, -4)
-    maker = getattr(processor, "image_processor", None)
     if getattr(maker, "do_normalize", False):
         mean, deviation = (torch.tensor(getattr(maker, name)).view(3, 1, 1) for name in ("image_mean", "image_std"))
         pixels = pixels * deviation + mean
@@ -43,10 +45,10 @@ def draw_kept(crops: Sequence[Image.Image], trace: ImageTrace) -> Image.Image:
     grids = trace.source.grids
     number = next((i for i, grid in enumerate(grids) if grid.kind == "thumbnail"), len(grids) - 1)
     view = _enlarged(crops[number] if len(crops) == len(grids) else crops[0])
-    marked = _marked(view, grids[number], trace)
+    tokens = grids[number].tokens()[0]
     both = Image.new("RGB", (2 * view.width + GAP, view.height), "white")
     both.paste(view, (0, 0))
-    both.paste(marked, (view.width + GAP, 0))
+    both.paste(marked(view, tokens, trace), (view.width + GAP, 0))
     return both
 
 
@@ -55,18 +57,26 @@ def _enlarged(view: Image.Image) -> Image.Image:
     return view.resize((view.width * factor, view.height * factor), Image.Resampling.BICUBIC)
 
 
-def _marked(view: Image.Image, grid: Grid, trace: ImageTrace) -> Image.Image:
+def marked(view: Image.Image, tokens: Tensor, trace: ImageTrace) -> Image.Image:
+    """A picture with its patches marked.
+
+    Args:
+        view: the picture.
+        tokens: LongTensor [H, W]: the tokens, as the trace numbers them, of the patches that it falls into.
+        trace: tells which were kept, and which merged.
+    """
     kept = set(trace.kept().tolist())
     into = trace.merged_into()
-    marked = ImageEnhance.Brightness(view).enhance(DIM)
-    draw = ImageDraw.Draw(marked)
-    columns = [round(i * view.width / grid.w) for i in range(grid.w + 1)]
-    rows = [round(i * view.height / grid.h) for i in range(grid.h + 1)]
-    for y, line in enumerate(grid.tokens()[0].tolist()):
+    made = ImageEnhance.Brightness(view).enhance(DIM)
+    draw = ImageDraw.Draw(made)
+    height, width = tokens.shape
+    columns = [round(i * view.width / width) for i in range(width + 1)]
+    rows = [round(i * view.height / height) for i in range(height + 1)]
+    for y, line in enumerate(tokens.tolist()):
         for x, token in enumerate(line):
             box = columns[x], rows[y], columns[x + 1], rows[y + 1]
             if token in kept:
-                marked.paste(view.crop(box), box[:2])
+                made.paste(view.crop(box), box[:2])
             elif into is not None and into[token] >= 0:
                 draw.rectangle((box[0] + 1, box[1] + 1, box[2] - 2, box[3] - 2), outline=OUTLINE)
-    return marked
+    return made

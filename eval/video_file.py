@@ -1,9 +1,9 @@
-"""Frames of a video file, read by decord, with its wrong answers found out.
+"""Frames of a video file, read by decord, whose wrong answers are found out.
 
-decord numbers the frames of a file by its index, and jumps to the key frame before the one that is wanted. That goes wrong
-in three ways, all of them silent: packets that an edit list hides (a file cut without encoding it anew) are counted but
-never decoded; behind a key frame of an open group (HEVC) some frames are lost; in transport and program streams the first
-group is. The first is counted with, the second is looked for and read around, the third refused.
+decord numbers a file's frames by its index, and for one of them jumps to the key frame before it. That goes wrong in
+three ways, none of which it tells: packets that an edit list hides (of a file that was cut without encoding it anew)
+count, but are never decoded; behind a jump to an open group (HEVC) some frames are missing; of transport and program
+streams the first group is. The first is reckoned with, the second looked for and gone around, the third refused.
 """
 
 import math
@@ -47,7 +47,8 @@ def read(path: str | os.PathLike[str], frames: int = 8, start: float | None = No
     Args:
         path: the file, in any format that decord's FFmpeg reads.
         frames: how many; all there are where the file has fewer.
-        start, end: seconds; only frames that are shown in between are taken.
+        start: seconds; frames that are shown before are left out.
+        end: seconds; frames that are shown after are left out.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -63,23 +64,19 @@ def read(path: str | os.PathLike[str], frames: int = 8, start: float | None = No
     part = _between(file, np.arange(count), times, start, end)
     chosen = part[np.linspace(0, len(part) - 1, min(wanted, len(part))).round().astype(int)].tolist()
     pictures = np.stack(_decode(file, reader, hidden, chosen))
-    return Video(pictures, None if times is None else tuple(round(float(times[i]), 3) for i in chosen), fps, count)
+    return Video(pictures, None if times is None else tuple(times[chosen].tolist()), fps, count)
 
 
 def _whole_number(frames: int) -> int:
-    try:
-        wanted = operator.index(frames)
-    except TypeError:
-        wanted = None
-    if wanted is None or isinstance(frames, bool):
+    if isinstance(frames, bool) or not hasattr(frames, "__index__"):
         raise TypeError(f"frames is {frames!r}; give a whole number of at least 1")
-    if wanted < 1:
+    if frames < 1:
         raise ValueError(f"frames is {frames!r}; give a whole number of at least 1")
-    return wanted
+    return operator.index(frames)
 
 
 def _open(file: Path) -> Any:
-    """decord's reader of the file."""
+    """The file's reader, with an index of it."""
     try:
         import decord
     except ImportError as error:
@@ -100,7 +97,7 @@ def _open(file: Path) -> Any:
         return reader
     except (RuntimeError, AssertionError, IndexError, decord.DECORDError) as error:
         if "cannot find video stream" in str(error):
-            raise ValueError(f"video {str(file)!r} has no frames (only sound, or nothing); give another") from None
+            raise ValueError(f"video {str(file)!r} has no frames that decord can read; give another") from None
         reason = f" ({_reason(error)})" if isinstance(error, decord.DECORDError) else ""
         raise ValueError(
             f"video {str(file)!r} can't be opened{reason}: it is no video, or cut off or damaged; give a whole one"
@@ -108,12 +105,11 @@ def _open(file: Path) -> Any:
 
 
 def _is_stream(file: Path) -> bool:
-    """Whether it is an MPEG transport stream (packets of 188 bytes, or 192 with time codes) or program stream."""
+    """Whether it is an MPEG program stream or transport stream (packets of 188 bytes, or 192 with time codes)."""
     with file.open("rb") as content:
         head = content.read(1024)
-    if head.startswith(b"\x00\x00\x01\xba"):
-        return True
-    return any(len(head) > 4 * size and set(head[first : 5 * size : size]) == {0x47} for first, size in ((0, 188), (4, 192)))
+    packets = (head[start : 5 * size : size] for start, size in ((0, 188), (4, 192)))
+    return head.startswith(b"\x00\x00\x01\xba") or b"\x47" * 5 in packets
 
 
 def _reason(error: Exception) -> str:
@@ -121,15 +117,15 @@ def _reason(error: Exception) -> str:
 
 
 def _clock(reader: Any) -> tuple[int, np.ndarray | None, float | None]:
-    """How many frames an edit list hides in front; seconds of the others [N]; frames per second."""
+    """How many frames an edit list hides in front; seconds of the others [N], to the millisecond; frames per second."""
     rate = float(reader.get_avg_fps())
     fps = rate if math.isfinite(rate) and rate > 0 else None
-    times = np.asarray(reader.get_frame_timestamp(np.arange(len(reader))), dtype=float)[:, 0]
+    times = np.asarray(reader.get_frame_timestamp(np.arange(len(reader))), dtype=float)[:, 0].round(3)
     if np.isfinite(times).all() and (np.abs(times) < 1e9).all() and (np.diff(times) >= 0).all() and times[-1] >= 0:
         hidden = int((times < 0).sum())
         if len(times) == 1 or times[-1] > times[0]:
             return hidden, times[hidden:], fps
-    return 0, None if fps is None else np.arange(len(reader)) / fps, fps
+    return 0, None if fps is None else (np.arange(len(reader)) / fps).round(3), fps
 
 
 def _between(
@@ -172,7 +168,7 @@ def _decode(file: Path, reader: Any, hidden: int, chosen: list[int]) -> list[np.
         return pictures
     except (RuntimeError, StopIteration, decord.DECORDError, decord.DECORDLimitReachedError) as error:
         raise ValueError(
-            f"video {str(file)!r} can't be decoded at frame {number} ({_reason(error)}): it is cut off or damaged; "
+            f"video {str(file)!r} is cut off or damaged: frame {number} can't be decoded ({_reason(error)}); "
             "save what can be read by: ffmpeg -i FILE whole.mp4"
         ) from None
 
@@ -190,4 +186,7 @@ def _jumps_hit(reader: Any, key: int, hidden: int) -> bool:
 
 def _pixels(frame: Any) -> np.ndarray:
     """uint8 [H, W, 3]; decord gives an array of its own, or what a bridge that the program set makes of it."""
-    return frame.asnumpy() if hasattr(frame, "asnumpy") else np.asarray(frame)
+    picture = frame.asnumpy() if hasattr(frame, "asnumpy") else np.asarray(frame)
+    height, width, _ = picture.shape
+    # Rows of less than 64 pixels are padded, and decord takes the padding for more channels.
+    return picture.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
