@@ -3,6 +3,7 @@
 import argparse
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from vtc.budget import Keep, check_keep
@@ -23,14 +24,21 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_setting_arguments(parser: argparse.ArgumentParser, methods: str, keep: str, tokens: bool = False) -> None:
+def add_setting_arguments(
+    parser: argparse.ArgumentParser, methods: str | Mapping[str, str], keep: str, tokens: bool = False
+) -> None:
     """Which methods at which budgets; `methods` and `keep` are the defaults.
 
+    Where `methods` holds a default for each of --tasks there is no single one: read them by `method_names`.
     With `tokens` there is --tokens as well, and where it is given `keep` is no default: read them by `budgets`.
     """
-    parser.add_argument(
-        "--methods", type=names, default=methods, help="names separated by commas, each run at every --keep"
-    )
+    about = "names separated by commas, each run at every --keep"
+    if isinstance(methods, str):
+        parser.add_argument("--methods", type=names, default=methods, help=about)
+    else:
+        about += " (default: " + "; ".join(f"for {task}: {each}" for task, each in methods.items()) + ")"
+        parser.set_defaults(methods_of_tasks={task: names(each) for task, each in methods.items()})
+        parser.add_argument("--methods", type=names, default=argparse.SUPPRESS, help=about)
     about = "budgets separated by commas: shares (0.25) or counts (64)"
     if tokens:
         about = f"{about} (default: {keep}; none where --tokens is given)"
@@ -49,6 +57,11 @@ def add_setting_arguments(parser: argparse.ArgumentParser, methods: str, keep: s
         metavar="SPEC",
         help="a full spec such as 'divprune:keep=0.5+fastv:layer=2,keep=0.5', run as it stands; may be repeated",
     )
+
+
+def method_names(args: argparse.Namespace) -> list[str]:
+    """The --methods of a command whose default depends on --tasks."""
+    return getattr(args, "methods", args.methods_of_tasks[args.tasks])
 
 
 def budgets(args: argparse.Namespace) -> list[Keep]:

@@ -41,7 +41,7 @@ class PrefillResult(TypedDict):
 
     Attributes:
         setting: spec string.
-        equivalent_tokens: per picture, mean over decoder layers.
+        equivalent_tokens: per picture or clip, mean over decoder layers.
         decoder_ms, prefill_ms, selection_ms: per batch, milliseconds; prefill with tower and logits.
         bare_ms: the unpatched decoder on as many tokens; None for methods that remove tokens further in.
         decoder_speedup, prefill_speedup: time of the untouched model in the same round over this one's.
@@ -74,7 +74,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_model_arguments(prefill)
     add_setting_arguments(prefill, "divprune", "0.25,0.125,0.0625")
-    prefill.add_argument("--batch-size", type=positive, default=8, help="pictures at once")
+    prefill.add_argument(
+        "--tasks", choices=("images", "video"), default="images", help="what is shown, and to which bundled model"
+    )
+    prefill.add_argument("--batch-size", type=positive, default=8, help="pictures or clips at once")
     prefill.add_argument("--rounds", type=positive, default=15, help="times each setting is run")
     prefill.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     bench_select.add_arguments(benches)
@@ -89,6 +92,7 @@ def main(args: argparse.Namespace) -> None:
     if args.bench == "select":
         bench_select.main(args)
         return
+    from vtc.eval.benchmarks import TASKS
     from vtc.eval.folder import write_atomically
     from vtc.eval.models import load, set_threads
     from vtc.eval.runner import Runner
@@ -97,30 +101,43 @@ def main(args: argparse.Namespace) -> None:
     if args.json and not args.json.parent.is_dir():
         raise InputError(f"argument --json: folder {str(args.json.parent)!r} does not exist; create it or give another")
     settings = make_settings(args.methods, args.keep, args.compress)
+    kind = TASKS[args.tasks]
     threads = set_threads(args.model, args.threads)
-    loaded = load(args.model, args.dtype, args.device, args.attn)
+    loaded = load(args.model, args.dtype, args.device, args.attn, kind)
     Runner(loaded, settings, 1).check()
-    results = bench_prefill(loaded, settings, args.batch_size, args.rounds)
+    results = bench_prefill(loaded, settings, args.batch_size, args.rounds, kind)
+    shown = "pictures" if kind == "image" else "clips"
     print(
-        f"prefill of {args.batch_size} pictures, model {args.model}, {loaded.model.dtype}, "
+        f"prefill of {args.batch_size} {shown}, model {args.model}, {loaded.model.dtype}, "
         f"{threads} threads, {args.rounds} rounds; median [quartiles]"
     )
     for result in results:
         print(_line(result))
     if args.json:
-        run = {key: getattr(args, key) for key in ("model", "batch_size", "rounds", "device", "attn")}
+        run = {key: getattr(args, key) for key in ("model", "tasks", "batch_size", "rounds", "device", "attn")}
         write_atomically(args.json, json.dumps({**run, "threads": threads, "settings": results}, indent=2) + "\n")
 
 
-def bench_prefill(loaded: "Loaded", settings: "list[Setting]", batch_size: int, rounds: int) -> list[PrefillResult]:
-    """Time the prefill of one batch of the embedded benchmark's pictures under each setting but "none".
+def bench_prefill(
+    loaded: "Loaded", settings: "list[Setting]", batch_size: int, rounds: int, kind: str = "image"
+) -> list[PrefillResult]:
+    """Time the prefill of one batch of a bundled benchmark's pictures or clips under each setting but "none".
 
-    All pictures get the same question: no row is padded, so that the FLOPs are those of what is computed.
+    All get the same question: no row is padded, so that the FLOPs are those of what is computed.
+
+    Args:
+        loaded: the model.
+        settings: "none" first.
+        batch_size: pictures or clips.
+        rounds: times each setting is run.
+        kind: "image" or "video": what is shown.
     """
-    from vtc.eval import embedded
+    from vtc.eval.benchmarks import bundled_benchmark
 
-    samples = embedded.benchmark(batch_size)[:]
-    inputs = loaded.inputs([sample.image for sample in samples], [samples[0].question] * batch_size)
+    benchmark = bundled_benchmark(kind, batch_size, "test", 0)
+    questions = [benchmark.get(index) for index in range(batch_size)]
+    shown = [question.shown() for question in questions]
+    inputs = loaded.inputs(shown, [questions[0].question] * batch_size, kind)
     seen: list[dict[str, Timing]] = []
     for index in range(WARM_UP_ROUNDS + rounds):
         turn = index % len(settings)

@@ -12,7 +12,8 @@ from PIL import Image
 
 from vtc.eval import clips, embedded
 from vtc.eval.errors import InputError
-from vtc.eval.images import open_image, open_video
+from vtc.eval.images import open_image, open_repeated
+from vtc.eval.video_file import Video
 
 LIST_NAME = "questions.jsonl"
 
@@ -30,15 +31,15 @@ class Question:
         id: unique within the benchmark.
         group: what it is counted under.
         question, answer: as text; a prediction is right when it equals the answer but for case and punctuation.
-        shown: opens or draws the picture, or reads the frames of the video, uint8 [F, H, W, 3]; raises InputError where
-            its file can't be read.
+        shown: opens or draws the picture, opens the video, or draws its frames, uint8 [F, H, W, 3]; raises InputError
+            where the file can't be read.
     """
 
     id: str
     group: str
     question: str
     answer: str
-    shown: Callable[[], Image.Image | np.ndarray]
+    shown: Callable[[], Image.Image | Video | np.ndarray]
 
     def is_correct(self, prediction: str) -> bool:
         """Whether `prediction` answers the question."""
@@ -86,7 +87,7 @@ def listed_benchmark(path: Path, limit: int, kind: str = "image", frames: int = 
         path: the file, or a folder that holds it as `questions.jsonl`.
         limit: at most so many.
         kind: "image", or "video", where lines name a "video".
-        frames: how many are taken of each video.
+        frames: how many are taken of each video; those of a shorter one are repeated.
 
     Raises:
         InputError: no such file, or a line that is not such an object. Pictures are opened later, one by one.
@@ -120,5 +121,5 @@ def _question(file: Path, number: int, line: bytes, kind: str, frames: int) -> Q
             raise InputError(f'{where} has no text {key!r}; write {{"{kind}": …, "question": …, "answer": …}}')
     shown = file.parent / entry[kind]
     name, group = str(entry.get("id", number)), str(entry.get("group", "all"))
-    read = (lambda: open_image(shown)) if kind == "image" else (lambda: open_video(shown, frames).frames)
+    read = (lambda: open_image(shown)) if kind == "image" else (lambda: open_repeated(shown, frames))
     return Question(name, group, entry["question"], entry["answer"], read)

@@ -26,6 +26,7 @@ from vtc.eval.arguments import (
     add_model_arguments,
     add_setting_arguments,
     budgets,
+    method_names,
     not_negative,
     positive,
     say,
@@ -38,7 +39,11 @@ if TYPE_CHECKING:
     from vtc.eval.models import Loaded
     from vtc.eval.settings import Setting
 
-METHODS = "none,random,stride,pool,divprune,hiprune,kcenter,fastv,transprune"
+#: By task: those of videos look at frames as well.
+METHODS = {
+    "images": "none,random,stride,pool,divprune,hiprune,kcenter,fastv,transprune",
+    "video": "none,random,stride,frame_stride,pool,divprune,kcenter,evs,holitom,fastv",
+}
 KEEP = "0.5,0.25,0.125,0.0625"
 
 
@@ -58,10 +63,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             f"--{kind}s",
             type=Path,
             metavar="FILE",
-            help=f'instead of the bundled benchmark: JSONL of {{"{kind}": path, "question", "answer", "group"?, "id"?}}, '
-            "or a folder that holds it as questions.jsonl",
+            help=f'instead of the bundled benchmark: JSONL of {{"{kind}": path, "question", "answer", "group"?, "id"?}}'
+            ", or a folder that holds it as questions.jsonl",
         )
-    parser.add_argument("--frames", type=positive, default=8, help="of each of the --videos, at even distances")
+    parser.add_argument(
+        "--frames",
+        type=positive,
+        default=8,
+        help="of each of the --videos, at even distances; of shorter ones frames are repeated",
+    )
 
 
 def main(args: argparse.Namespace) -> None:
@@ -77,13 +87,18 @@ def main(args: argparse.Namespace) -> None:
     from vtc.eval.models import load
     from vtc.eval.settings import make_settings
 
+    args.methods = method_names(args)
     settings, equal = make_settings(args.methods, keep := budgets(args), args.compress), None
     benchmark = _benchmark(args)
     loaded = functools.cache(lambda: load(args.model, args.dtype, args.device, args.attn, benchmark.kind))
     if args.tokens:
         equal = _equal_tokens(args, loaded)
         settings = make_settings(args.methods if keep else [], keep, [*args.compress, *equal["specs"]])
-    config = _config(args, settings, benchmark) | ({"equal_tokens": equal} if equal else {})
+    config = _config(args, settings, benchmark)
+    if args.tasks == "video":
+        config["tasks"] = args.tasks
+    if equal:
+        config["equal_tokens"] = equal
     RunFolder.check(args.output, config)
     folder = _run(args, settings, benchmark, config, loaded)
     try:
@@ -99,7 +114,9 @@ def _benchmark(args: argparse.Namespace) -> "Benchmark":
         raise InputError(f"argument --split: {args.split!r} is unknown; choose from {', '.join(embedded.SPLITS)}")
     for name, task in (("images", "video"), ("videos", "images")):
         if getattr(args, name) is not None and args.tasks == task:
-            raise InputError(f"argument --{name}: {str(getattr(args, name))!r} is not for --tasks {task}; leave one out")
+            raise InputError(
+                f"argument --{name}: {str(getattr(args, name))!r} is not for --tasks {task}; leave one out"
+            )
     return _asked(args, args.limit, args.split, args.seed)
 
 

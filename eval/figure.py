@@ -2,8 +2,10 @@
 
 import io
 import math
+import re
 from typing import Any
 
+from vtc.eval.report import shown
 from vtc.eval.results import Results, SettingResult
 from vtc.eval.settings import NONE
 
@@ -30,7 +32,7 @@ def draw(results: Results) -> bytes:
     _draw_none(axes, none)
     blind = (results["blind"] or {}).get("overall")
     if blind is not None:
-        axes.axhline(100 * blind, color=GREY, linestyle=":", linewidth=1.4, label="none, blank picture")
+        axes.axhline(100 * blind, color=GREY, linestyle=":", linewidth=1.4, label=f"none, blank {shown(results)}")
     for number, (name, rows) in enumerate(series.items()):
         turn, place = divmod(number, len(COLOURS))  # the same colour again has another marker and another dash
         marker, style = MARKERS[(place + turn) % len(MARKERS)], STYLES[turn % len(STYLES)]
@@ -67,11 +69,11 @@ def _label(axes: Any, results: Results) -> None:
     config = results["config"]
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_xlabel("equivalent visual tokens per picture (mean over decoder layers, log scale)")
+    axes.set_xlabel(f"equivalent visual tokens per {shown(results)} (mean over decoder layers, log scale)")
     axes.set_ylabel("right answers, % (bars: 95 % interval)")
-    axes.set_title(
-        f"{config['model']}: {results['questions']} questions of {config['benchmark'][:24]}", loc="left", fontsize=11
-    )
+    model = config["model"] if len(config["model"]) <= 40 else "…" + config["model"][-39:]
+    benchmark = re.sub(r"(sha256:\w{8})\w+", r"\1…", config["benchmark"])
+    axes.set_title(f"{model}: {results['questions']} questions of {benchmark}", loc="left", fontsize=11)
     axes.grid(alpha=0.25, linewidth=0.6)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

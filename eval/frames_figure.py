@@ -26,6 +26,7 @@ def draw(results: Results) -> bytes | None:
             series.setdefault(row["series"], []).append(row)
     if not series:
         return None
+    keeps = list(dict.fromkeys(row["keep"] for row in rows if row["setting"] != NONE))  # one colour each, in all panels
     none = next((row["tokens_per_frame"] for row in rows if row["setting"] == NONE), None)
     lines = math.ceil(len(series) / _COLUMNS)
     figure = Figure(figsize=(2.5 * min(_COLUMNS, len(series)) + 0.4, 1.9 * lines + 0.9), layout="constrained")
@@ -33,9 +34,10 @@ def draw(results: Results) -> bytes | None:
     for panel, (name, budgets) in zip(panels, series.items()):
         if none is not None:
             panel.plot(range(1, len(none) + 1), none, color=GREY, linestyle=":", linewidth=1.2)
-        for place, row in enumerate(budgets):
+        for row in budgets:
+            place = keeps.index(row["keep"])
             counts = row["tokens_per_frame"] or []
-            label = "all" if row["keep"] is None else f"keep={row['keep']:g}"
+            label = "other budgets" if row["keep"] is None else f"keep={row['keep']:g}"
             style = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
             panel.plot(range(1, len(counts) + 1), counts, markersize=3.5, linewidth=1.2, label=label, **style)
         panel.set_title(name, loc="left", fontsize=8)
@@ -45,7 +47,8 @@ def draw(results: Results) -> bytes | None:
             panel.spines[side].set_visible(False)
     for panel in panels[len(series) :]:
         panel.set_visible(False)
-    panels[0].legend(frameon=False, fontsize=7)
+    lines_drawn = {line.get_label(): line for panel in panels for line in panel.get_lines()[none is not None :]}
+    figure.legend(lines_drawn.values(), lines_drawn, loc="outside upper center", ncols=8, frameon=False, fontsize=7)
     figure.supxlabel("frame", fontsize=9)
     figure.supylabel("tokens entering the last layer", fontsize=9)
     buffer = io.BytesIO()

@@ -1,7 +1,9 @@
 """Opening picture and video files."""
 
+import dataclasses
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from vtc.eval.errors import InputError
@@ -33,3 +35,17 @@ def open_video(path: Path, frames: int) -> Video:
         return read(path, frames)
     except (OSError, ValueError, ImportError) as error:
         raise InputError(str(error)) from None
+
+
+def open_repeated(path: Path, frames: int) -> Video:
+    """As `open_video`, but always so many frames: those of a shorter video are repeated, so that it fits into a batch.
+
+    Raises:
+        InputError: as `open_video`.
+    """
+    video = open_video(path, frames)
+    if len(video.frames) == frames:
+        return video
+    which = np.linspace(0, len(video.frames) - 1, frames).round().astype(int)
+    times = None if video.times is None else tuple(video.times[index] for index in which)
+    return dataclasses.replace(video, frames=video.frames[which], times=times)

@@ -16,9 +16,10 @@ from transformers.utils import logging
 from vtc.eval.arguments import EMBEDDED
 from vtc.eval.benchmarks import BUNDLED
 from vtc.eval.errors import InputError
+from vtc.eval.video_file import Video
 from vtc.registry import adapter_class
 
-Shown = Image.Image | np.ndarray
+Shown = Image.Image | Video | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Loaded:
         """What the model takes for a batch of questions, on its device.
 
         Args:
-            shown: pictures, or the frames of videos, uint8 [F, H, W, 3].
+            shown: pictures, or videos, or their frames alone, uint8 [F, H, W, 3].
             questions: one for each.
             kind: "image" or "video".
 
@@ -57,20 +58,38 @@ class Loaded:
             InputError: the model's processor takes no videos.
         """
         texts = [self.prompt(question, kind) for question in questions]
-        given = {"images" if kind == "image" else "videos": list(shown)}
+        given = {"images": list(shown)} if kind == "image" else self._videos(shown)
         try:
             made = self.processor(**given, text=texts, padding=True, return_tensors="pt")
         except TypeError as error:
             if kind not in str(error):
                 raise
             name = type(self.processor).__name__
-            raise InputError(f"argument --model: {name} takes no {kind}s ({error}); give a model for {kind}s") from error
+            raise InputError(
+                f"argument --model: {name} takes no {kind}s ({error}); give a model for {kind}s"
+            ) from error
         return dict(made.to(self.model.device, self.model.dtype))
+
+    def _videos(self, shown: Sequence[Any]) -> dict[str, Any]:
+        """The processor's arguments for videos: frames that are not to be sampled again, and when they are shown."""
+        given: dict[str, Any] = {"videos": [getattr(video, "frames", video) for video in shown]}
+        if hasattr(getattr(self.processor, "video_processor", None), "do_sample_frames"):
+            given["videos_kwargs"] = {"do_sample_frames": False}
+            if all(isinstance(video, Video) and video.times and video.fps for video in shown):
+                given["videos_kwargs"]["video_metadata"] = [_metadata(video) for video in shown]
+        return given
 
     def answers(self, sequences: Tensor, inputs: dict[str, Any]) -> list[str]:
         """What `generate` added to the prompts, as text."""
         added = sequences[:, inputs["input_ids"].shape[1] :]
         return [text.strip() for text in self.processor.batch_decode(added, skip_special_tokens=True)]
+
+
+def _metadata(video: Video) -> dict[str, Any]:
+    """What processors of transformers tell the times of frames by: a frame's number over `fps` is its time."""
+    fps = video.fps or 0.0
+    numbers = [round(seconds * fps) for seconds in video.times or ()]
+    return {"total_num_frames": video.count, "fps": fps, "frames_indices": numbers}
 
 
 def load(name: str, dtype: str | None, device: str, attn: str | None, kind: str = "image") -> Loaded:
@@ -103,10 +122,10 @@ def load(name: str, dtype: str | None, device: str, attn: str | None, kind: str 
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0]
         attention = f" with --attn {attn}" if attn else ""
-        raise InputError(
-            f"argument --model: {name!r} can't be loaded{attention} ({reason}); "
-            "give 'embedded' or the folder of a vision-language model of transformers"
-        ) from error
+        way_out = "give 'embedded' or the folder of a vision-language model of transformers"
+        if isinstance(error, ImportError) and "torchvision" in str(error).lower():
+            way_out = "pip install torchvision, which its processor needs"
+        raise InputError(f"argument --model: {name!r} can't be loaded{attention} ({reason}); {way_out}") from error
     tokenizer = getattr(processor, "tokenizer", processor)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:

@@ -30,6 +30,11 @@ def markdown(results: Results) -> str:
     return "\n\n".join([_heading(results), *tables, _legend(results)]) + "\n"
 
 
+def shown(results: Results) -> str:
+    """What a question is about: "clip" or "picture"."""
+    return "clip" if results["config"].get("tasks") == "video" else "picture"
+
+
 def _tables(results: Results) -> list[list[list[str]]]:
     return [rows for rows in (_costs(results), _groups(results), _frames(results)) if rows]
 
@@ -87,7 +92,9 @@ def _groups(results: Results) -> list[list[str]]:
     ]
     if blind is not None:
         shares = [blind.get(name) for name in (*groups, "overall")]
-        rows.append(["none, blank picture", *("–" if share is None else f"{100 * share:.1f}" for share in shares)])
+        rows.append(
+            [f"none, blank {shown(results)}", *("–" if share is None else f"{100 * share:.1f}" for share in shares)]
+        )
     return rows
 
 

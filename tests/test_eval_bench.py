@@ -29,3 +29,12 @@ def test_the_figures_of_a_bench_hang_together(tmp_path, capsys):
     assert divprune["decoder_speedup_ideal"] > 5
     assert divprune["bare_ms"]["median"] > 0
     assert fastv["bare_ms"] is None  # no bare decoder sees fewer tokens in later layers
+
+
+def test_a_bench_of_clips(tmp_path, capsys):
+    command = "bench prefill --tasks video --methods evs --keep 0.25 --batch-size 1 --rounds 1 --json"
+    assert main([*command.split(), str(tmp_path / "bench.json")]) == 0
+    (evs,) = json.loads((tmp_path / "bench.json").read_text())["settings"]
+    assert "prefill of 1 clips, model embedded" in capsys.readouterr().out
+    assert evs["equivalent_tokens"] == 8 * 64 / 4 + 1  # and the newline
+    assert evs["decoder_speedup_ideal"] > 4
