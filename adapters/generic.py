@@ -41,6 +41,8 @@ class Adapter:
     image_is_run: ClassVar[bool] = False
     #: Whether the projector's output at a patch is the visual token, so that other rows may be put through it.
     projects_rows: ClassVar[bool] = False
+    #: Separators in front of each frame of a video, such as a CLS token.
+    frame_front: ClassVar[int] = 0
     #: Whether it is known that the tokens are made of the patches that `patches` names, so that others may be removed.
     follows_patches: ClassVar[bool] = False
 

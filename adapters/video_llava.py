@@ -15,11 +15,12 @@ from vtc.recorded import Features
 class VideoLlavaAdapter(Adapter):
     """Each frame of a video makes a CLS token, which stands for no place in it, and one token per patch.
 
-    All frames of a video stand in one unbroken run of placeholders. Both towers are of one shape. Images come without
-    their CLS token, as in LLaVA.
+    All frames of a video stand in one unbroken run of placeholders; two videos that touch are taken for one. Both
+    towers are of one shape. Images come without their CLS token, as in LLaVA.
     """
 
     families: ClassVar[tuple[str, ...]] = ("video_llava",)
+    frame_front: ClassVar[int] = 1
 
     def __init__(self, model: nn.Module):
         super().__init__(model)
@@ -44,7 +45,7 @@ class VideoLlavaAdapter(Adapter):
             return super().grids(features, index, tokens)
         config: Any = self.parts.composite.config
         side = config.vision_config.image_size // config.vision_config.patch_size
-        return (Grid(0, tokens // (side**2 + 1), side, side, front=1),)
+        return (Grid(0, tokens // (side**2 + 1), side, side, front=self.frame_front),)
 
     def patches(self, features: Features, shape: tuple[int, int], tokens: list[int] | None = None) -> list[Tensor]:
         """Patches in raster order, in videos behind the CLS token of their frame, which is none."""

@@ -56,7 +56,7 @@ class Method:
         return (self,)
 
 
-@dataclass
+@dataclass(eq=False)  # methods compare by fields of their own
 class Selector(Method, ABC):
     """Acts once, on the projected visual tokens, before the first decoder layer.
 

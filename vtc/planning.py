@@ -176,7 +176,9 @@ class Planner:
     def _layout(self) -> Layout:
         """The prompt's images; which cells stand in a row does not matter to what is counted."""
         total = self.images * self.visual_tokens
-        grid = Grid(0, self.frames, 1, self.visual_tokens // self.frames, end=self.visual_tokens % self.frames)
+        each, end = divmod(self.visual_tokens, self.frames)
+        front = self.adapter.frame_front if self.frames > 1 else 0
+        grid = Grid(0, self.frames, 1, each - front, end=end, front=front)
         kind = "image" if self.frames == 1 else "video"
         places = torch.arange(total).split(self.visual_tokens)
         return Layout((1, total), tuple(VisualInput(0, kind, at, (grid,), n, n) for n, at in enumerate(places)))

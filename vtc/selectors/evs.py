@@ -54,23 +54,23 @@ class EVS(Selector):
     keep: Keep = 0.25
 
     def count_of(self, unit: Unit) -> int:
-        grid = _video(unit.grids)
-        if grid is None:
-            return len(unit)
-        frame, cells = grid.h * grid.w, grid.t * grid.h * grid.w
+        videos = _videos(unit.grids)
+        frame = sum(grid.h * grid.w for grid in videos)
+        cells = sum(grid.t * grid.h * grid.w for grid in videos)
         wanted = int(self.keep) if isinstance(self.keep, Integral) else int(cells * float(self.keep))
         return min(max(frame, wanted), cells) + len(unit) - cells
 
     def select(self, visual: VisualTokens, k: int) -> Reduction:
-        (grid,) = visual.grids
-        cells = grid.tokens().flatten().to(visual.features.device)
-        separators = visual.separators.nonzero()[:, 0].to(cells.device)
-        change = temporal_change(visual.features[:, cells].unflatten(1, (grid.t, -1))).flatten(1)
-        order = change.argsort(dim=1, descending=True, stable=True)[:, : k - len(separators)]
-        kept = torch.cat([cells[order], separators.expand(len(order), -1)], dim=1)
-        return Reduction.of(kept.sort(dim=1).values)
+        device, tokens = visual.features.device, visual.features.shape[1]
+        frames = [grid.tokens().flatten(1) for grid in _videos(visual.grids)]
+        cells = torch.cat([each.flatten() for each in frames])
+        others = torch.ones(tokens, dtype=torch.bool).index_fill_(0, cells, False).nonzero()[:, 0].to(device)
+        change = [temporal_change(visual.features[:, each.to(device)]).flatten(1) for each in frames]
+        order = torch.cat(change, dim=1).argsort(dim=1, descending=True, stable=True)[:, : k - len(others)]
+        kept = torch.cat([cells.to(device)[order], others.expand(len(order), -1)], dim=1)
+        return Reduction.of(kept)
 
 
-def _video(grids: tuple[Grid, ...]) -> Grid | None:
-    """The grid of a video of two frames or more; None for all else."""
-    return grids[0] if len(grids) == 1 and grids[0].t > 1 else None
+def _videos(grids: tuple[Grid, ...]) -> list[Grid]:
+    """The grids of two frames or more: with `per="row"` there may be several, and images beside them."""
+    return [grid for grid in grids if grid.t > 1]
