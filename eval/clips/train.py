@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from vtc.eval.embedded.data import CHUNK, Questions, prefix_ids
-from vtc.eval.embedded.losses import per_group
+from vtc.eval.embedded.data import Questions
+from vtc.eval.embedded.losses import answer_loss
 from vtc.eval.embedded.model import WIDTH
 from vtc.eval.embedded.optim import MuonAdamW
-from vtc.eval.embedded.packed import packed_hidden, question_bias
 from vtc.eval.embedded.train import LOG_STEPS, SAVE_SECONDS, WARMUP_STEPS, Curve
 
 from . import data
@@ -187,26 +186,11 @@ def clip_loss(model, heads: nn.ModuleDict, visual: Tensor, labels: Tensor, quest
     Returns:
         The loss, and per group (questions answered entirely right, questions asked).
     """
-    decoder = model.model.language_model
-    embed = decoder.embed_tokens
-    front = embed(torch.tensor(prefix_ids())).expand(len(visual), -1, -1)
     newline = model.model.image_newline.expand(len(visual), 1, -1)
-    prefix = torch.cat((front, visual, newline), dim=1)
-    length = prefix.shape[1]
-    positions = torch.arange(length).expand(len(visual), -1)
-    positions = torch.cat((positions, questions.position + length), dim=1)
-    bias = question_bias(questions.block, CHUNK, prefix)
     watch = {LABEL_LAYER: visual} if stage.labels else None
-    hidden = packed_hidden(decoder, prefix, embed(questions.ids), positions, bias, watch)
-    where = questions.group >= 0
-    logits, wanted = model.lm_head(hidden[where]).float(), questions.target[where]
-    loss, right = cross_entropy(logits, wanted), logits.detach().argmax(-1) == wanted
-    report: dict = per_group(right, questions, where, GROUPS)
-    if stage.words:
-        rest = ~where & (questions.target >= 0)
-        loss = loss + stage.words * cross_entropy(model.lm_head(hidden[rest]).float(), questions.target[rest])
+    loss, report = answer_loss(model, torch.cat((visual, newline), dim=1), questions, stage.words, GROUPS, watch)
     if watch is not None:
-        dense, right_labels = _label_loss(heads, watch[LABEL_LAYER][:, len(front[0]) : -1], labels)
+        dense, right_labels = _label_loss(heads, watch[LABEL_LAYER][:, :-1], labels)
         loss = loss + stage.labels * dense
         report |= right_labels
     return loss, report

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, mse_loss
@@ -76,15 +78,22 @@ def code_loss(visual: Tensor, codes: Codes, labels: Tensor) -> Tensor:
 
 
 def answer_loss(
-    model: LlavaForConditionalGeneration, visual: Tensor, questions: Questions, words: float = 0.0
+    model: Any,
+    visual: Tensor,
+    questions: Questions,
+    words: float = 0.0,
+    groups: tuple[str, ...] = GROUPS,
+    watch: dict[int, Tensor] | None = None,
 ) -> tuple[Tensor, dict]:
     """Cross-entropy of the answers.
 
     Args:
-        model: The model; only its decoder is used.
+        model: A LLaVA of transformers; only its decoder is used.
         visual: Visual tokens [B, N, D].
         questions: Packed questions.
         words: Weight of the cross-entropy of the questions' and statements' own words.
+        groups: Of the questions.
+        watch: Decoder layer -> anything; replaced by the visual tokens' hidden states behind that layer, [B, N, D].
 
     Returns:
         The loss, and per group (questions answered entirely right, questions asked).
@@ -97,17 +106,19 @@ def answer_loss(
     positions = torch.arange(length, device=visual.device).expand(len(visual), -1)
     positions = torch.cat((positions, questions.position + length), dim=1)
     bias = question_bias(questions.block, CHUNK, prefix)
-    hidden = packed_hidden(decoder, prefix, embed(questions.ids), positions, bias)
+    hidden = packed_hidden(decoder, prefix, embed(questions.ids), positions, bias, watch)
+    for layer, states in (watch or {}).items():
+        watch[layer] = states[:, front.shape[1] :]  # type: ignore[index]
     where = questions.group >= 0
     logits, wanted = model.lm_head(hidden[where]).float(), questions.target[where]
     loss, right = cross_entropy(logits, wanted), logits.detach().argmax(-1) == wanted
     if words:
         rest = ~where & (questions.target >= 0)
         loss = loss + words * cross_entropy(model.lm_head(hidden[rest]).float(), questions.target[rest])
-    return loss, per_group(right, questions, where, GROUPS)
+    return loss, _per_group(right, questions, where, groups)
 
 
-def per_group(
+def _per_group(
     right: Tensor, questions: Questions, where: Tensor, groups: tuple[str, ...]
 ) -> dict[str, tuple[int, int]]:
     """Per group (questions answered entirely right, questions asked); `right` is one for each token in `where`."""

@@ -1,6 +1,7 @@
 """What every method is to be compared with: nothing, chance, a uniform grid, downsampling."""
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -112,9 +113,7 @@ class Stride(Selector):
     keep: Keep = 0.25
 
     def select(self, visual: VisualTokens, k: int) -> Reduction:
-        places = candidates(visual, k)
-        kept = places if len(places) == k else stride_positions(visual.grids, k)
-        return Reduction.of(_for_each(kept, visual))
+        return _spread(visual, k, stride_positions)
 
 
 @register("frame_stride")
@@ -132,9 +131,7 @@ class FrameStride(Selector):
     keep: Keep = 0.25
 
     def select(self, visual: VisualTokens, k: int) -> Reduction:
-        places = candidates(visual, k)
-        kept = places if len(places) == k else frame_stride_positions(visual.grids, k)
-        return Reduction.of(_for_each(kept, visual))
+        return _spread(visual, k, frame_stride_positions)
 
 
 @register("pool")
@@ -159,6 +156,12 @@ class Pool(Selector):
         kept, mixing = pool_mixing(visual.grids, k)
         each = (_for_each(part[0], visual) for part in (mixing.source, mixing.target, mixing.weight))
         return Reduction(_for_each(kept, visual), Mixing(*each))
+
+
+def _spread(visual: VisualTokens, k: int, positions: Callable[[tuple[Grid, ...], int], Tensor]) -> Reduction:
+    """Keep `positions(grids, k)`; where k is more than the grids have, all of them and the first separators."""
+    places = candidates(visual, k)
+    return Reduction.of(_for_each(places if len(places) == k else positions(visual.grids, k), visual))
 
 
 def _for_each(values: Tensor, visual: VisualTokens) -> Tensor:
