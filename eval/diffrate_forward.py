@@ -23,13 +23,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
+from vtc import ops
 from vtc.flops import Weights, layer_flops, weights_of
 from vtc.patches import take
 from vtc.reducers.diffrate import grown_sizes, match_unimportant, mean_of_merged
 from vtc.reducers.diffrate_rates import candidates, expected_kept, token_mask, token_probability
 from vtc.reduction import top_k
 from vtc.registry import adapter_class
-from vtc.scores import attention_rows
 
 #: Added to a mask before its logarithm. The paper has 1e-6 in its softmax; a row that attention wants a lot would shine
 #: through that, and the forward would not be that of inference. 1e-12 is as good for the gradient.
@@ -221,7 +221,7 @@ class SoftLlava:
         with torch.no_grad():  # of the rows that are left
             left = rows.present
             sizes = rows.log_sizes()[:, None, None, :left]
-            cls = attention_rows(query[:, :, :1], key[:, :, :left], attention.scale, sizes).mean(dim=1)[:, 0, 1:]
+            cls = ops.attention_rows(query[:, :, :1], key[:, :, :left], attention.scale, sizes).mean(dim=1)[:, 0, 1:]
         rows.sort(top_k(cls, left - 1))
         rows.prune(pruned)
         rows.merge(merged)

@@ -9,12 +9,11 @@ from golden_cases import SCORE, Case, Checks, named, same_rows
 from torch import Tensor
 from torch.testing import assert_close
 
-from vtc import DivPrune, HiPrune, KCenter, VisualTokens, ops
+from vtc import DivPrune, HiPrune, KCenter, VisualTokens, ops, reference
 from vtc.adapters.qwen_vl import QwenVLAdapter
 from vtc.layout import Grid
 from vtc.recorded import Features
 from vtc.reduction import top_k
-from vtc.scores import attention_received
 from vtc.selectors.divprune import max_min_order
 from vtc.selectors.hiprune import anchor_count, hiprune
 from vtc.selectors.kcenter import cls_pivot, k_center_order
@@ -36,7 +35,7 @@ def check_divprune_order(case: Case) -> None:
         distinct = case.info.get("distinct_tokens", len(set(twin)))
         assert {twin[i] for i in order[:distinct]} == {twin[i] for i in official[:distinct]}
     if "first_scores" in case:
-        distance = 1 - ops._nearest_other(ops._unit_rows(features[None])[0])[0]
+        distance = 1 - reference.nearest_other(reference.unit_rows(features[None])[0])[0]
         assert_close(distance, case["first_scores"], **SCORE)
     for ratio, count in case.info.get("counts", {}).items():
         assert DivPrune(keep=float(ratio)).count(len(features)) == count
@@ -105,7 +104,7 @@ def check_hiprune_from_qk(case: Case) -> None:
     scores = []
     for layer in layers:
         query, key = case[f"q{layer}"], case[f"k{layer}"]
-        scores.append(attention_received(query, key, query.shape[-1] ** -0.5)[:, 1:])
+        scores.append(ops.attention_received(query, key, query.shape[-1] ** -0.5)[:, 1:])
         assert_close(scores[-1][0], case[f"score{layer}"].flatten(), **SCORE)
     alpha = case.info.get("alpha", 0.1)
     side = math.isqrt(scores[0].shape[1])

@@ -25,6 +25,7 @@ from vtc import (
     TransPrune,
     VisualTokens,
     ops,
+    reference,
 )
 from vtc.layout import Grid
 from vtc.method import Rows
@@ -213,8 +214,8 @@ def naive_greedy(x: Tensor, k: int, seed: int | None, rule: str) -> list[int]:
 @pytest.mark.parametrize("seeded", [False, True])
 @pytest.mark.parametrize("entries", [2**26, 5000, 0], ids=["matrix", "one by one", "rows"])
 def test_max_min_is_the_greedy_algorithm(monkeypatch: Any, rule: str, seeded: bool, entries: int) -> None:
-    monkeypatch.setattr(ops, "_MATRIX_ENTRIES", entries)
-    monkeypatch.setattr(ops, "_CHUNK", 16)
+    monkeypatch.setattr(reference, "MATRIX_ENTRIES", entries)
+    monkeypatch.setattr(reference, "_CHUNK", 16)
     x = features_of("random", 3, 50, seed=1)
     seed = torch.tensor([7, 0, 49]) if seeded else None
     for k in (1, 9, 50):

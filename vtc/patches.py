@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from vtc.scores import attention_rows, split_sequences
+from vtc import ops
+from vtc.scores import split_sequences
 
 _CHUNK = 256
 
@@ -129,7 +130,7 @@ class Patches:
         Returns:
             Tensor [G, H, R, P].
         """
-        return attention_rows(query, self.key, self.scaling, self._walls(slice(None), segments))
+        return ops.attention_rows(query, self.key, self.scaling, self._walls(slice(None), segments))
 
     def only(self, units: Tensor) -> "Patches":
         """These units (LongTensor [G, M]) alone, CLS kept: attention among them is normalised anew."""
@@ -161,7 +162,7 @@ class Patches:
                 asking = slice(start, start + _CHUNK)
                 segments = None if self.segments is None else self.segments[inside, asking]
                 walls = self._walls(inside, segments)
-                yield inside, asking, attention_rows(query[:, :, asking], key, self.scaling, walls)
+                yield inside, asking, ops.attention_rows(query[:, :, asking], key, self.scaling, walls)
 
     def _walls(self, inside: slice, segments: Tensor | None) -> Tensor | None:
         """What is added to the logits of queries of `segments` [g, R]: the keys' bias, -inf outside of the segment."""

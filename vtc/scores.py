@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vtc import ops
+
 _ENTRIES = 2**24
 
 
@@ -56,109 +58,47 @@ class Attention:
             Tensor [B, H, R, S].
         """
         query = self.query.gather(2, index[:, None, :, None].expand(-1, self.query.shape[1], -1, self.query.shape[3]))
-        return attention_rows(query, self.key, self.scaling, self._bias(index), self.softcap)
+        mask = self.mask
+        if mask is not None and mask.dim() == 4 and mask.shape[2] > 1:
+            mask = mask[:, :1].expand(len(index), -1, -1, -1)
+            mask = mask.gather(2, index[:, None, :, None].expand(-1, -1, -1, mask.shape[-1]))
+        return ops.attention_rows(query, self.key, self.scaling, *self._seen(index, mask), self.softcap)
 
-    def received(self, weights: Tensor, chunk: int = 256) -> Tensor:
+    def received(self, weights: Tensor) -> Tensor:
         """Attention probability that each key receives, summed over weighted queries, mean over heads, in float32.
-
-        Works through the queries in chunks: memory stays O(chunk · S).
 
         Args:
             weights: [B, Q] of each query: 1 or 0 to choose some, 1 / count for their mean. Queries that are left out
-                at the front and the end cost nothing if `weights` covers only the last Q' < Q of them.
-            chunk: queries at a time.
+                at the front cost nothing if `weights` covers only the last Q' < Q of them.
 
         Returns:
             Tensor [B, S]; a query that may see nothing gives nothing.
         """
-        weights = weights.float()
         batch, length = weights.shape
         offset = self.query.shape[2] - length
-        total = torch.zeros(batch, self.key.shape[2], device=self.key.device)
-        for start in range(0, length, chunk):
-            part = weights[:, start : start + chunk]
-            index = torch.arange(offset + start, offset + start + part.shape[1], device=part.device)
-            total += (part[:, None] @ self.rows(index.expand(batch, -1)))[:, 0]
-        return total
+        index = torch.arange(offset, offset + length, device=weights.device).expand(batch, -1)
+        mask = self.mask
+        if mask is not None and mask.dim() == 4 and mask.shape[2] > 1:
+            mask = mask[:, :1, -length:]
+        seen = self._seen(index, mask)
+        return ops.attention_received(
+            self.query[:, :, offset:], self.key, self.scaling, weights, *seen, softcap=self.softcap
+        )
 
-    def _bias(self, index: Tensor) -> Tensor:
-        """What is added to the logits of queries `index` [B, R]: [B, 1, R, S], 0 or -inf, or a float mask's values."""
-        batch, _, queries, _ = self.query.shape
+    def _seen(self, index: Tensor, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """What queries `index` [B, R] may see: mask, begin and end of `ops.attention_rows`.
+
+        Args:
+            index: queries in 0…Q-1.
+            mask: the call's, of a [B, 1, Q, S] mask the rows of these queries.
+        """
         keys = self.key.shape[2]
-        place = index[:, :, None] + (keys - queries)  # of the query among the keys
-        column = torch.arange(keys, device=index.device)
-        if self.mask is not None and self.mask.dim() == 4:
-            mask = self.mask[..., -keys:] if self.mask.shape[-1] >= keys else self.mask
-            mask = mask.expand(batch, -1, -1, -1)[:, 0]
-            mask = mask.gather(1, index[:, :, None].expand(-1, -1, mask.shape[-1]))[:, None]
-            return mask.float() if mask.is_floating_point() else _minus_infinity(mask)
-        seen = column <= place if self.causal else torch.ones_like(place, dtype=torch.bool).expand(-1, -1, keys)
-        if self.window is not None:
-            seen = seen & (column > place - self.window)
-        if self.mask is not None:
-            seen = seen & self.mask.bool()[:, None, -keys:]
-        return _minus_infinity(seen)[:, None]
-
-
-def _minus_infinity(seen: Tensor) -> Tensor:
-    return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, float("-inf"))
-
-
-def attention_rows(
-    query: Tensor, key: Tensor, scaling: float, bias: Tensor | None = None, softcap: float | None = None
-) -> Tensor:
-    """Rows of softmax(Q Kᵀ) for few queries, grouped heads, in float32.
-
-    Args:
-        query: [B, H, R, d].
-        key: [B, H_kv, S, d].
-        scaling: factor of the logits.
-        bias: added to the logits, broadcast to [B, H, R, S].
-        softcap: c of c · tanh(logits / c), before the bias.
-
-    Returns:
-        Tensor [B, H, R, S]; a row that may see nothing is all zeros.
-    """
-    batch, heads, rows, dim = query.shape
-    groups = key.shape[1]
-    grouped = query.float().reshape(batch, groups, heads // groups * rows, dim)
-    logits = (grouped @ key.float().transpose(-1, -2) * scaling).reshape(batch, heads, rows, -1)
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    if bias is not None:
-        logits = logits + bias
-    return torch.softmax(logits, dim=-1).nan_to_num(0.0)
-
-
-def attention_received(
-    query: Tensor, key: Tensor, scaling: float, mask: Tensor | None = None, chunk: int = 256
-) -> Tensor:
-    """Mean attention probability that each key receives, over all queries and heads: column means of softmax(Q Kᵀ).
-
-    Works through the queries in chunks, and through many sequences in parts, so that memory stays O(chunk · N).
-
-    Args:
-        query: [B, H, Q, d].
-        key: [B, H_kv, S, d].
-        scaling: factor of the logits.
-        mask: None, or [B or 1, 1, Q, S] as attention takes it (bool: True may attend; float: added).
-        chunk: queries at a time.
-
-    Returns:
-        Tensor [B, S] in float32; sums to 1.
-    """
-    parts = split_sequences(query, key, chunk)
-    if len(parts) > 1:
-        masks = [mask] * len(parts) if mask is None or len(mask) == 1 else mask.split([len(q) for q, _ in parts])
-        return torch.cat([attention_received(q, k, scaling, m, chunk) for (q, k), m in zip(parts, masks, strict=True)])
-    total = torch.zeros(key.shape[0], key.shape[2], device=key.device)
-    for start in range(0, query.shape[2], chunk):
-        bias = mask[:, :, start : start + chunk] if mask is not None else None
-        if bias is not None:
-            bias = bias.float() if bias.is_floating_point() else _minus_infinity(bias)
-        rows = attention_rows(query[:, :, start : start + chunk], key, scaling, bias)
-        total += rows.sum(dim=(1, 2))
-    return total / (query.shape[1] * query.shape[2])
+        if mask is not None and mask.dim() == 4:
+            return mask[..., -keys:] if mask.shape[-1] >= keys else mask, None, None
+        end = index + (keys - self.query.shape[2] + 1)  # behind the query's own place among the keys
+        begin = None if self.window is None else end - self.window
+        mask = None if mask is None else mask.bool()[:, None, None, -keys:]
+        return mask, begin, end if self.causal else None
 
 
 def split_sequences(query: Tensor, key: Tensor, chunk: int) -> list[tuple[Tensor, Tensor]]:

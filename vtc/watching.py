@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from vtc import ops
 from vtc.inside import Inside
 from vtc.method import Prune
-from vtc.scores import Attention, attention_received, attention_rows
+from vtc.scores import Attention
 from vtc.tap import Change, Heads, Listener
 from vtc.visual import Needs
 
@@ -48,7 +49,7 @@ def _seen(
     if block in needs.received:
         yield ("received", block), _received(attention, kwargs.get("cu_seq_lens_q"))
     if block in needs.cls:
-        row = attention_rows(attention.query[:, :, :1], attention.key, attention.scaling)
+        row = ops.attention_rows(attention.query[:, :, :1], attention.key, attention.scaling)
         yield ("cls", block), row[:, :, 0].mean(dim=1)
     if block in needs.keys:
         yield ("keys", block), attention.key.transpose(1, 2)
@@ -170,11 +171,6 @@ def _before_a_prune(seam: "Seam", layer: int) -> Inside | None:
 
 def _received(attention: Attention, boundaries: Tensor | None) -> Tensor:
     """Attention received [sequences, P], or [1, total] where sequences of several lengths are packed in one call."""
-    if boundaries is None:
-        mask = attention.mask if attention.mask is not None and attention.mask.dim() == 4 else None
-        return attention_received(attention.query, attention.key, attention.scaling, mask)
-    parts = []
-    for begin, end in zip(boundaries[:-1].tolist(), boundaries[1:].tolist()):
-        query, key = attention.query[:, :, begin:end], attention.key[:, :, begin:end]
-        parts.append(attention_received(query, key, attention.scaling))
-    return torch.cat(parts, dim=1)
+    mask = attention.mask if boundaries is None and attention.mask is not None and attention.mask.dim() == 4 else None
+    query, key, scaling = attention.query, attention.key, attention.scaling
+    return ops.attention_received(query, key, scaling, mask=mask, cu_seqlens=boundaries)

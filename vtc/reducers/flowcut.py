@@ -10,14 +10,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vtc import fields
+from vtc import fields, ops
 from vtc.budget import Keep
 from vtc.method import Memory, Method, Prune, Reducer, Rows, Watch, as_float
 from vtc.parts import Parts
 from vtc.patches import Patches
 from vtc.reduction import Reduction
 from vtc.registry import register
-from vtc.scores import Attention, attention_rows
+from vtc.scores import Attention
 
 #: The decoder layer, from 0, in front of which the second stage prunes: it reads layer 1.
 _LLM_LAYER = 2
@@ -69,7 +69,7 @@ def value_attention(query: Tensor, value: Tensor) -> Tensor:
     Returns:
         Tensor [G, P].
     """
-    return attention_rows(query, value, 1.0).mean(dim=1)[:, 0]
+    return ops.attention_rows(query, value, 1.0).mean(dim=1)[:, 0]
 
 
 def tower_flow(patches: Patches) -> tuple[Tensor, Tensor]:
