@@ -53,7 +53,7 @@ def compact(tensors: list[Tensor], index: Tensor, valid: Tensor | None = None) -
     for number, tensor in enumerate(tensors):
         if tensor.dim() < 2 or tensor.shape[0] not in (batch, 1):
             raise ValueError(
-                f"tensors[{number}] of shape {tuple(tensor.shape)} is not [{batch} or 1, L, ...], as index has {batch} rows"
+                f"tensors[{number}] of shape {tuple(tensor.shape)} is not [{batch} or 1, L, ...], as index {(batch, count)}"
             )
     if valid is not None:
         _same("valid", valid, (batch, count))
@@ -378,9 +378,9 @@ def _register(name: str, operator: Any) -> None:
     @operator.register_kernel("cuda")
     def on_cuda(*args: Any) -> Any:
         if _kernels.get():
-            from vtc import cuda
+            from vtc.kernels import kernel_for
 
-            kernel = cuda.kernel(name, *args)
+            kernel = kernel_for(name, *args)
             if kernel is not None:
                 return kernel(*args)
         return plain(*args)

@@ -8,7 +8,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from vtc.cuda import Library, build
+from vtc.cuda import build
+from vtc.cuda.library import Library
 
 _HERE = Path(__file__).parent
 

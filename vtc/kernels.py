@@ -1,4 +1,4 @@
-"""CUDA kernels for the operations of `vtc.ops`; where they can't be had, the torch references run.
+"""Finds the CUDA kernels for the operations of `vtc.ops`; where they can't be had, the torch references run.
 
 A library that was compiled at install time (`VTC_BUILD_CUDA=1 pip install .`) is taken first, else one is compiled on
 first use with nvcc and kept in the user's cache. `VTC_KERNELS=0` leaves the kernels out.
@@ -14,8 +14,6 @@ import torch
 
 from vtc.cuda import build
 from vtc.cuda.library import Library, LibraryError
-
-__all__ = ["Library", "LibraryError", "kernel", "load"]
 
 _log = logging.getLogger("vtc")
 
@@ -49,7 +47,7 @@ def _load(index: int) -> Library | None:
         return None
 
 
-def kernel(name: str, *args: Any) -> Callable[..., Any] | None:
+def kernel_for(name: str, *args: Any) -> Callable[..., Any] | None:
     """The kernel for an operation of `vtc.ops` with these arguments, or None where the torch reference has to run."""
     first = args[0][0] if isinstance(args[0], list) else args[0]
     library = load(first.device)

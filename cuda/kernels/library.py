@@ -22,7 +22,7 @@ _MAX_TENSORS = 16
 #: Up to so many tokens one block walks through the products of all pairs; beyond, each pick computes its row.
 _MATRIX_TOKENS = 8192
 _TILE = 64
-#: Queries of `attention_rows` whose work one launch's grid still counts.
+#: Images, or heads, that one launch counts.
 _MAX_GRID = 65535
 
 

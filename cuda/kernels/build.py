@@ -30,7 +30,7 @@ PACKAGED = FOLDER / "libvtc_cuda.so"
 ARCHS = (80, 86, 89, 90, 100)
 #: The kernels use asynchronous copies, bfloat16 matrix instructions and warp reductions, all of which came with it.
 OLDEST = 80
-_FLAGS = ("-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v")
+_FLAGS = ("-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v", "--threads=0")
 
 
 class BuildError(RuntimeError):

@@ -228,7 +228,7 @@ __host__ __device__ constexpr size_t received_bytes() {
 
 // Base 2 logarithm of the softmax denominator of each query: online, each lane over the columns that it has.
 template <typename T, int D>
-__global__ void __launch_bounds__(RECEIVED_THREADS) denominator_kernel(const Received r) {
+__global__ void __launch_bounds__(RECEIVED_THREADS, 3) denominator_kernel(const Received r) {
     VTC_SHARED(memory);
     __shared__ int bound[4][RECEIVED_THREADS / 32];
     T* tiles = reinterpret_cast<T*>(memory);
@@ -353,7 +353,7 @@ __device__ __forceinline__ int next_seeing(const int4* bounds, int tile, int til
 
 // Weighted sums of the columns: what each key receives in one head.
 template <typename T, int D>
-__global__ void __launch_bounds__(RECEIVED_THREADS) column_kernel(const Received r, int tiles_of_queries) {
+__global__ void __launch_bounds__(RECEIVED_THREADS, 3) column_kernel(const Received r, int tiles_of_queries) {
     VTC_SHARED(memory);
     __shared__ float denominators[2][TILE], weights[2][TILE];
     __shared__ int begins[2][TILE], ends[2][TILE];

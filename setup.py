@@ -1,0 +1,40 @@
+"""Everything is in pyproject.toml, but for one choice: `VTC_BUILD_CUDA=1 pip install .` compiles the CUDA kernels."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+from setuptools import Distribution, setup
+from setuptools.command.build_py import build_py
+
+WANTED = os.environ.get("VTC_BUILD_CUDA") == "1"
+
+
+class BuildKernels(build_py):
+    """Copies the package, and puts the compiled kernels beside their sources."""
+
+    def run(self) -> None:
+        super().run()
+        if WANTED:
+            build = _build()
+            target = build.PACKAGED if self.editable_mode else Path(self.build_lib, "vtc", "cuda", build.PACKAGED.name)
+            if build.main(["--output", str(target)]):
+                raise SystemExit("VTC_BUILD_CUDA=1: the kernels were not compiled; without it torch alone is used")
+
+
+class WithKernels(Distribution):
+    """A wheel that holds them is for one system."""
+
+    def has_ext_modules(self) -> bool:
+        return WANTED
+
+
+def _build():
+    """`vtc.cuda.build`, which needs nothing installed."""
+    spec = importlib.util.spec_from_file_location("vtc_cuda_build", Path(__file__).parent / "cuda" / "kernels" / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+setup(cmdclass={"build_py": BuildKernels}, distclass=WithKernels)
