@@ -46,7 +46,7 @@ constexpr int ROW_KEYS = 32, ROW_QUERIES = 8, ROW_THREADS = ROW_KEYS * ROW_QUERI
 template <typename T, int N>
 __global__ void __launch_bounds__(ROW_THREADS) logits_kernel(const Attention a, float* out) {
     VTC_SHARED(memory);
-    const int pitch = a.dim + 4;  // rows begin in other banks
+    const int pitch = a.dim + 4;  // eight rows fall in other banks
     float* keys = reinterpret_cast<float*>(memory);
     float* asking = keys + ROW_KEYS * pitch;
     const int batch = blockIdx.z, group = blockIdx.y, per_group = a.heads / a.groups;
@@ -77,7 +77,17 @@ __global__ void __launch_bounds__(ROW_THREADS) logits_kernel(const Attention a, 
         if (row >= asked || place >= a.keys) continue;
         const float *left = asking + threadIdx.x / ROW_KEYS * a.dim, *right = keys + mine * pitch;
         float product = 0.0f;
-        for (int d = 0; d < a.dim; ++d) product += left[d] * right[d];
+        int d = 0;
+        if (a.dim % 4 == 0) {
+#pragma unroll 4
+            for (; d < a.dim; d += 4) {
+                auto x = *reinterpret_cast<const Vector<float, 4>*>(left + d);
+                auto y = *reinterpret_cast<const Vector<float, 4>*>(right + d);
+#pragma unroll
+                for (int i = 0; i < 4; ++i) product += x.at[i] * y.at[i];
+            }
+        }
+        for (; d < a.dim; ++d) product += left[d] * right[d];
         const int head = group * per_group + row / a.queries, at = row % a.queries;
         const int64_t bound = static_cast<int64_t>(batch) * a.queries + at;
         bool seen = (a.begin == nullptr || place >= a.begin[bound]) && (a.end == nullptr || place < a.end[bound]);

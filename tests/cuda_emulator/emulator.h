@@ -25,7 +25,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __shared__ static
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 using std::max;
 using std::min;
@@ -288,7 +288,6 @@ inline void later(void* to, const void* from, size_t bytes, bool inside) {
     emulator::fibres[emulator::current].copies.push_back({to, from, bytes, inside});
 }
 inline void copy16(void* to, const void* from, bool inside) { later(to, from, 16, inside); }
-inline void copy4(void* to, const void* from, bool inside) { later(to, from, 4, inside); }
 inline void wait_for_copies() {
     for (const emulator::Copy& copy : emulator::fibres[emulator::current].copies) {
         if (copy.inside) std::memcpy(copy.to, copy.from, copy.bytes);
