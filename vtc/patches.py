@@ -94,6 +94,9 @@ class Patches:
 
     def received(self) -> Tensor:
         """Mean attention probability [G, U] that each unit receives, over all heads and all rows (CLS included)."""
+        if self.segments is None:
+            received = ops.attention_received(self.query, self.key, self.scaling, mask=self._walls(slice(None), None))
+            return self.of_units(received)
         images, heads, rows, _ = self.query.shape
         total = torch.zeros(images, rows, device=self.query.device)
         for inside, _, attention in self._chunks():

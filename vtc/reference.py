@@ -52,7 +52,7 @@ def max_min(features: Tensor, k: int, seed: Tensor | None, rule: str, counts: Te
         near.masked_fill_(behind, 2 * _LOST)
     join = torch.add if rule == "max-sum" else torch.maximum
     if fits and (seed is None or images > 1 or 3 * k >= tokens):
-        similarity = unit @ unit.transpose(1, 2)
+        similarity = _gram(unit)
         if seed is None:
             similarity.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
             seed = _first(similarity.amax(dim=-1), near)
@@ -77,6 +77,20 @@ def unit_rows(features: Tensor) -> tuple[Tensor, Tensor]:
     length = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
     lost = ~(length.isfinite() & (length > 0))
     return (features / length).masked_fill_(lost, 0.0), lost[..., 0]
+
+
+def _gram(unit: Tensor, parts: int = 5) -> Tensor:
+    """All products of rows [G, N, D], of which half are computed and half mirrored: [G, N, N]."""
+    images, tokens, _ = unit.shape
+    if tokens < _CHUNK:
+        return unit @ unit.transpose(1, 2)
+    products, size = unit.new_empty(images, tokens, tokens), -(-tokens // parts)
+    for start in range(0, tokens, size):
+        stop = min(start + size, tokens)
+        block = unit[:, start:stop] @ unit[:, start:].transpose(1, 2)
+        products[:, start:stop, start:] = block
+        products[:, stop:, start:stop] = block[:, :, stop - start :].transpose(1, 2)
+    return products
 
 
 def nearest_other(unit: Tensor) -> Tensor:
