@@ -1,7 +1,8 @@
 // Runs the kernels of vtc on a CPU, one block after another, so that tests can see what they compute without a GPU.
 //
-// Every thread of a block is a fibre. A fibre runs until it has to wait for others (a barrier, an exchange within its
-// warp); which one goes on then is drawn at random, so that a missing barrier shows as a wrong result sooner or later.
+// Every thread of a block is a fibre, which runs until it has to wait for others (a barrier, an exchange within its
+// warp). A warp drawn at random runs as far ahead of the others as it can, its lanes in random order, so that a missing
+// barrier shows as a wrong result. What threads of several blocks do at once is not emulated.
 // Shared memory is filled with NaN in front of each block. Asynchronous copies happen only when they are waited for.
 // A block that can't go on (a barrier that some never reach, an exchange without all lanes) ends the process.
 #pragma once
@@ -17,6 +18,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -139,6 +141,36 @@ inline void start() {
     _longjmp(scheduler, 1);
 }
 
+// Runs one fibre until it waits or ends.
+inline void resume(int thread) {
+    Fibre& fibre = fibres[thread];
+    current = thread;
+    threadIdx = dim3(thread);
+    if (_setjmp(scheduler)) return;
+    if (fibre.started) _longjmp(fibre.place, 1);
+    fibre.started = true;
+    getcontext(&fibre.context);
+    fibre.context.uc_stack.ss_sp = fibre.stack.get();
+    fibre.context.uc_stack.ss_size = STACK;
+    fibre.context.uc_link = nullptr;
+    makecontext(&fibre.context, start, 0);
+    setcontext(&fibre.context);
+}
+
+// Lets each lane of a warp that need not wait go on once, in random order; how many these were.
+inline int run_lanes(int warp, std::vector<int>& lanes, int& left) {
+    int ran = 0;
+    std::shuffle(lanes.begin(), lanes.end(), random_order);
+    for (int lane : lanes) {
+        Fibre& fibre = fibres[warp * WARP + lane];
+        if (fibre.ended || (fibre.gate != nullptr && *fibre.gate == fibre.passed)) continue;
+        resume(warp * WARP + lane);
+        left -= fibre.ended;
+        ++ran;
+    }
+    return ran;
+}
+
 inline void run_block() {
     const int threads = static_cast<int>(blockDim.x);
     std::memset(shared(), 0xff, SHARED);
@@ -150,29 +182,15 @@ inline void run_block() {
         fibre.started = fibre.ended = false;
         fibre.gate = nullptr;
     }
-    std::vector<int> order(threads);
-    for (int i = 0; i < threads; ++i) order[i] = i;
-    volatile int left = threads;
+    std::vector<int> ahead(threads / WARP), lanes(WARP);
+    std::iota(ahead.begin(), ahead.end(), 0);
+    std::iota(lanes.begin(), lanes.end(), 0);
+    int left = threads;
     while (left) {
-        volatile bool moved = false;
-        std::shuffle(order.begin(), order.end(), random_order);
-        for (volatile int at = 0; at < threads; at = at + 1) {
-            Fibre& fibre = fibres[order[at]];
-            if (fibre.ended || (fibre.gate != nullptr && *fibre.gate == fibre.passed)) continue;
-            current = order[at];
-            threadIdx = dim3(current);
-            moved = true;
-            if (_setjmp(scheduler) == 0) {
-                if (fibre.started) _longjmp(fibre.place, 1);
-                fibre.started = true;
-                getcontext(&fibre.context);
-                fibre.context.uc_stack.ss_sp = fibre.stack.get();
-                fibre.context.uc_stack.ss_size = STACK;
-                fibre.context.uc_link = nullptr;
-                makecontext(&fibre.context, start, 0);
-                setcontext(&fibre.context);
-            }
-            if (fibres[current].ended) left = left - 1;
+        bool moved = false;
+        std::shuffle(ahead.begin(), ahead.end(), random_order);
+        for (int warp : ahead) {
+            while (run_lanes(warp, lanes, left)) moved = true;
         }
         if (!moved) fail("nothing can go on: some threads wait for others that have ended or wait elsewhere");
     }
