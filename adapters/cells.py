@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor
 
+from vtc.host import on
 from vtc.layout import Grid
 
 
 def means(flat: Tensor, rows: Tensor) -> Tensor:
     """Means [N, ...] of `flat` over `rows` [N, cell]; NaN where they are -1."""
-    rows = rows.to(flat.device)
+    rows = on(flat.device, rows)
     return (
         flat[rows.clamp(min=0)]
         .mean(dim=1)

@@ -48,6 +48,7 @@ class Adapter:
 
     def __init__(self, model: nn.Module):
         self.model = model
+        self._ids_tell: dict[str, bool] = {}  # kind -> whether placeholders are the tokens of the config's id
         self.family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
         composite = self.find_composite(model)
         decoder = self.find_decoder(composite)
@@ -199,13 +200,30 @@ class Adapter:
         images: list[VisualInput] = []
         for kind, mask in recorded.placeholders:
             features = recorded.features_of(kind)
-            found = _numbered([VisualInput(row, kind, at, ()) for row, at in self._split(mask.cpu(), features)])
+            split = self._split(self._on_host(recorded, kind, mask), features)
+            found = _numbered([VisualInput(row, kind, at, ()) for row, at in split])
             images += [
                 replace(image, grids=self.grids(features, origin, len(image)), origin=origin)
                 for image, origin in zip(found, origins(found, features.repeats))
             ]
         images.sort(key=lambda image: (image.row, int(image.positions[0])))
         return Layout(shape, tuple(_numbered(images)))
+
+    def _on_host(self, recorded: Recorded, kind: str, mask: Tensor) -> Tensor:
+        """A mask of placeholders on the host.
+
+        It is told from the ids, which were copied there before the tower ran, if the first call of this patch, which
+        waits for the device to compare, shows that they do tell it.
+        """
+        ids = None if recorded.input_ids is None else recorded.early.of(recorded.input_ids)
+        token = getattr(self.parts.composite.config, f"{kind}_token_id", None)
+        if mask.device.type == "cpu" or ids is None or token is None or ids.shape != mask.shape:
+            return mask.cpu()
+        told, sizes = ids == token, recorded.features_of(kind).sizes
+        if kind not in self._ids_tell:
+            self._ids_tell[kind] = torch.equal(told, mask.cpu())
+        fits = not sizes or sum(sizes) == int(told.sum())
+        return told if self._ids_tell[kind] and fits else mask.cpu()
 
     def _split(self, mask: Tensor, features: Features) -> list[tuple[int, Tensor]]:
         """(row, positions) of each image: by the sizes of its features, else by unbroken runs of placeholders."""

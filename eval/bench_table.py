@@ -8,7 +8,7 @@ from typing import Any
 from vtc.eval.bench_rounds import LEAST_ROUNDS, SECONDS, SLOW, MethodResult, SizeResult
 from vtc.eval.bench_scene import AFTER, BEFORE
 from vtc.eval.bench_video import PATCHES, SHOT, SIDE
-from vtc.eval.results import Spread
+from vtc.eval.table import aligned, shown
 
 
 def about(run: dict[str, Any]) -> list[str]:
@@ -49,7 +49,7 @@ def table(sizes: Sequence[SizeResult], methods: Sequence[MethodResult]) -> list[
     first = [["visual tokens", "crops or frames, patches", "decoder ms", "tower ms"]]
     for size in sizes:
         crops = f"{size['crops']} of {size['side']}x{size['side']}"
-        first.append([str(size["tokens"]), crops, _spread(size["decoder_ms"]), _spread(size["tower_ms"])])
+        first.append([str(size["tokens"]), crops, shown(size["decoder_ms"]), shown(size["tower_ms"])])
     second = [
         [
             *["method", "kind", "tokens", "capture ms", "decide ms", "of the decoder, %", "of the tower, %"],
@@ -62,7 +62,7 @@ def table(sizes: Sequence[SizeResult], methods: Sequence[MethodResult]) -> list[
     for name, kind, reason in untimed:
         where = [str(r["tokens"]) for r in methods if (r["method"], r["untimed"]) == (name, reason)]
         why.append(f"not timed: {name} ({kind}) at {', '.join(where)} tokens: {reason}")
-    return [*_aligned(first), "", *_aligned(second), *_growth(methods), *why]
+    return [*aligned(first), "", *aligned(second), *_growth(methods), *why]
 
 
 def _growth(methods: Sequence[MethodResult]) -> list[str]:
@@ -82,10 +82,10 @@ def _row(result: MethodResult) -> list[str]:
         result["method"],
         result["kind"],
         str(result["tokens"]),
-        _spread(result["capture_ms"]),
-        _spread(result["decide_ms"]),
-        _spread(result["share"], 100),
-        _spread(result["tower_share"], 100),
+        shown(result["capture_ms"]),
+        shown(result["decide_ms"]),
+        shown(result["share"], 100),
+        shown(result["tower_share"], 100),
         memory,
         _power(result["time_exponent"]),
         _power(result["memory_exponent"]),
@@ -95,21 +95,3 @@ def _row(result: MethodResult) -> list[str]:
 
 def _power(exponent: float | None) -> str:
     return "" if exponent is None else f"N^{exponent:.1f}"
-
-
-def _spread(spread: Spread | None, factor: float = 1) -> str:
-    """Median [quartiles], to three digits of the median, and three behind the point at most."""
-    if spread is None:
-        return ""
-    median = factor * spread["median"]
-    if median < 0.001:
-        return "<0.001" if median else "0"
-    digits = min(max(2 - math.floor(math.log10(median)), 0), 3)
-    return f"{median:.{digits}f} [{factor * spread['low']:.{digits}f}, {factor * spread['high']:.{digits}f}]"
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    """A table in Markdown, columns padded."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
-    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]

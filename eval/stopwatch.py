@@ -1,6 +1,5 @@
 """Timing of one `generate`: prefill, the decoder's share of it, the first token, the tokens after it."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import StoppingCriteria
 
+from vtc.clock import Moment
 from vtc.eval.models import Loaded
 
 
@@ -16,7 +16,8 @@ class Stopwatch(StoppingCriteria):
 
     `generate` may run the tower before it calls the model, or leave that to the model: prefill starts with whichever
     comes first. The hooks stand outside those of a patch that is put in before: the decoder's time includes the
-    selection. Each reading waits for the device. Times are in milliseconds and None until they are known.
+    selection. Work that the device has to do before the block is waited for; inside, nothing waits (see `Moment`), and
+    what asks for a time does. Times are in milliseconds and None until they are known.
 
     Attributes:
         prefill_ms: tower, projector, selection, decoder, logits of the last position.
@@ -32,7 +33,7 @@ class Stopwatch(StoppingCriteria):
         self._modules = {"prefill": loaded.model, "decoder": loaded.decoder}
         self._tower = loaded.tower
         self._handles: list[Any] = []
-        self._marks: dict[str, float] = {}
+        self._marks: dict[str, Moment] = {}
         self.decode_steps = -1
         self.kv_bytes: int | None = None
 
@@ -43,6 +44,8 @@ class Stopwatch(StoppingCriteria):
             self._handles.append(module.register_forward_pre_hook(self._marker(f"{name} starts"), prepend=True))
             self._handles.append(module.register_forward_hook(self._marker(f"{name} ends")))
         self._handles.append(self._model.register_forward_hook(self._weigh_cache))
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
         self._mark("start")
         return self
 
@@ -53,7 +56,7 @@ class Stopwatch(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
         """Called by `generate` after each token; never stops it."""
         self._mark("first token")
-        self._marks["last token"] = self._now()
+        self._marks["last token"] = Moment(self._device)
         self.decode_steps += 1
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
@@ -83,17 +86,12 @@ class Stopwatch(StoppingCriteria):
     def _mark(self, name: str) -> None:
         """Note the time, the first time only."""
         if name not in self._marks:
-            self._marks[name] = self._now()
-
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
+            self._marks[name] = Moment(self._device)
 
     def _between(self, first: str, second: str) -> float | None:
         if first not in self._marks or second not in self._marks:
             return None
-        return 1e3 * (self._marks[second] - self._marks[first])
+        return self._marks[first].ms_until(self._marks[second])
 
     def _weigh_cache(self, module: nn.Module, args: tuple, output: Any) -> None:
         if self.kv_bytes is None:

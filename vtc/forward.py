@@ -1,14 +1,15 @@
 """One call of a compressed decoder: enter with fewer tokens, remove more on the way, leave with the old length."""
 
 import functools
-import time
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from vtc.clock import Moment
 from vtc.conversation import Conversation, attach, conversation_of, keys_in_layer
 from vtc.following import followed
+from vtc.host import on
 from vtc.inside import Inside
 from vtc.recorded import Recorded
 from vtc.refusals import check_call, check_reduced, check_scores, check_turn, check_visible
@@ -36,13 +37,13 @@ class ForwardPass:
         self.recorded = recorded
         self.inside: Inside | None = None
         self._revived: dict[int, Tensor] = {}
-        self.seconds = 0.0
+        self.spent: list[tuple[Moment, Moment]] = []  # on deciding
         self._selections: list[Selection] = []
 
     def enter(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The decoder's keyword arguments, reduced."""
-        start = time.perf_counter()
         embeds: Tensor = kwargs["inputs_embeds"]
+        start = Moment(embeds.device)
         batch, length = embeds.shape[:2]
         cache = kwargs.get("past_key_values")
         mask = kwargs.get("attention_mask")
@@ -52,7 +53,7 @@ class ForwardPass:
         self.layout = self.seam.adapter.layout(self.recorded, (batch, length))
         removes = self.seam.removes(self.layout)
         if removes or conversation is not None:
-            check_call(self.seam, kwargs)
+            check_call(self.seam, kwargs, self.recorded.early)
         else:
             if self.layout.images or self.fresh:
                 self._run_untouched(mask2d)
@@ -69,7 +70,7 @@ class ForwardPass:
         if mask2d is not None:
             valid = mask2d[:, -length:].to(embeds.device).bool()
         kwargs = self._enter(dict(kwargs), embeds, valid, mask2d, conversation, removes)
-        self.seconds += time.perf_counter() - start
+        self.spent.append((start, Moment(embeds.device)))
         return kwargs
 
     def _enter(
@@ -84,11 +85,11 @@ class ForwardPass:
         """Select, cut every argument, and start segment 0."""
         visual = torch.zeros_like(valid)
         for _, mask in self.recorded.placeholders:
-            visual = visual | mask.to(visual.device)
+            visual = visual | on(visual.device, mask)
         counts, right_aligned = [valid.shape[1]] * len(valid), True
         padded = mask2d is not None  # decode steps never wait for the device to know better
         if removes or (conversation.revival is not None and valid.shape[1] > 1):  # each row's last token chooses
-            host = valid.cpu()
+            host = self._host_valid(mask2d, valid)
             check_visible(self.layout, host)
             counts, right_aligned = host.sum(dim=1).tolist(), bool(host[:, -1].all())
             padded = min(counts) < valid.shape[1]
@@ -116,8 +117,8 @@ class ForwardPass:
         positions, shift = self._positions(kwargs.get("position_ids"), valid, cut, packed, conversation)
         packed = packed and positions.dim() == 2  # several axes always keep their own
         if not cut.identity:
-            kwargs["inputs_embeds"] = cut.take(merge(embeds, self._selections))
-            self._cut_extras(kwargs, cut, visual)
+            self._cut_extras(kwargs, cut, visual, sum(visual_counts))
+            kwargs["inputs_embeds"], visual = cut.take_all([merge(embeds, self._selections), visual])
         if len(self.seam.recurrent) < len(self.seam.parts.layers):
             kwargs["position_ids"] = positions
         if not conversation.outside:
@@ -132,13 +133,19 @@ class ForwardPass:
             in_slots=cut if conversation.outside else whole,
             positions=positions if positions.dim() == 2 else None,
             shift=shift,
-            visual=visual if cut.identity else cut.take(visual) & cut.valid,
+            visual=visual if cut.identity else visual & cut.valid,
             visual_counts=visual_counts,
         )
         extras = _extras(kwargs)
         cache = kwargs.get("past_key_values")
         self.inside = Inside(self.seam, conversation, cache, first, self.layout, text_counts, extras)
         return kwargs
+
+    def _host_valid(self, mask2d: Tensor | None, valid: Tensor) -> Tensor:
+        """`valid` on the host."""
+        if mask2d is None:
+            return torch.ones(valid.shape, dtype=torch.bool)
+        return self.recorded.early.read(mask2d)[:, -valid.shape[1] :].bool()
 
     def _positions(
         self, positions: Tensor | None, valid: Tensor, cut: Cut, packed: bool, conversation: Conversation
@@ -169,10 +176,17 @@ class ForwardPass:
             old = cut.valid.new_ones(len(cut.valid), conversation.slots)
         return torch.cat([old, cut.valid], dim=1).to(torch.long if mask2d is None else mask2d.dtype)
 
-    def _cut_extras(self, kwargs: dict[str, Any], cut: Cut, visual: Tensor) -> None:
-        """Reduce every further argument that is per token; `visual` [B, L] marks visual tokens before the cut."""
+    def _cut_extras(self, kwargs: dict[str, Any], cut: Cut, visual: Tensor, left: int) -> None:
+        """Reduce every further argument that is per token.
+
+        Args:
+            kwargs: the decoder's keyword arguments.
+            cut: what survives.
+            visual: BoolTensor [B, L]: True at visual tokens before the cut.
+            left: visual tokens that survive.
+        """
         if extras := _extras(kwargs):
-            index = visual_index(visual, cut)
+            index = visual_index(visual, cut, left)
             total = sum(len(image) for image in self.layout.images)
             for name, value in extras.items():
                 kwargs[name] = cut_argument(name, value, cut, index, total, self.seam.parts.family)
@@ -184,10 +198,12 @@ class ForwardPass:
         inside = self.inside
         if inside is None or not (self.seam.prunes or inside.conversation.outside):
             return None
-        start = time.perf_counter()
+        if layer not in self.seam.prune_at:
+            return inside.before_layer(layer, args, kwargs)
+        device = (args[0] if args else kwargs["hidden_states"]).device
+        start = Moment(device)
         reduced = inside.before_layer(layer, args, kwargs)
-        if layer in self.seam.prune_at:
-            self.seconds += time.perf_counter() - start
+        self.spent.append((start, Moment(device)))
         return reduced
 
     # ---------------------------------------------------------------- leaving
@@ -290,7 +306,7 @@ class ForwardPass:
         merged = merged_into(self._selections, self.layout)
         counts = [[s for s in segments if s.first_layer <= layer][-1].visual_counts for layer in range(depth)]
         runs = [features.tower for features in self.recorded.features.values() if features.tower is not None]
-        seconds = self.seconds + sum(run.seconds for run in runs)
+        spent = [*self.spent, *(pair for run in runs for pair in run.spent)]
         self.seam.trace = Trace(
             spec=self.seam.spec,
             layout=self.layout,
@@ -301,7 +317,7 @@ class ForwardPass:
             tokens_per_layer=torch.tensor(counts).view(depth, batch),
             heads_per_layer=self._head_shares(depth),
             _valid=segments[0].cut.valid,
-            _selection=lambda: seconds * 1e3,
+            _selection=lambda: sum(start.ms_until(end) for start, end in spent),
             _cost=self.seam.cost([run for features in self.recorded.features.values() for run in features.runs]),
             _revived=functools.partial(_revived, self._revived, self.seam.boundaries, depth, batch),
         )

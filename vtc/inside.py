@@ -9,13 +9,14 @@ from torch import Tensor
 
 from vtc.conversation import Conversation, keys_in_layer
 from vtc.following import Following
+from vtc.host import on
 from vtc.layout import Layout
 from vtc.method import Decision, Memory, Prune, Rows
 from vtc.refusals import check_pruned
 from vtc.revival import Recall, Tokens
 from vtc.scores import Attention
 from vtc.segments import Segment, cut_argument, layer_mask, opened_mask, renumber, visual_index
-from vtc.sequence import Cut, map_tensors
+from vtc.sequence import Cut, map_tensors, token_dim
 from vtc.tap import Heads, probe
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ class Inside:
         key = id(segment), device
         if key not in self._seen:
             cut = segment.cut.to(device)
-            instruction = cut.valid & (cut.index > torch.tensor(self._ends, device=device)[:, None])
+            instruction = cut.valid & (cut.index > on(device, self._ends)[:, None])
             instruction[:, -1] = True
             self._seen[key] = segment.visual.to(device), cut.valid, instruction, cut.index
         return self._seen[key]
@@ -181,6 +182,8 @@ class Inside:
             return map_tensors(value, lambda tensor: tensor.now if isinstance(tensor, Following) else tensor)
         if name == "position_ids" and self.now.positions is not None and isinstance(value, Tensor):
             return self.now.positions
+        if isinstance(value, tuple):
+            self._cut_together(value)
         return map_tensors(value, lambda tensor: self._tensor(name, tensor))
 
     def _mask(self, mask: Tensor | None, held: int | None) -> Tensor | None:
@@ -206,6 +209,18 @@ class Inside:
                 new = cut_argument(name, tensor, self.now.in_entry, None, 0, self.seam.parts.family)
             self.now.done[key] = tensor, new
         return self.now.done[key][1]
+
+    def _cut_together(self, tensors: tuple) -> None:
+        """Cut what a tuple (of rotary tables) has for each token in one go."""
+        entry, done = self.now.in_entry, self.now.done
+        batch, length = entry.index.shape[0], entry.length
+        new = [
+            tensor
+            for tensor in tensors
+            if isinstance(tensor, Tensor) and (id(tensor), None) not in done and token_dim(tensor, batch, length) == 1
+        ]
+        if len(new) > 1 and not entry.identity and not self._rotary_again(new[0]):
+            done.update({(id(old), None): (old, cut) for old, cut in zip(new, entry.take_all(new))})
 
     def _rotary_again(self, tensor: Tensor) -> bool:
         """If `tensor` is a rotary table, make the tables of its call again for the segment's own positions."""
@@ -340,7 +355,7 @@ class Inside:
         """Shorten what the decoder's loop reads from its own arguments between layers (DeepStack rows)."""
         if not self.extras:
             return
-        index, total = visual_index(before.visual, cut), sum(before.visual_counts)
+        index, total = visual_index(before.visual, cut, sum(self.now.visual_counts)), sum(before.visual_counts)
         for name, value in self.extras.items():
             new = cut_argument(name, value, cut, index, total, self.seam.parts.family)
             if isinstance(value, Following):

@@ -11,6 +11,7 @@ from torch import Tensor
 from vtc import budget, fields
 from vtc.budget import Keep
 from vtc.dividing import PER, Unit
+from vtc.host import on
 from vtc.layout import VisualInput
 from vtc.parts import Parts
 from vtc.patches import Patches
@@ -283,7 +284,7 @@ def top_visual(scores: Tensor, visual: Tensor, counts: Sequence[int]) -> Tensor:
     limits = torch.finfo(scores.dtype)
     scores = scores.nan_to_num(limits.min, limits.max, limits.min).masked_fill(~visual, float("-inf"))
     rank = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    return visual & (rank < torch.tensor(counts, device=rank.device)[:, None])
+    return visual & (rank < on(rank.device, counts)[:, None])
 
 
 class Reducer(Method, ABC):

@@ -53,7 +53,7 @@ def compact(tensors: list[Tensor], index: Tensor, valid: Tensor | None = None) -
     for number, tensor in enumerate(tensors):
         if tensor.dim() < 2 or tensor.shape[0] not in (batch, 1):
             raise ValueError(
-                f"tensors[{number}] of shape {tuple(tensor.shape)} is not [{batch} or 1, L, ...], as index {(batch, count)}"
+                f"tensors[{number}] of shape {tuple(tensor.shape)} is not [{batch} or 1, L, ...], as index has it"
             )
     if valid is not None:
         _same("valid", valid, (batch, count))

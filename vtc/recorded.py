@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from vtc.flops import BlockRun
+from vtc.host import EarlyCopies
 from vtc.layout import VisualInput
 
 if TYPE_CHECKING:
@@ -61,12 +62,14 @@ class Recorded:
         input_ids: the prompt's ids that it was given, if any.
         placeholders: (kind, BoolTensor [B, L]) of each visual input that was put into the sequence.
         features: kind -> the call that made the features.
+        early: copies on the host of the call's ids, masks and grids.
     """
 
     mask: Tensor | None = None
     input_ids: Tensor | None = None
     placeholders: list[tuple[str, Tensor]] = field(default_factory=list)
     features: dict[str, Features] = field(default_factory=dict)
+    early: EarlyCopies = field(default_factory=EarlyCopies)
 
     def features_of(self, kind: str) -> Features:
         """The features of a kind; empty where nothing is known."""

@@ -1,14 +1,22 @@
 """The operations of `vtc.ops` in plain torch: on any device, what the kernels are held against."""
 
+import functools
+
 import torch
 from torch import Tensor
 
+from vtc.farthest import farthest_first
+
+#: From so many tokens on, of which at most a quarter are picked, a CPU computes a part of the similarities only.
+MANY = 2048
 #: Up to this many entries (of float32: 256 MiB) all pairwise similarities are kept; beyond, each pick computes its row.
 MATRIX_ENTRIES = 2**26
 _CHUNK = 512
-#: Attention probabilities (of float32: 64 MiB) that are worked through at once.
-_ENTRIES = 2**24
-_QUERIES = 256
+#: Attention probabilities (of float32: 16 MiB) and queries that are worked through at once: what a CPU's cache holds.
+_ENTRIES = 2**22
+_QUERIES = 64
+#: Numbers (of float32: 1 MiB) of old tokens that are added up at once on a CPU.
+_ADDED = 2**18
 _LOST = 1e30
 
 
@@ -37,6 +45,7 @@ def max_min(features: Tensor, k: int, seed: Tensor | None, rule: str, counts: Te
     """Greedy diversity order; arguments as `vtc.ops.max_min`."""
     images, tokens, _ = features.shape
     unit, lost = unit_rows(features)
+    behind = None
     if counts is not None:  # what is behind an image's tokens comes after its last, so that its picks can be cut off
         behind = torch.arange(tokens, device=counts.device) >= counts[:, None]
         unit, lost = unit.masked_fill(behind[:, :, None], 0.0), lost | behind
@@ -48,22 +57,36 @@ def max_min(features: Tensor, k: int, seed: Tensor | None, rule: str, counts: Te
         return torch.cat([max_min(one, k, first, rule, size) for one, first, size in parts])
     # `near` [G, N] is how close a token is to the picks; the smallest is next, a picked one is at +inf.
     near = unit.new_full((images, tokens), 0.0 if rule == "max-sum" else -torch.inf).masked_fill_(lost, _LOST)
-    if counts is not None:
+    if behind is not None:
         near.masked_fill_(behind, 2 * _LOST)
+    if rule == "max-min" and unit.device.type == "cpu" and tokens >= max(MANY, 4 * k):
+        return _from_a_part(unit, near, k, seed, counts)
     join = torch.add if rule == "max-sum" else torch.maximum
     if fits and (seed is None or images > 1 or 3 * k >= tokens):
         similarity = _gram(unit)
         if seed is None:
             similarity.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
-            seed = _first(similarity.amax(dim=-1), near)
+            others = similarity if behind is None else similarity.masked_fill(behind[:, None], -torch.inf)
+            seed = _first(others.amax(dim=-1), near)
         similarity.diagonal(dim1=1, dim2=2).fill_(torch.inf)  # so that a pick takes itself out
         picks = _greedy_from_matrix(similarity, near, k, seed, join)
     else:
-        seed = _first(nearest_other(unit), near) if seed is None else seed
+        seed = _first(nearest_other(unit, behind), near) if seed is None else seed
         picks = _greedy_from_rows(unit, near, k, seed, join)
     if counts is None:
         return picks
     return picks.masked_fill_(torch.arange(k, device=picks.device) >= counts[:, None], -1)
+
+
+def _from_a_part(unit: Tensor, near: Tensor, k: int, seed: Tensor | None, counts: Tensor | None) -> Tensor:
+    """`farthest_first` of each image, of its own tokens."""
+    picks = torch.full((len(unit), k), -1)
+    for image, (rows, start) in enumerate(zip(unit, near)):
+        size = len(rows) if counts is None else int(counts[image])
+        first = None if seed is None else int(seed[image])
+        found = farthest_first(rows[:size], start[:size], min(k, size), first)
+        picks[image, : len(found)] = found
+    return picks
 
 
 def _first(nearest: Tensor, near: Tensor) -> Tensor:
@@ -93,12 +116,14 @@ def _gram(unit: Tensor, parts: int = 5) -> Tensor:
     return products
 
 
-def nearest_other(unit: Tensor) -> Tensor:
-    """Similarity [G, N] of each row to the most similar other row, without an N × N matrix."""
+def nearest_other(unit: Tensor, behind: Tensor | None = None) -> Tensor:
+    """Similarity [G, N] of each row to the most similar other one, but those `behind` [G, N], in parts."""
     best = []
     for start in range(0, unit.shape[1], _CHUNK):
         block = unit[:, start : start + _CHUNK] @ unit.transpose(1, 2)
         block.diagonal(offset=start, dim1=1, dim2=2).fill_(-torch.inf)
+        if behind is not None:
+            block.masked_fill_(behind[:, None], -torch.inf)
         best.append(block.amax(dim=-1))
     return torch.cat(best, dim=1)
 
@@ -149,14 +174,15 @@ def attention_rows(
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     if mask is not None and mask.dtype != torch.bool:
-        logits = logits + mask
-    elif mask is not None:
-        logits = logits.masked_fill(~mask, -torch.inf)
+        logits, mask = logits + mask, None
     place = torch.arange(keys, device=key.device)
+    unseen = [] if mask is None else [~mask]
     if begin is not None:
-        logits = logits.masked_fill((place < begin[:, :, None])[:, None], -torch.inf)
+        unseen.append((place < begin[:, :, None])[:, None])
     if end is not None:
-        logits = logits.masked_fill((place >= end[:, :, None])[:, None], -torch.inf)
+        unseen.append((place >= end[:, :, None])[:, None])
+    if unseen:
+        logits = logits.masked_fill(functools.reduce(torch.logical_or, unseen), -torch.inf)
     return torch.softmax(logits, dim=-1).nan_to_num(0.0)
 
 
@@ -193,7 +219,7 @@ def attention_received(
                 total += rows.sum(dim=(1, 2))
             else:
                 total += (weights[some, None, None, asking].float() @ rows).sum(dim=(1, 2))
-        received.append(total / (heads if weights is not None else heads * queries))
+        received.append(total / (heads if weights is not None else heads * max(queries, 1)))
     return torch.cat(received)
 
 
@@ -208,9 +234,14 @@ def _part(mask: Tensor, some: slice, asking: slice) -> Tensor:
 
 def merge(x: Tensor, source: Tensor, target: Tensor, weight: Tensor, k: int) -> Tensor:
     """New tokens = W · old tokens; arguments as `vtc.ops.merge`, W by its entries."""
-    images, _, dim = x.shape
+    images, tokens, dim = x.shape
     exact = torch.promote_types(x.dtype, torch.float32)
-    parts = x.gather(1, source.long()[:, :, None].expand(-1, -1, dim)).to(exact) * weight[:, :, None].to(exact)
-    row = target + torch.arange(0, images * k, k, device=x.device)[:, None]
+    image = torch.arange(images, device=x.device)[:, None]
+    old, new = (source + image * tokens).flatten(), (target + image * k).flatten()
+    rows, factor = x.flatten(0, 1), weight.flatten()[:, None].to(exact)
     merged = torch.zeros(images * k, dim, dtype=exact, device=x.device)
-    return merged.index_add(0, row.flatten(), parts.flatten(0, 1)).view(images, k, dim).to(x.dtype)
+    size = max(1, _ADDED // max(dim, 1) if x.device.type == "cpu" else len(old))
+    for start in range(0, len(old), size):
+        some = slice(start, start + size)
+        merged.index_add_(0, new[some], rows.index_select(0, old[some]).to(exact) * factor[some])
+    return merged.view(images, k, dim).to(x.dtype)

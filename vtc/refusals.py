@@ -13,6 +13,7 @@ from vtc.tap import PREFIX
 
 if TYPE_CHECKING:
     from vtc.conversation import Conversation
+    from vtc.host import EarlyCopies
     from vtc.seam import Seam
 
 CHUNKS = (
@@ -242,8 +243,13 @@ def check_scores(seam: "Seam", scores: dict[tuple[str, int | str], list[Tensor]]
         )
 
 
-def check_call(seam: "Seam", kwargs: dict[str, Any]) -> None:
+def check_call(seam: "Seam", kwargs: dict[str, Any], early: "EarlyCopies") -> None:
     """Refuse a call that a compressed decoder can't do.
+
+    Args:
+        seam: the patch.
+        kwargs: the decoder's keyword arguments.
+        early: what the host knows of them.
 
     Raises:
         ValueError: static caches, attention outputs, tuples as output, gradient checkpointing with a prune, packed
@@ -268,7 +274,7 @@ def check_call(seam: "Seam", kwargs: dict[str, Any]) -> None:
             "layers again out of order; call model.gradient_checkpointing_disable() or use a selector"
         )
     positions = kwargs.get("position_ids") if cache is None and kwargs.get("attention_mask") is None else None
-    if positions is not None and positions.dim() == 2 and (positions.diff(dim=1) < 0).any():
+    if positions is not None and positions.dim() == 2 and (early.read(positions).diff(dim=1) < 0).any():
         raise ValueError(
             "position_ids start again within a row: samples packed into one row can't be compressed; give each "
             "sample a row of its own"

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vtc.host import on
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -20,9 +22,9 @@ class Rows:
 
     def restore(self, x: Tensor, length: int) -> Tensor:
         """`x` [E, P, D] with its rows back in their places among `length`; zeros elsewhere."""
-        full = x.new_zeros(x.shape[0], length, x.shape[-1])
-        entry = torch.arange(len(x), device=x.device)[:, None].expand_as(self.index)
-        return full.index_put((entry[self.valid], self.index[self.valid]), x[self.valid])
+        full = x.new_zeros(x.shape[0], length + 1, x.shape[-1])
+        place = torch.where(self.valid, self.index, length)  # padding goes to a row that is cut off again
+        return full.scatter(1, place[:, :, None].expand_as(x), x)[:, :length]
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,9 @@ class Move:
     def write(self, x: Tensor) -> None:
         """Put the new rows into `x`, the old residual stream, at the rows that they stand for."""
         x = x[None] if self.flat else x
-        entry = torch.arange(len(x), device=x.device)[:, None].expand_as(self.source)
-        x.index_put_((entry[self.valid], self.source[self.valid]), self.new[self.valid])
+        rows = Rows(self.source, self.valid)
+        new = rows.restore(self.new, x.shape[1])
+        x.copy_(torch.where(rows.restore(self.valid[..., None], x.shape[1]), new, x))
 
     def expand(self, x: Tensor) -> Tensor:
         """What was made of the new rows, at the old rows that they stand for; zeros elsewhere."""
@@ -70,5 +73,5 @@ class Move:
 def padded(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Rows of several lengths as LongTensor [E, P] (0 where padded) and BoolTensor [E, P]."""
     index = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    lengths = torch.tensor([len(row) for row in rows], device=index.device)
+    lengths = on(index.device, [len(row) for row in rows])
     return index, torch.arange(index.shape[1], device=index.device) < lengths[:, None]

@@ -14,6 +14,7 @@ from vtc.conversation import Conversation, Lease, conversation_of
 from vtc.dividing import units
 from vtc.flops import BlockRun, Cost, lengths_of, weights_of
 from vtc.forward import ForwardPass
+from vtc.host import EarlyCopies
 from vtc.layout import Layout
 from vtc.method import Method
 from vtc.recorded import Features, Recorded, attach_features, features_with, sizes_of
@@ -195,7 +196,10 @@ class Seam:
     # ---------------------------------------------------------------- hooks
 
     def _before_composite(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        self._local.recorded = Recorded()
+        early = self.recorded.early if self.recorded.input_ids is None else EarlyCopies()
+        self._local.recorded = Recorded(early=early)
+        if any(map(_is_pixels, kwargs.values())) or kwargs.get("mm_encoder_outputs"):
+            early.start({"input_ids": args[0] if args else None, **kwargs})
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() == 2:
             self.recorded.mask = mask
@@ -232,7 +236,13 @@ class Seam:
         """Called with the arguments of `get_image_features` or `get_video_features`."""
         given = inspect.signature(getattr(self.parts.composite, f"get_{kind}_features")).bind(*args, **kwargs)
         arguments = {**given.arguments, **given.arguments.get("kwargs", {})}
-        arguments = {name: value for name, value in arguments.items() if not _is_pixels(value)}
+        early = self.recorded.early
+        early.start(arguments)
+        arguments = {
+            name: early.read(value) if isinstance(value, Tensor) else value
+            for name, value in arguments.items()
+            if not _is_pixels(value)
+        }
         self.start_encoding(Features(kind, arguments=arguments, input_ids=self.recorded.input_ids))
 
     def record_features(self, kind: str, output: Any, args: tuple, kwargs: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vtc.dividing import Unit
+from vtc.host import on
 from vtc.layout import Layout, VisualInput
 from vtc.recorded import Features, Recorded
 from vtc.visual import Crops, Projection
@@ -37,13 +38,13 @@ class Seen:
     def _of(self, unit: Unit, values: Callable[[int], Tensor]) -> Tensor:
         """What `values` gives for each image of a unit, [N, ...], one behind the other, at the unit's tokens."""
         parts = [values(index) for index in unit.images]
-        parts = [part if inside is None else part[inside.to(part.device)] for part, inside in zip(parts, unit.inside)]
+        parts = [part if inside is None else part[on(part.device, inside)] for part, inside in zip(parts, unit.inside)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def scores(self, what: str, device: torch.device) -> Mapping[Any, Tensor]:
         """Tower block or name -> Tensor [G, N, ...]."""
         return {
-            block: torch.stack([self._of(unit, values.__getitem__).to(device) for unit in self.members])
+            block: torch.stack([on(device, self._of(unit, values.__getitem__)) for unit in self.members])
             for (name, block), values in self.tower.items()
             if name == what
         }
@@ -98,13 +99,13 @@ class Seen:
         ids = self.recorded.input_ids
         if not self.seam.needs.text or ids is None:
             return ()
-        return tuple(ids[row, places] for row, places in self._text_places())
+        return tuple(ids[row, on(ids.device, places)] for row, places in self._text_places())
 
     def text(self, embeds: Tensor) -> tuple[Tensor, ...]:
         """For each unit, the embeddings of the same."""
         if not self.seam.needs.text:
             return ()
-        return tuple(embeds[row, places.to(embeds.device)] for row, places in self._text_places())
+        return tuple(embeds[row, on(embeds.device, places)] for row, places in self._text_places())
 
     def _text_places(self) -> list[tuple[int, Tensor]]:
         places = []
@@ -112,7 +113,7 @@ class Seen:
             end = max(int(image.positions[-1]) for image in self.layout.images if image.row == row)
             after = torch.arange(end + 1, self.layout.shape[1])
             if self.recorded.mask is not None:
-                after = after[self.recorded.mask[row, -self.layout.shape[1] :].cpu()[after] != 0]
+                after = after[self.recorded.early.read(self.recorded.mask)[row, -self.layout.shape[1] :][after] != 0]
             places.append((row, after))
         return places
 
@@ -147,5 +148,5 @@ def _beside(images: list[Crops]) -> Crops:
 
 def _rows(flat: Tensor, rows: Tensor) -> Tensor:
     """Rows `rows` [N, 1] of `flat` [P, C]; NaN where they are -1."""
-    first = rows[:, 0].to(flat.device)
+    first = on(flat.device, rows[:, 0])
     return flat[first.clamp(min=0)].masked_fill(first[:, None] < 0, float("nan"))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vtc.conversation import Conversation
+from vtc.host import on
 from vtc.sequence import Cut, cut_mask, map_tensors, token_dim
 
 
@@ -43,16 +44,18 @@ class Segment:
     done: dict[tuple[int | None, ...], tuple[Any, Any]] = field(default_factory=dict)
 
 
-def visual_index(visual: Tensor, cut: Cut) -> Tensor:
+def visual_index(visual: Tensor, cut: Cut, left: int) -> Tensor:
     """Index of the surviving visual tokens among all visual tokens of the batch, row by row.
 
     Args:
         visual: BoolTensor [B, L] before the cut.
         cut: what survives.
+        left: how many visual tokens these are, so that nobody has to ask the device.
     """
     number = (visual.flatten().cumsum(0) - 1).view_as(visual)
     alive = cut.take(visual) & cut.valid.to(visual.device)
-    return cut.take(number)[alive]
+    there = (~alive).flatten().to(torch.uint8).argsort(stable=True)[:left]
+    return cut.take(number).flatten().index_select(0, there)
 
 
 def renumber(positions: Tensor, valid: Tensor, cut: Cut, delta: Tensor, packed: bool) -> tuple[Tensor, Tensor]:
@@ -93,7 +96,7 @@ def cut_argument(name: str, value: Any, cut: Cut, visual_index: Tensor | None, v
         if dim is not None:
             return cut.take(tensor, dim)
         if visual_index is not None and tensor.dim() >= 2 and tensor.shape[0] == visual_total:
-            return tensor.index_select(0, visual_index.to(tensor.device))
+            return tensor.index_select(0, on(tensor.device, visual_index))
         if 1 < length != len(cut) and length in tensor.shape[: max(tensor.dim() - 1, 1)]:
             raise ValueError(
                 f"{family}: argument {name!r} of shape {tuple(tensor.shape)} has the length {length} of the whole "
@@ -156,7 +159,7 @@ def opened_mask(mask: Tensor | None, now: Segment, seen: Tensor | None, old: int
     cut = now.cut
     before = cut.valid.new_ones(len(cut.valid), old) if seen is None else seen[:, seen.shape[1] - old :]
     visible = torch.cat([before, cut.valid.to(before.device)], dim=1)[:, None, None].expand(-1, 1, len(cut), -1)
-    pictured = torch.tensor(now.visual_counts, device=visible.device)[:, None, None, None] > 0
+    pictured = on(visible.device, now.visual_counts)[:, None, None, None] > 0
     if mask is None:
         place = torch.arange(visible.shape[-1], device=visible.device)
         return visible & (pictured | (place <= place[old:, None]))

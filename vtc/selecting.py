@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vtc import ops
 from vtc.dividing import Unit, units
+from vtc.host import on
 from vtc.layout import Layout
 from vtc.method import Selector
 from vtc.patches import take
@@ -72,7 +73,7 @@ def merged_into(selections: Sequence[Selection], layout: Layout) -> dict[int, Te
             start = 0
             for index, inside in zip(unit.images, unit.inside):
                 blank = torch.full((len(layout.images[index]),), -1, device=into.device)
-                own = torch.arange(len(blank), device=into.device) if inside is None else inside.to(into.device)
+                own = torch.arange(len(blank), device=into.device) if inside is None else on(into.device, inside)
                 mine = into[start : start + len(own)] - start
                 here = (mine >= 0) & (mine < len(own))
                 found.setdefault(index, blank)[own] = torch.where(here, own[mine.clamp(0, len(own) - 1)], -1)
@@ -109,8 +110,8 @@ def select(
             groups[unit.kind, unit.grids, len(unit), number if selector.adaptive else None].append(unit)
     selections = []
     for (kind, grids, total, _), members in groups.items():
-        rows = torch.tensor([[unit.row] for unit in members]).to(embeds.device)
-        places = torch.stack([unit.positions for unit in members]).to(embeds.device)
+        rows = on(embeds.device, [[unit.row] for unit in members])
+        places = on(embeds.device, torch.stack([unit.positions for unit in members]))
         seen = Seen(seam, layout, recorded, scores, members)
         visual = VisualTokens(
             features=embeds[rows, places],
@@ -149,8 +150,8 @@ def reduced(layout: Layout, recorded: Recorded, device: torch.device) -> list[Se
             results[image.kind] = run.reduced()
         left = results[image.kind][image.origin]
         if len(left.kept) < left.total:
-            row, places = torch.tensor([[image.row]], device=device), image.positions[None].to(device)
-            reduction = Reduction(left.kept[None].to(device))
+            row, places = on(device, [[image.row]]), on(device, image.positions[None])
+            reduction = Reduction(on(device, left.kept[None]))
             into = None if left.merged is None else left.merged[None]
             selections.append(Selection([unit], row, places, places.gather(1, reduction.kept), reduction, into))
     return selections

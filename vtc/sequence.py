@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vtc import ops
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -65,18 +67,17 @@ class Cut:
         return Cut(index, valid, self.length, later.padded)
 
     def take(self, value: Tensor, dim: int = 1) -> Tensor:
-        """Gather a tensor whose dimensions `dim - 1`, `dim` are (batch or 1, length)."""
-        cut = self.to(value.device)
-        batch, count = cut.index.shape
-        if dim == 1:  # whole rows are copied
-            index = cut.index if value.shape[0] == 1 else cut.index + cut._offsets(value.shape[1])
-            return value.flatten(0, 1).index_select(0, index.flatten()).view(batch, count, *value.shape[2:])
-        shape = list(value.shape)
-        shape[dim - 1] = batch
-        value = value.expand(shape)
-        index = cut.index.view([1] * (dim - 1) + [batch, count] + [1] * (value.dim() - dim - 1))
-        shape[dim] = count
-        return value.gather(dim, index.expand(shape))
+        """Gather a tensor whose dimensions `dim - 1`, `dim` are (batch or 1, length); padding becomes zero."""
+        if dim == 1:
+            return self.take_all([value])[0]
+        planes = value.flatten(0, dim - 2).unbind(0)
+        taken = torch.stack(self.take_all(planes))
+        return taken.unflatten(0, value.shape[: dim - 1])
+
+    def take_all(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Gather tensors [B or 1, L, ...] of one device in one go; padding becomes zero."""
+        cut = self.to(values[0].device)
+        return ops.compact(list(values), cut.index, cut.valid if cut.padded and not cut.identity else None)
 
     def scatter(self, value: Tensor) -> Tensor:
         """Put tokens [B, n, ..] back where they came from in a sequence of the old length; zeros at dropped places.

@@ -4,7 +4,6 @@ A tower's rows are either a batch of sequences of equal length (crops of CLIP an
 all images (Qwen-VL). Both are kept as *entries* of rows here: one entry for each sequence, or one for everything.
 """
 
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +12,9 @@ import torch
 from torch import Tensor
 
 from vtc import ops
+from vtc.clock import Moment
 from vtc.flops import lengths_of
+from vtc.host import on
 from vtc.method import Reducer
 from vtc.patches import Patches
 from vtc.reduction import Reduction
@@ -61,7 +62,7 @@ class TowerRun:
         self.move: Move | None = None  # of the block that runs, until its end
         self.gathered: tuple[Tensor, Tensor] | None = None  # (entry, place) of what the projector was given
         self.slots: tuple[int, ...] = ()
-        self.seconds = 0.0  # of deciding
+        self.spent: list[tuple[Moment, Moment]] = []  # on deciding
         self._heard: list[Attention] = []
         self._offset = 0
 
@@ -96,7 +97,7 @@ class TowerRun:
             if not self.moved:
                 return value
             ahead = torch.zeros(self.length + 1, dtype=torch.long, device=value.device)
-            alive = self.layout.index[0].to(value.device)
+            alive = on(value.device, self.layout.index[0])
             ahead[1:] = torch.zeros_like(ahead[1:]).index_fill_(0, alive, 1).cumsum(0)
             return ahead[value.long()].unique_consecutive().to(value.dtype)
         if not self.moved or not self._per_row(value):
@@ -106,7 +107,7 @@ class TowerRun:
                 f"{self.reducer.name}: the tower's blocks take {name} for each patch of a batch, which can't be cut "
                 "here; use a selector, or give images one at a time"
             )
-        index = self.layout.index[0].to(value.device)
+        index = on(value.device, self.layout.index[0])
         first = value.shape.index(self.length)
         pairs = value.dim() == 4 and value.shape[-2:] == (self.length, self.length)  # a mask over queries and keys
         for axis in (2, 3) if pairs else (first,):
@@ -130,14 +131,14 @@ class TowerRun:
 
     def reduce(self, block: int, x: Tensor) -> Move | None:
         """Ask the method at `block` for the rows `x` [E, P, D] or [P, D]; None: nothing changes."""
-        begin = time.perf_counter()
+        start = Moment(x.device)
         stage = self.blocks.index(block)
         x = x[None] if self.flat else x
         with torch.no_grad():
             decisions = self._decide(block, stage, x)
         empty = [s for s in self.sequences if not s.target and s.units]  # whose part of the budget is nothing
         move = self._move(decisions, empty, x) if decisions or empty else None
-        self.seconds += time.perf_counter() - begin
+        self.spent.append((start, Moment(x.device)))
         return move
 
     def _decide(self, block: int, stage: int, x: Tensor) -> list[tuple[list[Sequence], Reduction]]:
@@ -149,10 +150,10 @@ class TowerRun:
         segments = None
         if self.boundaries is not None and len(self.boundaries) > 2:
             place = torch.arange(x.shape[1], device=x.device)
-            segments = torch.searchsorted(self.boundaries.to(x.device).long(), place, right=True)
+            segments = torch.searchsorted(on(x.device, self.boundaries).long(), place, right=True)
         decisions = []
         for group in self._groups():
-            entries = torch.tensor([[s.entry] for s in group], device=x.device)
+            entries = on(x.device, [[s.entry] for s in group])
             units = torch.stack([s.at.flatten() for s in group])
             cls = torch.arange(self.prefix, device=x.device).expand(len(group), -1)
             rows = torch.cat([cls, units], dim=1)
@@ -220,7 +221,7 @@ class TowerRun:
         index, valid = padded([torch.cat(parts) for parts in sources])
         self.layout = Rows(padded([torch.cat(parts) for parts in origins])[0], valid)
         self.moved = True
-        self._update_bias(x)
+        self._update_bias(x, len({sum(map(len, source)) for source in sources}) > 1)
         entry = torch.arange(len(x), device=x.device)[:, None].expand_as(index)
         new = x[entry, index] * valid[..., None]
         for group, units in mixed:
@@ -229,10 +230,10 @@ class TowerRun:
                 new = new.index_put(place, units[member].view(len(place[0]), -1).to(new.dtype))
         return Move(index, valid, new, x.shape[1], self.flat)
 
-    def _update_bias(self, x: Tensor) -> None:
-        """What later blocks add to the logits of each row: log of its size, and padding is not seen."""
+    def _update_bias(self, x: Tensor, ragged: bool) -> None:
+        """What later blocks add to the logits of each row: log of its size, and padding (of `ragged`) is not seen."""
         proportional = self.reducer.proportional and self.merged
-        if not proportional and bool(self.layout.valid.all()):
+        if not proportional and not ragged:
             self.bias = None
             return
         bias = torch.zeros(self.layout.index.shape, device=x.device)
@@ -294,18 +295,18 @@ class TowerRun:
     def _reduced(self, image: int, rows: Tensor) -> Reduced:
         mine = [sequence for sequence in self.sequences if sequence.image == image]
         total = len(rows)
-        tokens = torch.cat([s.tokens[s.tokens >= 0] for s in mine])
+        tokens = torch.cat([s.tokens[s.tokens >= 0] if s.holes else s.tokens for s in mine])
         missing = self.reducer.count(total) - len(tokens)
-        separators = (rows[:, 0] < 0).nonzero()[:missing, 0].to(tokens.device) if missing > 0 else tokens[:0]
+        separators = on(tokens.device, (rows[:, 0] < 0).nonzero()[:missing, 0]) if missing > 0 else tokens[:0]
         merged = None
         if self.merged:
-            merged = torch.full((total,), -1, dtype=torch.long, device=tokens.device)
+            merged = torch.full((total + 1,), -1, dtype=torch.long, device=tokens.device)
             for sequence in mine:
                 into = torch.full_like(sequence.first, -1)
                 if sequence.units:
                     into = torch.where(sequence.owner >= 0, sequence.tokens[sequence.owner.clamp(min=0)], -1)
-                made = sequence.first >= 0
-                merged[sequence.first[made]] = into[made]
+                merged[torch.where(sequence.first >= 0, sequence.first, total)] = into  # what makes none goes behind
+            merged = merged[:total]
         return Reduced(total, torch.cat([tokens, separators]).sort().values, merged)
 
 
@@ -316,6 +317,6 @@ def _heads(x: Tensor, call: Attention) -> Tensor:
 
 def _units(x: Tensor, group: list[Sequence], cell: int) -> Tensor:
     """The units' rows, [G, U, cell · D]."""
-    entries = torch.tensor([[s.entry] for s in group], device=x.device)
+    entries = on(x.device, [[s.entry] for s in group])
     rows = x[entries, torch.stack([s.at.flatten() for s in group])]
     return rows.unflatten(1, (-1, cell)).flatten(2)

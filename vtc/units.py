@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vtc.budget import share_out
+from vtc.host import on
 from vtc.reduction import Reduction, main_target
 
 
@@ -23,6 +24,7 @@ class Sequence:
         sizes: Tensor [U]: how many units each stands for.
         owner: LongTensor [start]: the unit now that each unit of the start went into; -1 where it is gone.
         first: LongTensor [start]: the tokens at the start.
+        holes: whether any of `tokens` is -1; such a sequence stays whole.
         memory: the method's store.
     """
 
@@ -36,6 +38,7 @@ class Sequence:
     sizes: Tensor
     owner: Tensor
     first: Tensor
+    holes: bool = False
     memory: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -101,10 +104,11 @@ def sequences_of(
         if budget == len(tokens) and rows.shape[1] == 1 and entries > 1:  # untouched: what is cut off later stays too
             made = torch.full((per_entry,), -1).scatter_(0, inside[:, 0], made)
             inside, target = torch.arange(per_entry)[:, None], per_entry
-        inside, made = (inside + prefix).to(device), made.to(device)
+        holes = bool((made < 0).any())
+        inside, made = on(device, inside + prefix), on(device, made)
         units, ones = len(inside), torch.ones(len(inside), device=device)
         owner = torch.arange(units, device=device)
-        sequences.append(Sequence(image, crop, inside, made, inside, units, target, ones, owner, made))
+        sequences.append(Sequence(image, crop, inside, made, inside, units, target, ones, owner, made, holes))
     return sequences
 
 
@@ -125,6 +129,5 @@ def _sizes(sizes: Tensor, reduction: Reduction, member: int) -> Tensor:
         return reduction.sizes[member].to(sizes.dtype)
     if mixing is None:
         return sizes[kept]
-    positive = mixing.weight[member] > 0
-    new = torch.zeros(len(kept), dtype=sizes.dtype, device=sizes.device)
-    return new.index_add(0, mixing.target[member][positive], sizes[mixing.source[member][positive]])
+    mixed = sizes[mixing.source[member]].masked_fill(mixing.weight[member] <= 0, 0)
+    return torch.zeros(len(kept), dtype=sizes.dtype, device=sizes.device).index_add(0, mixing.target[member], mixed)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc import ops
+from vtc.host import on
 from vtc.inside import Inside
 from vtc.method import Prune
 from vtc.scores import Attention
@@ -138,7 +139,7 @@ def _heads(inside: Inside, layer: int, prunes: list[Prune]) -> Change | None:
         index = prune.heads(rows, memory)
     if index is not None:
         blank = [not count for count in inside.segments[0].visual_counts]  # rows without an image keep what they had
-        heads = Heads(index, torch.tensor(blank, device=index.device) if any(blank) else None)
+        heads = Heads(index, on(index.device, blank) if any(blank) else None)
         inside.heads[layer] = heads.behind(inside.conversation.heads.get(layer))
     return Change(heads=inside.heads[layer] if index is not None else None, output=see)
 

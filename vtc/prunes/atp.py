@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vtc.budget import Keep, check_keep
+from vtc.host import on
 from vtc.method import Decision, Memory, Rows
 from vtc.prunes.atp_scores import LAYERS, ATPModules, grid_points, rescaled, stride_for
 from vtc.prunes.profile import check_layers
@@ -137,7 +138,7 @@ class ATP(ATPModules):
             wanted = torch.full_like(reached, float(self.keep), dtype=torch.float32)
             memory["share"] = wanted / reached if isinstance(self.keep, Integral) else wanted
         redundant, self_mean, cross_mean = redundancy(memory["self"], memory["cross"], rows.visual)
-        weights = self._modules[rows.stage].to(redundant.device)
+        weights = on(redundant.device, self._modules[rows.stage])
         theta = thresholds(weights, self_mean, cross_mean, memory["share"])
         points = grid_points(rows.images, rows.origin, [STRIDE] * len(theta))
         return Decision(rows.visual & (above(redundant, points, theta) | (memory["share"] >= 1)[:, None]))

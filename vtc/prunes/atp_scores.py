@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from vtc.host import on
 from vtc.layout import VisualInput
 from vtc.method import Memory, Prune, Rows, Watch, resolve_layers
 from vtc.prunes.transprune import instruction_attention
@@ -109,4 +110,4 @@ def grid_points(images: Sequence[VisualInput], origin: Tensor, strides: Sequence
         step = strides[image.row]
         for grid in image.grids if step else ():
             points[image.row, image.positions[grid.tokens()[:, ::step, ::step].flatten()]] = True
-    return points.to(origin.device).gather(1, origin.clamp(0, length))
+    return on(origin.device, points).gather(1, origin.clamp(0, length))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vtc import fields
 from vtc.budget import Keep
+from vtc.host import on
 from vtc.method import Decision, Memory, Rows
 from vtc.prunes.atp_scores import LAYERS, ATPModules, cells_of, grid_points, stride_for
 from vtc.prunes.profile import check_layers, geometric
@@ -106,7 +107,7 @@ class ATPTrainingFree(ATPModules):
         scores = share_of_visual(memory["self"], rows.visual) + share_of_visual(memory["cross"], rows.visual)
         if not self.adaptive:
             rank = ranked(scores, self._grid(rows, counts), rows.visual)
-            return Decision(rows.visual & (rank < torch.tensor(counts, device=rank.device)[:, None]))
+            return Decision(rows.visual & (rank < on(rank.device, counts)[:, None]))
         best = enough(scores, rows.visual, self.mass, self.min_share, self.max_share)
         rank = ranked(scores, torch.zeros_like(rows.visual), rows.visual)
         return Decision(rows.visual & ((rank < best[:, None]) | self._grid(rows, best.tolist())))

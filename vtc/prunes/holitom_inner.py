@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vtc import fields, ops
 from vtc.budget import Keep
+from vtc.host import on
 from vtc.method import Decision, Memory, Prune, Rows, Watch, resolve_layers, top_visual
 from vtc.nearest import nearest, unit_rows
 from vtc.prunes.fastv import last_query_attention
@@ -43,7 +44,7 @@ def nearest_kept(hidden: Tensor, score: Tensor, alive: Tensor, dropped: Tensor, 
     order = ranked.argsort(dim=1, descending=True, stable=True)
     kept, others = order[:, : max(counts)], order[:, min(counts) :]
     rank = torch.arange(kept.shape[1], device=kept.device)
-    few = rank >= torch.tensor(counts, device=kept.device)[:, None]
+    few = rank >= on(kept.device, counts)[:, None]
     kept = torch.where(few, kept[:, :1], kept)  # the best once more: of equal ones the first is taken
     chosen = nearest(*(unit_rows(_take(hidden, places)) for places in (others, kept)))[1]
     into = order.new_full(order.shape, -1).scatter(1, others, kept.gather(1, chosen))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vtc import fields
 from vtc.budget import Keep
+from vtc.host import on
 from vtc.method import Decision, Memory, Prune, Rows, Watch, resolve_layers
 from vtc.prunes.profile import check_keeps, check_layers, geometric, rounded_down
 from vtc.prunes.raters import choose_raters, corrected_attention, rank_of, relevance, strongest_heads
@@ -147,7 +148,7 @@ class SparseVLM(Prune):
             merged = clusters(present - kept) if self.merges else torch.zeros_like(kept)
             whole = (memory["rank"] >= present) | (kept + merged == present)  # one would be merged with itself
             return torch.where(whole, present, kept), merged.masked_fill(whole, 0)
-        total = torch.tensor(counts, device=present.device)
+        total = on(present.device, counts)
         if not self.merges:
             return total, torch.zeros_like(total)
         kept = most_kept(present, total, limit)

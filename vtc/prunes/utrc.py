@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vtc import fields
 from vtc.budget import Keep
+from vtc.host import on
 from vtc.method import Decision, Memory, Prune, Rows, Watch, as_float, resolve_layers, top_visual
 from vtc.nearest import nearest, unit_rows
 from vtc.prunes.profile import check_layers, geometric
@@ -210,7 +211,7 @@ class UTRC(Prune):
         visual = rows.visual.gather(1, place)
         hidden, mixer = (value.gather(1, _wide(place, value)) for value in (rows.hidden, mixer))
         edges = pair(mixer, visual, visual, self.importance)
-        remove = visual.sum(dim=1) - torch.tensor(counts, device=visual.device)
+        remove = visual.sum(dim=1) - on(visual.device, counts)
         residual = hidden.float() - mixer.float()
         mixed, rest, gone = unified_reduction(mixer, residual, edges, remove, self.pruned)
         source, target = place.gather(1, edges.source), place.gather(1, edges.target)

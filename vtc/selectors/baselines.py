@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vtc import fields
 from vtc.budget import Keep
+from vtc.host import on
 from vtc.layout import Grid
 from vtc.method import Selector
 from vtc.reduction import Mixing, Reduction
@@ -95,7 +96,7 @@ class Random(Selector):
     def select(self, visual: VisualTokens, k: int) -> Reduction:
         tokens = visual.features.shape[1]
         picks = [random_positions(tokens, k, self.seed, ordinal) for ordinal in visual.ordinals]
-        return Reduction.of(torch.stack(picks).to(visual.features.device))
+        return Reduction.of(on(visual.features.device, torch.stack(picks)))
 
 
 @register("stride")
@@ -166,4 +167,4 @@ def _spread(visual: VisualTokens, k: int, positions: Callable[[tuple[Grid, ...],
 
 def _for_each(values: Tensor, visual: VisualTokens) -> Tensor:
     """[M] as [G, M] on the device of the features."""
-    return values.to(visual.features.device).expand(visual.features.shape[0], -1)
+    return on(visual.features.device, values).expand(visual.features.shape[0], -1)

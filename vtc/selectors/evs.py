@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vtc.budget import Keep
 from vtc.dividing import Unit
+from vtc.host import on
 from vtc.layout import Grid
 from vtc.method import Selector, as_float
 from vtc.reduction import Reduction
@@ -65,9 +66,9 @@ class EVS(Selector):
         frames = [grid.tokens().flatten(1) for grid in _videos(visual.grids)]
         cells = torch.cat([each.flatten() for each in frames])
         others = torch.ones(tokens, dtype=torch.bool).index_fill_(0, cells, False).nonzero()[:, 0].to(device)
-        change = [temporal_change(visual.features[:, each.to(device)]).flatten(1) for each in frames]
+        change = [temporal_change(visual.features[:, on(device, each)]).flatten(1) for each in frames]
         order = torch.cat(change, dim=1).argsort(dim=1, descending=True, stable=True)[:, : k - len(others)]
-        kept = torch.cat([cells.to(device)[order], others.expand(len(order), -1)], dim=1)
+        kept = torch.cat([on(device, cells)[order], others.expand(len(order), -1)], dim=1)
         return Reduction.of(kept)
 
 

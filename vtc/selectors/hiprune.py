@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vtc import fields
 from vtc.budget import Keep, share_out
+from vtc.host import on
 from vtc.method import Selector
 from vtc.parts import Parts
 from vtc.reduction import Reduction, top_k
@@ -152,14 +153,14 @@ class HiPrune(Selector):
             deep_score = deep_score / deep_score.nanmean(dim=1, keepdim=True)
         places = candidates(visual, k)
         if len(places) == k:
-            return Reduction.of(places.to(object_score.device).expand(len(object_score), -1))
+            return Reduction.of(on(object_score.device, places).expand(len(object_score), -1))
         if self.per_crop and visual.crops is not None:
             return Reduction(top_k(self._crop_by_crop(visual, k).float(), k).sort(dim=1).values)
         kept = torch.zeros_like(object_score, dtype=torch.bool)
         sizes = [grid.t * grid.h * grid.w for grid in visual.grids]
         for grid, part in zip(visual.grids, share_out(k, sizes), strict=True):
             if part:
-                inside = grid.tokens().flatten().to(kept.device)
+                inside = on(kept.device, grid.tokens().flatten())
                 kept[:, inside] = hiprune(
                     object_score[:, inside], deep_score[:, inside], part, (grid.h, grid.w), self.alpha, self.compat
                 )
@@ -174,7 +175,7 @@ class HiPrune(Selector):
         height, width = visual.crops.grid
         for tokens, part in zip(crops, share_by(k, [1] * len(crops), [len(tokens) for tokens in crops]), strict=True):
             if part:
-                place, tokens = visual.crops.place[tokens].to(kept.device), tokens.to(kept.device)
+                place, tokens = on(kept.device, visual.crops.place[tokens]), on(kept.device, tokens)
                 visible = torch.zeros(height * width, dtype=torch.bool, device=kept.device)
                 visible[place] = True
                 whole = (score.new_zeros(len(score), height * width) for score in scores)

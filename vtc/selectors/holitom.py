@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vtc import budget, fields
 from vtc.budget import Keep
+from vtc.host import on
 from vtc.layout import Grid
 from vtc.method import Method, Selector
 from vtc.parts import Parts
@@ -92,7 +93,7 @@ class HoliTom(Selector):
         static = torch.zeros_like(alive)
         parts = []
         for grid in visual.grids:
-            cells = grid.tokens().flatten(1).to(features.device)
+            cells = on(features.device, grid.tokens().flatten(1))
             merged = merge_frames(features[cells], attention[0, cells], rho, self.tau, self.beta, self.neighbours)
             flat, own = cells.flatten(), _separators(grid, merged.kept)
             alive[flat], alive[own] = merged.kept.flatten(), True

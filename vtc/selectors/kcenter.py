@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vtc import fields, ops
 from vtc.budget import Keep
+from vtc.host import on
 from vtc.method import Selector, as_float
 from vtc.parts import Parts
 from vtc.reduction import Reduction, top_k
@@ -93,13 +94,13 @@ class KCenter(Selector):
         return Needs(cls=(parts.block(self.layer, self.name),))
 
     def select(self, visual: VisualTokens, k: int) -> Reduction:
-        places = candidates(visual, k).to(visual.features.device)
+        places = on(visual.features.device, candidates(visual, k))
         features = visual.features[:, places]
         if self.pivot == "mean":
             pivot = mean_pivot(features)
         else:
             (attention,) = visual.cls.values()
-            pivot = cls_pivot(attention[:, places], _pivot_places(visual).to(places.device)[places])
+            pivot = cls_pivot(attention[:, places], on(places.device, _pivot_places(visual))[places])
         return Reduction.of(places[k_center_order(features, pivot, k, self.rule)])
 
 

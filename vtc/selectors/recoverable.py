@@ -9,6 +9,7 @@ from torch.nn.functional import normalize, pad
 
 from vtc import fields, ops
 from vtc.budget import Keep, share_out
+from vtc.host import on
 from vtc.method import Selector, as_float
 from vtc.parts import Parts
 from vtc.reduction import Mixing, Reduction, top_k
@@ -245,8 +246,8 @@ class Recoverable(Selector):
         if not self.adaptive:
             places = candidates(visual, k)
             if len(places) == k:
-                return Reduction.of(places.to(device).expand(images, -1))
-        tokens = (~visual.separators).nonzero()[:, 0].to(device)
+                return Reduction.of(on(device, places).expand(images, -1))
+        tokens = on(device, (~visual.separators).nonzero()[:, 0])
         decided = [self._decide(visual, image, tokens, k) for image in range(images)]
         sequence = torch.stack([torch.cat([part.kept, part.centres, part.last]) for part in decided])
         kept = sequence.sort(dim=1).values
@@ -288,7 +289,7 @@ class Recoverable(Selector):
         if not visual.text or not len(visual.text[image]):
             return None
         text = as_float(visual.text[image]).mean(dim=0)
-        return text_score(visual.features[image, tokens], text.to(visual.features.device))
+        return text_score(visual.features[image, tokens], on(visual.features.device, text))
 
 
 def _stack(parts: list[Recovered]) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from vtc.host import on
 from vtc.method import as_float
 from vtc.nearest import unit_rows
 from vtc.prunes.clusters import density_peaks
@@ -97,7 +98,7 @@ def cluster(features: Tensor, count: int, beta: float | None, neighbours: int) -
         LongTensor [count], the centres, ascending; LongTensor [M], the number of the centre that each token joins;
         Tensor [M], its weight there.
     """
-    number = torch.tensor([count], device=features.device)
+    number = on(features.device, [count])
     found = density_peaks(features[None], number, count, number.clamp(max=neighbours))
     centres, order = found.centres[0].sort()
     member_of = order.argsort()[found.member_of[0]]
@@ -155,7 +156,7 @@ def merge_frames(
         if last > first:
             repeats[first : last + 1] = (similarity[first:last] > tau).all(dim=0)
     dynamic = most_attended(attention, ~repeats, ratio)
-    counts = [round(n * ratio) for n in repeats[[first for first, _ in segments]].sum(dim=1).tolist()]
+    counts = [round(n * ratio) for n in repeats[on(device, [first for first, _ in segments])].sum(dim=1).tolist()]
     if not any(counts) and not dynamic.any():
         counts[0] = 1
     cell = torch.arange(frames * tokens, device=device).view(frames, tokens)

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 
 from vtc import fields
 from vtc.budget import Keep
+from vtc.host import on
 from vtc.method import Selector, as_float
 from vtc.nearest import nearest
 from vtc.parts import Parts
@@ -49,7 +50,7 @@ def local_count(density: float, tokens: int) -> int:
 def global_tokens(attention: Tensor) -> Tensor:
     """Upper outliers of a deep layer's CLS attention: above Q3 + 1.5 · (Q3 - Q1); [n] -> BoolTensor [n]."""
     attention = as_float(attention)
-    q1, q3 = attention.quantile(torch.tensor([0.25, 0.75], dtype=attention.dtype, device=attention.device))
+    q1, q3 = attention.quantile(on(attention.device, torch.tensor([0.25, 0.75], dtype=attention.dtype)))
     return attention > q3 + 1.5 * (q3 - q1)
 
 
@@ -163,8 +164,8 @@ class TokenCorr(Selector):
         if not self.adaptive:
             places = candidates(visual, k)
             if len(places) == k:
-                return Reduction.of(places.to(visual.features.device).expand(images, -1))
-        crops = [tokens.to(visual.features.device) for tokens in crop_tokens(visual)]
+                return Reduction.of(on(visual.features.device, places).expand(images, -1))
+        crops = [on(visual.features.device, tokens) for tokens in crop_tokens(visual)]
         crops = [tokens for tokens in crops if len(tokens)]
         decided = [self._decide(visual, image, crops, k) for image in range(images)]
         kept, source, target, weight = (torch.stack(parts) for parts in zip(*decided, strict=True))
@@ -197,7 +198,7 @@ class TokenCorr(Selector):
     def _local(self, shallow: Tensor, ordinal: int, crop: int) -> Tensor:
         if not self.sample:
             return shallow
-        noise = exponential_noise(len(shallow), self.seed, ordinal, crop).to(shallow.device)
+        noise = on(shallow.device, exponential_noise(len(shallow), self.seed, ordinal, crop))
         return as_float(shallow) / noise
 
     def _wanted(self, keys: Tensor) -> int:

@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 
 from vtc import fields, ops
 from vtc.budget import Keep, share_out
+from vtc.host import on
 from vtc.method import Selector, as_float
 from vtc.nearest import nearest
 from vtc.parts import Parts
@@ -56,9 +57,9 @@ def visionzip(score: Tensor, keys: Tensor, dominant: int, contextual: int) -> Zi
         none = order[:, :0]
         return Zip(kept, none, none, none)
     step = max(1, rest.shape[1] // contextual)
-    is_target = torch.zeros(rest.shape[1], dtype=torch.bool, device=rest.device)
-    is_target[torch.arange(contextual, device=rest.device) * step] = True
-    target, others = rest[:, is_target], rest[:, ~is_target]
+    is_target = torch.zeros(rest.shape[1], dtype=torch.bool)
+    is_target[torch.arange(contextual) * step] = True
+    target, others = (rest[:, on(rest.device, which.nonzero()[:, 0])] for which in (is_target, ~is_target))
     unit = normalize(as_float(keys), dim=-1)
     row = torch.arange(images, device=rest.device)[:, None]
     return Zip(kept, target, others, nearest(unit[row, others], unit[row, target])[1])
@@ -145,7 +146,7 @@ class VisionZip(Selector):
     def select(self, visual: VisualTokens, k: int) -> Reduction:
         places = candidates(visual, k)
         if len(places) == k:
-            return Reduction.of(places.to(visual.features.device).expand(len(visual.features), -1))
+            return Reduction.of(on(visual.features.device, places).expand(len(visual.features), -1))
         tokens = crop_tokens(visual)
         parts = share_out(k, [len(inside) for inside in tokens])
         crops = [self._zip(visual, crop, tokens[crop], part) for crop, part in enumerate(parts) if part]
@@ -167,7 +168,7 @@ class VisionZip(Selector):
         """`visionzip` in one crop, which gets `part` tokens."""
         (keys,) = visual.keys.values()
         (score,) = (visual.cls or visual.received).values()
-        tokens = tokens.to(score.device)
+        tokens = on(score.device, tokens)
         score = score[:, tokens]
         with_cls = visual.projection is not None and visual.projection.cls is not None
         dominant = min(max(round(self.dominant * part), 1), part)
@@ -213,6 +214,6 @@ def _project(projection: Projection, mixing: Mixing, crops: list[_Crop], slot: T
     rows = ops.merge(projection.rows, mixing, k)
     if projection.cls is not None:
         places = slot.gather(1, torch.cat([crop.cls for crop in crops], dim=1))
-        cls = projection.cls[:, [crop.crop for crop in crops]]
+        cls = projection.cls.index_select(1, on(places.device, [crop.crop for crop in crops]))
         rows.scatter_(1, places[:, :, None].expand_as(cls), cls.to(rows.dtype))
     return projection.apply(rows)
