@@ -15,7 +15,7 @@ COMPOSED ?= divprune:keep=0.5+pyramiddrop:keep=0.25 hiprune:keep=0.25+fastv:laye
 VIDEO_LIMIT ?= 12
 VIDEO_METHODS ?= none,random,frame_stride,pool,divprune,evs,holitom,fastv
 
-.PHONY: run test bench lint clean
+.PHONY: run test test-gpu bench lint clean
 
 run: $(VENV)/.done
 	$(BIN)/vtc eval --model embedded --methods $(METHODS) \
@@ -25,6 +25,11 @@ run: $(VENV)/.done
 
 test: $(VENV)/.done $(VENV)/.llava
 	$(BIN)/python -m pytest -n auto tests
+
+# The CUDA kernels built, checked, sanitized and timed on a GPU, in at most ten minutes; without one, the same tests on
+# the torch references and the emulated kernels.
+test-gpu: $(VENV)/.done
+	$(BIN)/python -m vtc.cuda.check --json runs/gpu.json
 
 bench: $(VENV)/.done
 	$(BIN)/vtc bench prefill --model embedded --methods divprune,fastv --keep 0.25,0.125,0.0625 --batch-size 8

@@ -14,6 +14,7 @@ class BuildKernels(build_py):
     """Copies the package, and puts the compiled kernels beside their sources."""
 
     def run(self) -> None:
+        """Build."""
         super().run()
         if WANTED:
             build = _build()
@@ -26,12 +27,14 @@ class WithKernels(Distribution):
     """A wheel that holds them is for one system."""
 
     def has_ext_modules(self) -> bool:
+        """Whether there is anything compiled."""
         return WANTED
 
 
 def _build():
     """`vtc.cuda.build`, which needs nothing installed."""
-    spec = importlib.util.spec_from_file_location("vtc_cuda_build", Path(__file__).parent / "cuda" / "kernels" / "build.py")
+    file = Path(__file__).parent / "cuda" / "kernels" / "build.py"
+    spec = importlib.util.spec_from_file_location("vtc_cuda_build", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,4 +1,4 @@
-"""Building the CUDA kernels: what the compiler says of them, the cache, the wheel, and what happens without a compiler."""
+"""Building the CUDA kernels: what the compiler says of them, the cache, the wheel, and having no compiler."""
 
 import ctypes
 import logging

@@ -58,7 +58,7 @@ def compact(tensors: list[Tensor], index: Tensor, valid: Tensor | None = None) -
     if valid is not None:
         _same("valid", valid, (batch, count))
         _dtype("valid", valid, (torch.bool,))
-    return _compact(list(tensors), index, valid) if tensors else []
+    return _implementation("compact", index)(list(tensors), index, valid) if tensors else []
 
 
 @torch.library.custom_op("vtc::compact", mutates_args=())
@@ -135,7 +135,7 @@ def max_min(
         if value is not None:
             _same(name, value, (images,))
             _dtype(name, value, _INDEX)
-    return _max_min(features, k, seed, rule, counts)
+    return _implementation("max_min", features)(features, k, seed, rule, counts)
 
 
 @torch.library.custom_op("vtc::max_min", mutates_args=())
@@ -181,7 +181,7 @@ def attention_rows(
     arguments = query, key, scaling, _attended(query, key, mask, begin, end), begin, end, softcap
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
         return reference.attention_rows(*arguments)  # which torch can differentiate
-    return _attention_rows(*arguments)
+    return _implementation("attention_rows", query)(*arguments)
 
 
 @torch.library.custom_op("vtc::attention_rows", mutates_args=())
@@ -247,7 +247,7 @@ def attention_received(
     arguments = query, key, scaling, weights, mask, begin, end, softcap
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
         return reference.attention_received(*arguments)  # which torch can differentiate
-    return _attention_received(*arguments)
+    return _implementation("attention_received", query)(*arguments)
 
 
 @torch.library.custom_op("vtc::attention_received", mutates_args=())
@@ -332,7 +332,7 @@ def merge(x: Tensor, mixing: Mixing, k: int) -> Tensor:
         _same(f"mixing.{name}", getattr(mixing, name), (images, entries))
     _dtype("mixing.source", mixing.source, _INDEX)
     _dtype("mixing.target", mixing.target, _INDEX)
-    return _merge(x, mixing.source, mixing.target, mixing.weight, k)
+    return _implementation("merge", x)(x, mixing.source, mixing.target, mixing.weight, k)
 
 
 @torch.library.custom_op("vtc::merge", mutates_args=())
@@ -368,7 +368,14 @@ def _merge_backward(ctx: Any, gradient: Tensor) -> tuple:
 _merge.register_autograd(_merge_backward, setup_context=_save_merge)
 
 
-# ---------------------------------------------------------------- on a GPU
+# ---------------------------------------------------------------- who does it
+
+
+def _implementation(name: str, tensor: Tensor) -> Callable[..., Any]:
+    """The operator; on a CPU, outside of compiled code, the reference, for which calling it would take longer."""
+    if tensor.device.type == "cpu" and not torch.compiler.is_compiling():
+        return getattr(reference, name)
+    return _OPERATORS[name]
 
 
 def _register(name: str, operator: Any) -> None:
@@ -386,13 +393,14 @@ def _register(name: str, operator: Any) -> None:
         return plain(*args)
 
 
-for _name, _operator in (
-    ("compact", _compact),
-    ("max_min", _max_min),
-    ("attention_rows", _attention_rows),
-    ("attention_received", _attention_received),
-    ("merge", _merge),
-):
+_OPERATORS: dict[str, Any] = {
+    "compact": _compact,
+    "max_min": _max_min,
+    "attention_rows": _attention_rows,
+    "attention_received": _attention_received,
+    "merge": _merge,
+}
+for _name, _operator in _OPERATORS.items():
     _register(_name, _operator)
 
 

@@ -14,7 +14,6 @@ from vtc.conversation import Conversation, Lease, conversation_of
 from vtc.dividing import units
 from vtc.flops import BlockRun, Cost, lengths_of, weights_of
 from vtc.forward import ForwardPass
-from vtc.host import EarlyCopies
 from vtc.layout import Layout
 from vtc.method import Method
 from vtc.recorded import Features, Recorded, attach_features, features_with, sizes_of
@@ -196,10 +195,9 @@ class Seam:
     # ---------------------------------------------------------------- hooks
 
     def _before_composite(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        early = self.recorded.early if self.recorded.input_ids is None else EarlyCopies()
-        self._local.recorded = Recorded(early=early)
+        self._local.recorded = Recorded()
         if any(map(_is_pixels, kwargs.values())) or kwargs.get("mm_encoder_outputs"):
-            early.start({"input_ids": args[0] if args else None, **kwargs})
+            self.recorded.early.start({"input_ids": args[0] if args else None, **kwargs})
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() == 2:
             self.recorded.mask = mask

@@ -207,7 +207,7 @@ class Library:
         softcap: float | None,
     ) -> Tensor:
         """Rows of softmax(Q Kᵀ); see `vtc.ops.attention_rows`."""
-        rows = torch.empty(*query.shape[:3], key.shape[2], device=query.device)
+        rows = torch.empty(*query.shape[:3], key.shape[2], device=query.device, dtype=torch.float32)
         if rows.numel():
             with self._on(query, key, mask, begin, end) as stream:
                 call, kept = _attention(_last_dense(query), _last_dense(key), scaling, mask, begin, end, softcap)
@@ -228,12 +228,11 @@ class Library:
     ) -> Tensor:
         """Weighted column sums of softmax(Q Kᵀ); see `vtc.ops.attention_received`."""
         batch, heads, queries, _ = query.shape
-        made = {"device": query.device, "dtype": torch.float32}
-        partial = torch.empty(batch, heads, key.shape[2], **made)
+        partial = torch.empty(batch, heads, key.shape[2], dtype=torch.float32, device=query.device)
         if not partial.numel() or not queries:
             return partial.new_zeros(batch, key.shape[2])
         weights = None if weights is None else weights.float().contiguous()
-        denominator = torch.empty(batch, heads, queries, **made)
+        denominator = torch.empty(batch, heads, queries, dtype=torch.float32, device=query.device)
         bounds = torch.empty(batch, -(-queries // _TILE), 4, dtype=torch.int32, device=query.device)
         with self._on(query, key, weights, mask, begin, end) as stream:
             call, kept = _attention(_aligned(query), _aligned(key), scaling, mask, begin, end, softcap)
@@ -338,7 +337,7 @@ def _attention(
     """What the kernels know of a call, and the tensors that have to live until it is launched."""
     batch, heads, queries, dim = query.shape
     bounds = [None if bound is None else bound.to(torch.int32).contiguous() for bound in (begin, end)]
-    strides = (0, 0, 0, 0)
+    strides: tuple[int, ...] = (0, 0, 0, 0)
     if mask is not None:
         mask = mask if mask.dtype in _TYPES else mask.float()
         mask = mask.expand(batch, heads, queries, key.shape[2])

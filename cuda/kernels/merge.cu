@@ -29,6 +29,8 @@ __global__ void __launch_bounds__(THREADS) merge_kernel(const Merge m) {
     float sum[N] = {};
     for (int start = 0; start < m.entries; start += THREADS) {
         int entry = start + threadIdx.x;
+        // What this round writes, slower warps of the last one no longer read: all have passed its second barrier, and
+        // the list is written behind the first of this one.
         bool mine = entry < m.entries && load_index(m.target, m.wide, first + entry) == token;
         unsigned found = __ballot_sync(ALL_LANES, mine);
         if (lane == 0) of_warp[warp] = __popc(found);
@@ -53,7 +55,6 @@ __global__ void __launch_bounds__(THREADS) merge_kernel(const Merge m) {
                 for (int n = 0; n < N; ++n) sum[n] += weights[i] * to_float(old.at[n]);
             }
         }
-        __syncthreads();
     }
     if (column < m.dim) {
         Vector<T, N> made;
