@@ -32,9 +32,7 @@ class Command:
 COMMANDS = {
     "eval": Command("vtc.eval.evaluate", "measure accuracy, time, memory and FLOPs of methods at several budgets"),
     "ask": Command("vtc.eval.ask", "ask about one picture, with and without compression, and see what was kept"),
-    "bench": Command(
-        "vtc.eval.bench", "time prefills, decisions and single operations, each beside what it could be at best"
-    ),
+    "bench": Command("vtc.eval.bench", "time prefills, decisions and operations, each beside what it could be at best"),
     "solve": Command("vtc.eval.solve", "find the keep that meets a budget, from the model's shapes alone"),
     "methods": Command("vtc.eval.methods", "list the methods"),
     "presets": Command("vtc.eval.presets", "list published settings, or show one with its published numbers"),
