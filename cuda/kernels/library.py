@@ -22,6 +22,8 @@ _MAX_TENSORS = 16
 #: Up to so many tokens one block walks through the products of all pairs; beyond, each pick computes its row.
 _MATRIX_TOKENS = 8192
 _TILE = 64
+#: Bytes of shared memory that received attention takes for float32 heads of 128: three tiles, and a column's numbers.
+_FLOAT32_SHARED = 3 * _TILE * (128 + 4) * 4 + 2048
 #: Images, or heads, that one launch counts.
 _MAX_GRID = 65535
 
@@ -99,11 +101,15 @@ class Library:
         self._library.vtc_error.restype = c_char_p
         for name, signature in _SIGNATURES.items():
             getattr(self._library, name).argtypes = (*signature, c_void_p)
-        if failed := self._library.vtc_probe():
+        device = torch.cuda.current_device() if torch.cuda.is_available() else 0
+        if failed := self._library.vtc_use(device) or self._library.vtc_probe():
             raise LibraryError(f"{path} does not run on this GPU: {self._library.vtc_error(failed).decode()}")
 
     def takes(self, name: str, *args: Any) -> bool:
-        """Whether there is a kernel for these arguments: float32, float16 and bfloat16, heads of up to 256 (128)."""
+        """Whether there is a kernel for these arguments: float32, float16 and bfloat16, heads of up to 256 (128).
+
+        Received attention of float32 with heads of more than 80 takes 101 KiB of shared memory; not all GPUs have that.
+        """
         if name == "compact":
             return True
         first = args[0]
@@ -114,7 +120,11 @@ class Library:
         if name == "max_min":
             return 4 * first.shape[2] <= 96 * 1024 and first.shape[0] <= _MAX_GRID
         same = first.dtype == args[1].dtype and max(first.shape[0], first.shape[1]) <= _MAX_GRID
-        return same and first.shape[3] <= (256 if first.element_size() == 2 else 128)
+        longest = 256 if first.element_size() == 2 else 128
+        if name == "attention_received" and longest == 128 and first.is_cuda:
+            properties = torch.cuda.get_device_properties(first.device)
+            longest = longest if properties.shared_memory_per_block_optin >= _FLOAT32_SHARED else 80
+        return same and first.shape[3] <= longest
 
     # ---------------------------------------------------------------- the operations
 
@@ -283,6 +293,7 @@ class Library:
             yield 0
             return
         with torch.cuda.device(first.device):
+            self._call("vtc_use", torch.cuda.current_device())
             yield torch.cuda.current_stream().cuda_stream
 
     def _call(self, name: str, *args: Any) -> None:
