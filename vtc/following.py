@@ -26,6 +26,8 @@ class Following(Tensor):
         """Every operation goes to `now`."""
 
         def current(value: Any) -> Any:
+            if isinstance(value, (list, tuple)):  # of tensors, or of sizes
+                return type(value)(map(current, value)) if type(value) in (list, tuple) else value
             return value.__dict__.get("now", value) if isinstance(value, Following) else value
 
         args = tuple(current(a) for a in args)

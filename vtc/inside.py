@@ -216,7 +216,9 @@ class Inside:
         batch, length = entry.index.shape[0], entry.length
         new = [
             tensor
-            for tensor in tensors
+            for tensor in map(
+                tensors.__getitem__, range(len(tensors))
+            )  # torch.compile can't follow the tuple's iterator
             if isinstance(tensor, Tensor) and (id(tensor), None) not in done and token_dim(tensor, batch, length) == 1
         ]
         if len(new) > 1 and not entry.identity and not self._rotary_again(new[0]):

@@ -174,7 +174,7 @@ def attention_rows(
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     if mask is not None and mask.dtype != torch.bool:
-        logits, mask = logits + mask, None
+        logits, mask = logits + mask.float(), None
     place = torch.arange(keys, device=key.device)
     unseen = [] if mask is None else [~mask]
     if begin is not None:

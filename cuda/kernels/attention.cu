@@ -44,7 +44,7 @@ constexpr int ROW_KEYS = 32, ROW_QUERIES = 8, ROW_THREADS = ROW_KEYS * ROW_QUERI
 
 // A block has ROW_KEYS keys of one head of the keys, and all queries that look at them, ROW_QUERIES at a time.
 template <typename T, int N>
-__global__ void __launch_bounds__(ROW_THREADS) logits_kernel(const Attention a, float* out) {
+__global__ void __launch_bounds__(ROW_THREADS, 4) logits_kernel(const Attention a, float* out) {
     VTC_SHARED(memory);
     const int pitch = a.dim + 4;  // eight rows fall in other banks
     float* keys = reinterpret_cast<float*>(memory);
