@@ -1,4 +1,4 @@
-"""Patched models whose operations go through torch's dispatcher, as they do on a GPU, give what they give without it."""
+"""Patched models whose operations go through torch's dispatcher, as on a GPU, give what they give without it."""
 
 import pytest
 import torch
