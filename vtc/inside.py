@@ -214,13 +214,11 @@ class Inside:
         """Cut what a tuple (of rotary tables) has for each token in one go."""
         entry, done = self.now.in_entry, self.now.done
         batch, length = entry.index.shape[0], entry.length
-        new = [
-            tensor
-            for tensor in map(
-                tensors.__getitem__, range(len(tensors))
-            )  # torch.compile can't follow the tuple's iterator
-            if isinstance(tensor, Tensor) and (id(tensor), None) not in done and token_dim(tensor, batch, length) == 1
-        ]
+        fits = {  # by number: torch.compile can't follow the tuple's own iterator
+            number: isinstance(tensors[number], Tensor) and token_dim(tensors[number], batch, length) == 1
+            for number in range(len(tensors))
+        }
+        new = [tensors[number] for number, fit in fits.items() if fit and (id(tensors[number]), None) not in done]
         if len(new) > 1 and not entry.identity and not self._rotary_again(new[0]):
             done.update({(id(old), None): (old, cut) for old, cut in zip(new, entry.take_all(new))})
 

@@ -123,7 +123,7 @@ class Library:
         longest = 256 if first.element_size() == 2 else 128
         if name == "attention_received" and longest == 128 and first.is_cuda:
             properties = torch.cuda.get_device_properties(first.device)
-            longest = longest if properties.shared_memory_per_block_optin >= _FLOAT32_SHARED else 80
+            longest = longest if getattr(properties, "shared_memory_per_block_optin", 0) >= _FLOAT32_SHARED else 80
         return same and first.shape[3] <= longest
 
     # ---------------------------------------------------------------- the operations
