@@ -31,7 +31,7 @@ class EarlyCopies:
             for value in values.values():
                 self.start(value)
         elif isinstance(values, Tensor) and values.device.type != "cpu" and not values.is_floating_point():
-            self._copies.setdefault(_key(values), _started(values))
+            self._copies[_key(values)] = _started(values)
 
     def of(self, tensor: Tensor) -> Tensor | None:
         """The values of `tensor`, or None where that would have to wait for the device."""

@@ -42,7 +42,7 @@ def _load(index: int) -> Library | None:
                 except LibraryError as error:
                     _log.warning("vtc: %s; compiling anew", error)
             return Library(build.cached_library(arch, lambda what: _log.warning("vtc: %s", what)))
-    except (build.BuildError, LibraryError) as error:
+    except (build.BuildError, LibraryError, OSError) as error:
         _log.warning("vtc: without CUDA kernels on cuda:%d, slower torch operations run instead: %s", index, error)
         return None
 

@@ -116,7 +116,7 @@ class Library:
         if first.dtype not in _TYPES or first.dtype == torch.bool:
             return False
         if name == "merge":
-            return args[3].dtype in _TYPES and first.shape[0] <= _MAX_GRID
+            return args[3].is_floating_point() and args[3].dtype in _TYPES and first.shape[0] <= _MAX_GRID
         if name == "max_min":
             return 4 * first.shape[2] <= 96 * 1024 and first.shape[0] <= _MAX_GRID
         same = first.dtype == args[1].dtype and max(first.shape[0], first.shape[1]) <= _MAX_GRID

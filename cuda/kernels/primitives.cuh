@@ -147,7 +147,7 @@ __device__ __forceinline__ Smallest smallest_of_block(Smallest mine, Smallest* s
 // Memory beyond 48 KiB has to be asked for, once for each kernel and device.
 template <typename Kernel>
 inline cudaError_t allow_shared(Kernel kernel, size_t bytes) {
-    if (bytes <= 48 * 1024) return cudaSuccess;
+    if (bytes <= 40 * 1024) return cudaSuccess;
     return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
 }
 
