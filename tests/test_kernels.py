@@ -174,3 +174,31 @@ def test_probabilities_received_add_up(backend: Backend) -> None:
     query, key = draw.normal(2, 4, 50, 32), draw.normal(2, 2, 90, 32)
     received = backend.run("attention_received", query, key, 0.2, None, None, None, None, None)
     assert (received.double().sum(dim=1) - 1).abs().max() < math.sqrt(90) * exact.rounding(50)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("lowest", [-65504.0, -1e9, torch.finfo(torch.float32).min])
+def test_queries_masked_everywhere_by_a_number_see_all_alike(
+    backend: Backend, dtype: torch.dtype, lowest: float
+) -> None:
+    draw = Draw(backend.device, "masked")
+    query, key = (draw.normal(1, 2, 70, 16).to(dtype) for _ in range(2))
+    mask = torch.zeros(1, 1, 70, 70, device=backend.device)
+    mask[:, :, :10] = lowest
+    weights = torch.zeros(1, 70, device=backend.device)
+    weights[:, 3] = 1.0
+    received = backend.run("attention_received", query, key, 0.25, weights, mask, None, None, None)
+    rows = backend.run("attention_rows", query[:, :, 3:4], key, 0.25, mask[:, :, 3:4], None, None, None)
+    torch.testing.assert_close(received, rows.mean(dim=1)[:, 0], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(received.sum(), torch.ones_like(received.sum()), rtol=1e-5, atol=0)
+
+
+def test_a_query_that_sees_a_nan_gives_nothing(backend: Backend) -> None:
+    draw = Draw(backend.device, "nan")
+    query, key = draw.normal(1, 2, 70, 16), draw.normal(1, 2, 70, 16)
+    key[:, :, 64] = float("nan")
+    end = torch.arange(1, 71, device=backend.device)[None]
+    weights = torch.zeros(1, 70, device=backend.device)
+    weights[:, 64:68] = 1.0  # the four whose window of four has the NaN
+    received = backend.run("attention_received", query, key, 0.25, weights, None, end - 4, end, None)
+    assert not received.any()

@@ -384,13 +384,14 @@ def _register(name: str, operator: Any) -> None:
 
     @operator.register_kernel("cuda")
     def on_cuda(*args: Any) -> Any:
-        if _kernels.get():
-            from vtc.kernels import kernel_for
+        with torch.autocast("cuda", enabled=False):  # what is said to be in float32 is
+            if _kernels.get():
+                from vtc.kernels import kernel_for
 
-            kernel = kernel_for(name, *args)
-            if kernel is not None:
-                return kernel(*args)
-        return plain(*args)
+                kernel = kernel_for(name, *args)
+                if kernel is not None:
+                    return kernel(*args)
+            return plain(*args)
 
 
 _OPERATORS: dict[str, Any] = {

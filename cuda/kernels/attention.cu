@@ -3,7 +3,7 @@
 // attention_rows: few queries. Memory-bound: keys are read once; the logits are normalised where they were written.
 //
 // attention_received: how much each key gets from all queries. Two passes of one kernel over tiles of 64 × 64 logits.
-// The first holds queries still and lets keys stream by: of each query the logarithm of its softmax's denominator. The
+// The first holds queries still and lets keys stream by: of each query its largest logit and softmax denominator. The
 // second holds keys still and lets queries stream by: of each key the sum of its column. The tile in transit is loaded
 // while the one before is computed, on tensor cores for 16-bit numbers.
 
@@ -37,6 +37,9 @@ __device__ __forceinline__ float masked(const Attention& a, float logit, int bat
     if (a.mask_type == BOOL) return static_cast<const bool*>(a.mask)[at] ? logit : -INFINITE;
     return logit + load_float(a.mask, a.mask_type, at);
 }
+
+// Of a difference of logits: multiplied after the subtraction, so that large masks cancel.
+__device__ __forceinline__ float exponential(float difference) { return fast_exp2(difference * LOG2_E); }
 
 // ---------------------------------------------------------------- rows
 
@@ -152,7 +155,7 @@ struct Received {
     Attention a;
     const float* weights;   // [B, Q] or null: `weight` of each
     float weight;
-    float* denominator;     // [B, H, Q]: base 2 logarithm of the sum of exponentials; infinite where a query sees nothing
+    float2* denominator;    // [B, H, Q]: largest logit, and 1 / sum of exponentials above it; 0 where a query sees nothing
     int4* bounds;           // [B, tiles of queries]: first and last key that some, then that all, may see
     float* partial;         // [B, H, S]
 };
@@ -236,7 +239,7 @@ __host__ __device__ constexpr size_t received_bytes() {
     return tiles * Tile<T, D>::NUMBERS * sizeof(T);
 }
 
-// Base 2 logarithm of the softmax denominator of each query: online, each lane over the columns that it has.
+// The largest logit of each query, and its softmax's denominator: online, each lane over the columns that it has.
 template <typename T, int D>
 __global__ void __launch_bounds__(RECEIVED_THREADS, 3) denominator_kernel(const Received r) {
     VTC_SHARED(memory);
@@ -316,19 +319,19 @@ __global__ void __launch_bounds__(RECEIVED_THREADS, 3) denominator_kernel(const 
                     bool seen = begin[half] <= place && place < end[half];
                     logit = seen ? masked(a, logit, batch, head, asking[half], place) : -INFINITE;
                 }
-                logits[n][i] = logit * LOG2_E;
-                larger[i / 2] = fmaxf(larger[i / 2], logits[n][i]);
+                logits[n][i] = logit;
+                larger[i / 2] = logit == logit ? fmaxf(larger[i / 2], logit) : INFINITE;  // a NaN spoils the row
             }
         }
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             if (larger[half] == -INFINITE) continue;
-            sum[half] *= fast_exp2(most[half] - larger[half]);
+            sum[half] *= exponential(most[half] - larger[half]);
             most[half] = larger[half];
 #pragma unroll
             for (int n = 0; n < COLUMNS; ++n) {
-                sum[half] += fast_exp2(logits[n][2 * half] - larger[half]);
-                sum[half] += fast_exp2(logits[n][2 * half + 1] - larger[half]);
+                sum[half] += exponential(logits[n][2 * half] - larger[half]);
+                sum[half] += exponential(logits[n][2 * half + 1] - larger[half]);
             }
         }
     }
@@ -339,15 +342,15 @@ __global__ void __launch_bounds__(RECEIVED_THREADS, 3) denominator_kernel(const 
             float other_most = __shfl_xor_sync(ALL_LANES, most[half], apart);
             float other_sum = __shfl_xor_sync(ALL_LANES, sum[half], apart);
             float larger = fmaxf(most[half], other_most);
-            float mine = most[half] == -INFINITE ? 0.0f : sum[half] * fast_exp2(most[half] - larger);
-            float other = other_most == -INFINITE ? 0.0f : other_sum * fast_exp2(other_most - larger);
+            float mine = most[half] == -INFINITE ? 0.0f : sum[half] * exponential(most[half] - larger);
+            float other = other_most == -INFINITE ? 0.0f : other_sum * exponential(other_most - larger);
             most[half] = larger, sum[half] = mine + other;
         }
         const int row = first + warp * WARP_ROWS + lane / 4 + half * 8;
         if (lane % 4 == 0 && row < a.queries) {
             bool sees = sum[half] > 0.0f && sum[half] < INFINITE;  // not so with a NaN
             r.denominator[(static_cast<int64_t>(batch) * a.heads + head) * a.queries + row] =
-                sees ? most[half] + log2f(sum[half]) : INFINITE;
+                sees ? float2{most[half], 1.0f / sum[half]} : float2{0.0f, 0.0f};
         }
     }
 }
@@ -365,7 +368,8 @@ __device__ __forceinline__ int next_seeing(const int4* bounds, int tile, int til
 template <typename T, int D>
 __global__ void __launch_bounds__(RECEIVED_THREADS, 3) column_kernel(const Received r, int tiles_of_queries) {
     VTC_SHARED(memory);
-    __shared__ float denominators[2][TILE], weights[2][TILE];
+    __shared__ float2 denominators[2][TILE];
+    __shared__ float weights[2][TILE];
     __shared__ int begins[2][TILE], ends[2][TILE];
     T* tiles = reinterpret_cast<T*>(memory);
     const Attention& a = r.a;
@@ -373,7 +377,7 @@ __global__ void __launch_bounds__(RECEIVED_THREADS, 3) column_kernel(const Recei
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int64_t row_of_batch = static_cast<int64_t>(batch) * a.queries;
     const int4* bounds = r.bounds + batch * static_cast<int64_t>(tiles_of_queries);
-    const float* denominator = r.denominator + (static_cast<int64_t>(batch) * a.heads + head) * a.queries;
+    const float2* denominator = r.denominator + (static_cast<int64_t>(batch) * a.heads + head) * a.queries;
     const T* query = static_cast<const T*>(a.query) + batch * a.query_strides[0] + head * a.query_strides[1];
     const T* key = static_cast<const T*>(a.key) + batch * a.key_strides[0] + head / (a.heads / a.groups) * a.key_strides[1];
 
@@ -382,7 +386,7 @@ __global__ void __launch_bounds__(RECEIVED_THREADS, 3) column_kernel(const Recei
         const int column = threadIdx.x, asking = tile * TILE + column;
         if (column >= TILE) return;
         bool inside = asking < a.queries;
-        denominators[buffer][column] = inside ? denominator[asking] : INFINITE;
+        denominators[buffer][column] = inside ? denominator[asking] : float2{0.0f, 0.0f};
         weights[buffer][column] = !inside ? 0.0f : r.weights == nullptr ? r.weight : r.weights[row_of_batch + asking];
         begins[buffer][column] = inside && a.begin != nullptr ? a.begin[row_of_batch + asking] : 0;
         ends[buffer][column] = inside && a.end != nullptr ? a.end[row_of_batch + asking] : a.keys;
@@ -417,8 +421,8 @@ __global__ void __launch_bounds__(RECEIVED_THREADS, 3) column_kernel(const Recei
                     bool seen = begins[buffer][column] <= place && place < ends[buffer][column];
                     logit = seen ? masked(a, logit, batch, head, asking, place) : -INFINITE;
                 }
-                // the larger of 0 and a NaN is 0: a query that sees nothing, or has a NaN, gives nothing
-                float share = fmaxf(fast_exp2(logit * LOG2_E - denominators[buffer][column]), 0.0f);
+                const float2 whole = denominators[buffer][column];
+                float share = whole.y == 0.0f ? 0.0f : exponential(logit - whole.x) * whole.y;
                 received[i / 2] += share * weights[buffer][column];
             }
         }
@@ -470,12 +474,12 @@ VTC_API int vtc_attention_rows(const vtc::Attention* attention, int type, float*
     return launch_rows<__nv_bfloat16>(*attention, out, batch, stream);
 }
 
-// Rows of q and k begin at multiples of 16 bytes. weights [B, Q] or null: `weight`. Room for denominator [B, H, Q],
+// Rows of q and k begin at multiples of 16 bytes. weights [B, Q] or null: `weight`. Room for denominator [B, H, Q, 2],
 // bounds [B, tiles of 64 queries, 4]; partial [B, H, S] is the result of each head.
 VTC_API int vtc_attention_received(const vtc::Attention* attention, int type, const float* weights, float weight,
-                                      float* denominator, void* bounds, float* partial, int batch, cudaStream_t stream) {
+                                      void* denominator, void* bounds, float* partial, int batch, cudaStream_t stream) {
     using namespace vtc;
-    Received r{*attention, weights, weight, denominator, static_cast<int4*>(bounds), partial};
+    Received r{*attention, weights, weight, static_cast<float2*>(denominator), static_cast<int4*>(bounds), partial};
     if (type == FLOAT32) return launch_received<float>(r, batch, stream);
     if (type == FLOAT16) return launch_received<__half>(r, batch, stream);
     return launch_received<__nv_bfloat16>(r, batch, stream);

@@ -23,7 +23,7 @@ _MAX_TENSORS = 16
 _MATRIX_TOKENS = 8192
 _TILE = 64
 #: Bytes of shared memory that received attention takes for float32 heads of 128: three tiles, and a column's numbers.
-_FLOAT32_SHARED = 3 * _TILE * (128 + 4) * 4 + 2048
+_FLOAT32_SHARED = 3 * _TILE * (128 + 4) * 4 + 2560
 #: Images, or heads, that one launch counts.
 _MAX_GRID = 65535
 
@@ -174,7 +174,7 @@ class Library:
             inverse = (~lost).float()
         else:
             inverse = _inverse_lengths(features)
-        products = _products(features, features).contiguous()
+        products = _products(features, features).float().contiguous()
         nearest = None if seed is not None else torch.empty_like(inverse)
         given = (_pointer(value) for value in (products, inverse, nearest, seed, counts, picks))
         self._call("vtc_greedy", *given, images, tokens, picks.shape[1], rule == "max-sum", stream)
@@ -242,7 +242,7 @@ class Library:
         if not partial.numel() or not queries:
             return partial.new_zeros(batch, key.shape[2])
         weights = None if weights is None else weights.float().contiguous()
-        denominator = torch.empty(batch, heads, queries, dtype=torch.float32, device=query.device)
+        denominator = torch.empty(batch, heads, queries, 2, dtype=torch.float32, device=query.device)
         bounds = torch.empty(batch, -(-queries // _TILE), 4, dtype=torch.int32, device=query.device)
         with self._on(query, key, weights, mask, begin, end) as stream:
             call, kept = _attention(_aligned(query), _aligned(key), scaling, mask, begin, end, softcap)

@@ -65,7 +65,7 @@ class EVS(Selector):
         device, tokens = visual.features.device, visual.features.shape[1]
         frames = [grid.tokens().flatten(1) for grid in _videos(visual.grids)]
         cells = torch.cat([each.flatten() for each in frames])
-        others = torch.ones(tokens, dtype=torch.bool).index_fill_(0, cells, False).nonzero()[:, 0].to(device)
+        others = on(device, torch.ones(tokens, dtype=torch.bool).index_fill_(0, cells, False).nonzero()[:, 0])
         change = [temporal_change(visual.features[:, on(device, each)]).flatten(1) for each in frames]
         order = torch.cat(change, dim=1).argsort(dim=1, descending=True, stable=True)[:, : k - len(others)]
         kept = torch.cat([on(device, cells)[order], others.expand(len(order), -1)], dim=1)
