@@ -59,9 +59,9 @@ def add_setting_arguments(
     )
 
 
-def method_names(args: argparse.Namespace) -> list[str]:
-    """The --methods of a command whose default depends on --tasks."""
-    return getattr(args, "methods", args.methods_of_tasks[args.tasks])
+def method_names(args: argparse.Namespace, task: str) -> list[str]:
+    """The --methods of a command whose default depends on --tasks: where they are not given, those of `task`."""
+    return getattr(args, "methods", args.methods_of_tasks[task])
 
 
 def budgets(args: argparse.Namespace) -> list[Keep]:

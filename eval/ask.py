@@ -55,7 +55,7 @@ def main(args: argparse.Namespace) -> None:
         raise InputError(f"argument --compress: {error}") from None
     set_threads(args.model, args.threads)
     loaded = load(args.model, args.dtype, args.device, args.attn, kind)
-    inputs = loaded.inputs([shown], [args.question], kind)
+    inputs = loaded.inputs([[shown]], [args.question])
     if not any(name.startswith("pixel_values") for name in inputs):
         name = type(loaded.processor).__name__
         raise InputError(f"argument --model: {name} of {args.model!r} takes no {kind}s; give a model for {kind}s")

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 import vtc
-from vtc.eval.benchmarks import Benchmark, Question
 from vtc.eval.models import Loaded
+from vtc.eval.task import Question, Task
 from vtc.method import Prune
 
 KEEPS = (0.25, 0.125, 0.0625)
@@ -27,7 +27,7 @@ class Comparison:
         weights: the weights file.
     """
 
-    def __init__(self, loaded: Loaded, held_out: Benchmark, learned_on: Benchmark, weights: str):
+    def __init__(self, loaded: Loaded, held_out: Task, learned_on: Task, weights: str):
         self.loaded, self.held_out, self.weights = loaded, held_out, weights
         self.calibration = [learned_on.get(index) for index in range(min(CALIBRATED_ON, learned_on.size))]
         self.depth = len(loaded.decoder.layers)
@@ -56,7 +56,9 @@ class Comparison:
                 inputs = self._inputs(some)
                 said = self.loaded.model.generate(**inputs, max_new_tokens=ANSWER_TOKENS, do_sample=False, num_beams=1)
                 answers = self.loaded.answers(said, inputs)
-                right += sum(question.is_correct(answer) for question, answer in zip(some, answers, strict=True))
+                right += sum(
+                    bool(question.score(answer).correct) for question, answer in zip(some, answers, strict=True)
+                )
                 trace = vtc.trace(self.loaded.model)
                 equivalent += float(trace.equivalent_tokens.sum())
                 tokens += float(trace.original_tokens.sum())
@@ -93,7 +95,7 @@ class Comparison:
         return total / len(self.calibration)
 
     def _inputs(self, questions: Sequence[Question]) -> dict[str, Any]:
-        return self.loaded.inputs([q.shown() for q in questions], [q.question for q in questions])
+        return self.loaded.inputs([q.shown() for q in questions], [q.text for q in questions])
 
 
 def batches(questions: Sequence[Question]) -> list[Sequence[Question]]:

@@ -162,15 +162,15 @@ def _cases(args: argparse.Namespace) -> Iterator[_Case]:
 
 def _of_model(args: argparse.Namespace, batch_size: int) -> "tuple[Loaded, dict[str, Any]]":
     """--model, and a batch of a bundled benchmark: all rows with the same question, so that none is padded."""
-    from vtc.eval.benchmarks import TASKS, bundled_benchmark
+    from vtc.eval.benchmarks import TASKS, bundled_task
     from vtc.eval.models import load
 
     kind = TASKS[args.tasks]
     loaded = load(args.model, args.dtype, args.device, args.attn, kind)
-    benchmark = bundled_benchmark(kind, batch_size, "test", 0)
-    questions = [benchmark.get(index) for index in range(batch_size)]
+    task = bundled_task(kind, batch_size, "test", 0)
+    questions = [task.get(index) for index in range(batch_size)]
     shown = [question.shown() for question in questions]
-    return loaded, loaded.inputs(shown, [questions[0].question] * batch_size, kind)
+    return loaded, loaded.inputs(shown, [questions[0].text] * batch_size)
 
 
 def _about(args: argparse.Namespace, cases: "list[_Case]") -> dict[str, Any]:

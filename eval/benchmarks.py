@@ -1,19 +1,16 @@
-"""What is asked: a bundled benchmark, of pictures or of clips, or a list of one's own files and questions."""
+"""The tasks that need no YAML: the bundled benchmarks, of pictures and of clips, and lists of one's own files."""
 
+import functools
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from vtc.eval import clips, embedded
+from vtc.eval.embedded.sample import normalise
 from vtc.eval.errors import InputError
 from vtc.eval.images import open_image, open_repeated
-from vtc.eval.video_file import Video
+from vtc.eval.task import Question, Scored, Task
 
 LIST_NAME = "questions.jsonl"
 
@@ -23,51 +20,13 @@ TASKS = {"images": "image", "video": "video"}
 BUNDLED: dict[str, Any] = {"image": embedded, "video": clips}
 
 
-@dataclass(frozen=True)
-class Question:
-    """One question about one picture or video.
-
-    Attributes:
-        id: unique within the benchmark.
-        group: what it is counted under.
-        question, answer: as text; a prediction is right when it equals the answer but for case and punctuation.
-        shown: opens or draws the picture, opens the video, or draws its frames, uint8 [F, H, W, 3]; raises InputError
-            where the file can't be read.
-    """
-
-    id: str
-    group: str
-    question: str
-    answer: str
-    shown: Callable[[], Image.Image | Video | np.ndarray]
-
-    def is_correct(self, prediction: str) -> bool:
-        """Whether `prediction` answers the question."""
-        return embedded.is_correct(prediction, self)  # type: ignore[arg-type]
+def exact_match(answer: str, prediction: str) -> Scored:
+    """Right where the prediction equals the answer but for case and punctuation."""
+    right = float(normalise(prediction) == normalise(answer))
+    return Scored({"exact_match": right}, right, parsed=bool(prediction.strip()))
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """A list of questions, each made when it is looked at.
-
-    Attributes:
-        name: what goes into the fingerprint of a run: it names the very questions.
-        size: how many there are.
-        get: question number i.
-        kind: "image" or "video": what is shown.
-    """
-
-    name: str
-    size: int
-    get: Callable[[int], Question]
-    kind: str = "image"
-
-    def batches(self, size: int) -> list[range]:
-        """The indices of each batch of at most `size` questions."""
-        return [range(start, min(start + size, self.size)) for start in range(0, self.size, size)]
-
-
-def bundled_benchmark(kind: str, limit: int, split: str, seed: int) -> Benchmark:
+def bundled_task(kind: str, limit: int, split: str, seed: int) -> Task:
     """The first `limit` questions of the bundled benchmark of pictures ("image") or of clips ("video")."""
     package = BUNDLED[kind]
     samples = package.benchmark(limit, split, seed)
@@ -75,12 +34,14 @@ def bundled_benchmark(kind: str, limit: int, split: str, seed: int) -> Benchmark
     def get(index: int) -> Question:
         sample = samples[index]
         shown = sample.image if kind == "image" else sample.frames
-        return Question(sample.id, sample.group, sample.question, sample.answer, lambda: shown)
+        score = functools.partial(exact_match, sample.answer)
+        return Question(sample.id, sample.group, sample.question, sample.answer, lambda: [shown], score)
 
-    return Benchmark(f"{package.__name__.rpartition('.')[2]}/{split}", limit, get, kind)
+    name = next(name for name, shows in TASKS.items() if shows == kind)
+    return Task(name, f"{package.__name__.rpartition('.')[2]}/{split}", limit, get, kind=kind)
 
 
-def listed_benchmark(path: Path, limit: int, kind: str = "image", frames: int = 8) -> Benchmark:
+def listed_task(path: Path, limit: int, kind: str = "image", frames: int = 8) -> Task:
     """The first `limit` lines of a JSONL file: {"image": path beside the file, "question", "answer", "group"?, "id"?}.
 
     Args:
@@ -107,7 +68,7 @@ def listed_benchmark(path: Path, limit: int, kind: str = "image", frames: int = 
     if twice := [each for each in set(ids) if ids.count(each) > 1]:
         raise InputError(f"argument {option}: id {twice[0]!r} is given twice in {str(file)!r}; ids must differ")
     name = f"sha256:{hashlib.sha256(raw).hexdigest()}" + (f", {frames} frames" if kind == "video" else "")
-    return Benchmark(name, len(questions), questions.__getitem__, kind)
+    return Task(f"{kind}s", name, len(questions), questions.__getitem__, kind=kind)
 
 
 def _question(file: Path, number: int, line: bytes, kind: str, frames: int) -> Question:
@@ -121,5 +82,6 @@ def _question(file: Path, number: int, line: bytes, kind: str, frames: int) -> Q
             raise InputError(f'{where} has no text {key!r}; write {{"{kind}": …, "question": …, "answer": …}}')
     shown = file.parent / entry[kind]
     name, group = str(entry.get("id", number)), str(entry.get("group", "all"))
-    read = (lambda: open_image(shown)) if kind == "image" else (lambda: open_repeated(shown, frames))
-    return Question(name, group, entry["question"], entry["answer"], read)
+    answer, score = entry["answer"], functools.partial(exact_match, entry["answer"])
+    read = (lambda: [open_image(shown)]) if kind == "image" else (lambda: [open_repeated(shown, frames)])
+    return Question(name, group, entry["question"], answer, read, score)

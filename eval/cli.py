@@ -31,6 +31,10 @@ class Command:
 
 COMMANDS = {
     "eval": Command("vtc.eval.evaluate", "measure accuracy, time, memory and FLOPs of methods at several budgets"),
+    "sweep": Command("vtc.eval.sweep", "measure many methods, budgets and tasks, on one machine or on a Ray cluster"),
+    "report": Command("vtc.eval.report_command", "one page about any number of runs: figures, tables, changed answers"),
+    "recipe": Command("vtc.eval.recipe", "list published tables, or run one: paper, ours, difference"),
+    "tasks": Command("vtc.eval.tasks_command", "list tasks, or show one"),
     "ask": Command("vtc.eval.ask", "ask about one picture, with and without compression, and see what was kept"),
     "bench": Command("vtc.eval.bench", "time prefills, decisions and operations, each beside what it could be at best"),
     "solve": Command("vtc.eval.solve", "find the keep that meets a budget, from the model's shapes alone"),

@@ -19,8 +19,8 @@ from vtc.solving import OutOfReach, solve_with
 from vtc.tower_plan import Untold
 
 if TYPE_CHECKING:
-    from vtc.eval.benchmarks import Benchmark
     from vtc.eval.models import Loaded
+    from vtc.eval.task import Task
 
 #: Questions on which methods are calibrated, at most.
 QUESTIONS = 32
@@ -28,25 +28,23 @@ QUESTIONS = 32
 Batches = Sequence[Mapping[str, Any]]
 
 
-def batches_of(loaded: "Loaded", benchmark: "Benchmark", size: int) -> list[dict[str, Any]]:
+def batches_of(loaded: "Loaded", task: "Task", size: int) -> list[dict[str, Any]]:
     """The model's arguments for the first questions of a benchmark; those whose file can't be read are left out.
 
     Raises:
         InputError: none can be read.
     """
     shown, refusals = [], []
-    for index in range(min(QUESTIONS, benchmark.size)):
-        question = benchmark.get(index)
+    for index in range(min(QUESTIONS, task.size)):
+        question = task.get(index)
         try:
-            shown.append((question.shown(), question.question))
+            shown.append((question.shown(), question.text))
         except InputError as error:
             refusals.append(error)
     if not shown:
         raise refusals[0]
     parts = [shown[start : start + size] for start in range(0, len(shown), size)]
-    return [
-        loaded.inputs([what for what, _ in part], [question for _, question in part], benchmark.kind) for part in parts
-    ]
+    return [loaded.inputs([what for what, _ in part], [question for _, question in part]) for part in parts]
 
 
 def specs_at(model: Any, names: Sequence[str], counts: Sequence[float], batches: Batches) -> list[str]:

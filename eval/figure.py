@@ -56,8 +56,8 @@ def _draw_series(axes: Any, name: str, rows: list[SettingResult], **style: Any) 
     rows = sorted(rows, key=lambda row: row["equivalent_tokens"])
     tokens = [row["equivalent_tokens"] for row in rows]
     middle = [100 * row["overall"]["accuracy"] for row in rows]
-    below = [y - 100 * row["overall"]["interval_95"][0] for y, row in zip(middle, rows)]
-    above = [100 * row["overall"]["interval_95"][1] - y for y, row in zip(middle, rows)]
+    below = [max(0.0, y - 100 * row["overall"]["interval_95"][0]) for y, row in zip(middle, rows)]
+    above = [max(0.0, 100 * row["overall"]["interval_95"][1] - y) for y, row in zip(middle, rows)]
     _, caps, bars = axes.errorbar(
         tokens, middle, yerr=(below, above), label=name, elinewidth=0.8, capsize=2, markersize=5.5, **style
     )

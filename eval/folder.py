@@ -1,45 +1,35 @@
-"""The output folder of a run: its config, and the lines that a resume goes on from."""
+"""The output folder of a run, and the config that tells it from others."""
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vtc.eval.errors import InputError
-from vtc.eval.records import BatchRecord, SampleRecord
 
 try:
     import fcntl
 except ImportError:  # not on this system: two runs at once in one folder go unnoticed
     fcntl = None  # type: ignore[assignment]
 
-CONFIG, SAMPLES, BATCHES = "config.json", "samples.jsonl", "batches.jsonl"
+CONFIG = "config.json"
 
 
 class RunFolder:
     """Where a run writes. Made by `RunFolder.open`.
 
-    A batch's samples are on the disk before its line in `batches.jsonl` is, and that line makes it done. Whatever
-    stands behind the last batch that is done, a torn line or whole ones, is cut off when the folder is opened.
-
     Attributes:
         path: the folder.
         config: the fingerprint that tells this run from others.
-        batches: records of the batches that are done, in order.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any]):
         self.path, self.config = path, dict(config)
-        self._lock = _lock(path)
-        self.batches: list[BatchRecord] = _cut(path / BATCHES, _whole_lines(path / BATCHES))
-        done = {record["batch"] for record in self.batches}
-        samples = _cut(path / SAMPLES, [line for line in _whole_lines(path / SAMPLES) if line[0]["batch"] in done])
-        if len(samples) != sum(record["samples"] for record in self.batches):
-            raise InputError(
-                f"argument --output: {str(path / SAMPLES)!r} lost lines that {BATCHES} counts; "
-                "it was changed by hand; give another folder"
-            )
+        self._lock = os.open(path, os.O_RDONLY)
+        if not lock(self._lock):
+            self.close()
+            raise InputError(f"argument --output: {str(path)!r} is in use by another run; wait for it or give another")
 
     @classmethod
     def check(cls, path: Path, config: Mapping[str, Any]) -> None:
@@ -89,21 +79,11 @@ class RunFolder:
             ) from None
         return cls(path, config)
 
-    def append(self, samples: Sequence[SampleRecord], record: BatchRecord) -> None:
-        """Put one batch on the disk."""
-        _append(self.path / SAMPLES, samples)
-        _append(self.path / BATCHES, [record])
-        self.batches.append(record)
-
-    def samples(self) -> list[SampleRecord]:
-        """All samples of the batches that are done, in order."""
-        return [entry for entry, _ in _whole_lines(self.path / SAMPLES)]
-
     def close(self) -> None:
         """Let others use the folder."""
-        if self._lock is not None:
+        if self._lock >= 0:
             os.close(self._lock)
-            self._lock = None
+            self._lock = -1
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -116,45 +96,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     os.replace(temporary, path)
 
 
-def _lock(path: Path) -> int | None:
+def lock(file: int) -> bool:
+    """Take an open file for this process; False where another has it. It is given back when the file is closed."""
     if fcntl is None:
-        return None
-    handle = os.open(path, os.O_RDONLY)
+        return True
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        os.close(handle)
-        raise InputError(
-            f"argument --output: {str(path)!r} is in use by another run; wait for it or give another"
-        ) from None
-    return handle
-
-
-def _append(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
-    with path.open("ab") as file:
-        file.write("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries).encode())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _whole_lines(path: Path) -> list[tuple[Any, int]]:
-    """Entries of a JSONL file up to the first torn one, each with the offset of its end."""
-    found, end = [], 0
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            break
-        if not line.endswith(b"\n"):
-            break
-        end += len(line)
-        found.append((entry, end))
-    return found
-
-
-def _cut(path: Path, lines: Sequence[tuple[Any, int]]) -> list[Any]:
-    """Cut a file off behind the last of `lines`; returns their entries."""
-    end = lines[-1][1] if lines else 0
-    if path.exists() and path.stat().st_size > end:
-        os.truncate(path, end)
-    return [entry for entry, _ in lines]
+        return False
+    return True

@@ -1,21 +1,23 @@
 """Visual instructions in LLaVA's form: pictures, what a person asks about them, and what is to be answered."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from vtc.eval.benchmarks import Benchmark, Question
+from vtc.eval.benchmarks import exact_match
 from vtc.eval.errors import InputError
 from vtc.eval.images import open_image
+from vtc.eval.task import Question, Task
 
 _FORM = (
     '{"image": "a.png", "conversations": [{"from": "human", "value": "<image>\\n…"}, {"from": "gpt", "value": "…"}]}'
 )
 
 
-def instructions(file: Path) -> Benchmark:
+def instructions(file: Path) -> Task:
     """The first question and answer of each conversation about one picture; conversations without one are left out.
 
     Args:
@@ -34,7 +36,7 @@ def instructions(file: Path) -> Benchmark:
             f"argument --images: {str(file)!r} holds {len(found)} conversations about a picture; give two or more, one "
             "to learn from and one to be held out"
         )
-    return Benchmark(f"sha256:{hashlib.sha256(raw).hexdigest()}", len(found), found.__getitem__)
+    return Task("instructions", f"sha256:{hashlib.sha256(raw).hexdigest()}", len(found), found.__getitem__)
 
 
 def _entries(file: Path, raw: bytes) -> Iterable[tuple[int, dict[str, Any]]]:
@@ -65,4 +67,5 @@ def _question(file: Path, number: int, entry: dict[str, Any]) -> Question:
             f"argument --images: entry {number} of {str(file)!r} is no question of a human about one picture with an "
             f"answer of gpt; give {_FORM}"
         ) from None
-    return Question(str(entry.get("id", number)), "all", question, answer, lambda: open_image(picture))
+    score = functools.partial(exact_match, answer)
+    return Question(str(entry.get("id", number)), "all", question, answer, lambda: [open_image(picture)], score)

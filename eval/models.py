@@ -1,12 +1,11 @@
 """Loading a model with its processor, and talking to it in its own chat template."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -16,10 +15,9 @@ from transformers.utils import logging
 from vtc.eval.arguments import EMBEDDED
 from vtc.eval.benchmarks import BUNDLED
 from vtc.eval.errors import InputError
+from vtc.eval.task import Shown
 from vtc.eval.video_file import Video
 from vtc.registry import adapter_class
-
-Shown = Image.Image | Video | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -38,31 +36,42 @@ class Loaded:
     decoder: Any
     tower: nn.Module | None
 
-    def prompt(self, question: str, kind: str = "image") -> str:
-        """The text for the processor: what is shown, then the question, in the model's chat template if it has one."""
+    def prompt(self, question: str, kinds: Sequence[str] = ("image",)) -> str:
+        """The text for the processor: what is shown, then the question, in the model's chat template if it has one.
+
+        Args:
+            question: what is asked.
+            kinds: "image" or "video" for each that is shown.
+        """
         if getattr(self.processor, "chat_template", None):
-            content = [{"type": kind}, {"type": "text", "text": question}]
+            content = [*({"type": kind} for kind in kinds), {"type": "text", "text": question}]
             messages = [{"role": "user", "content": content}]
             return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return f"{getattr(self.processor, f'{kind}_token', f'<{kind}>')}\n{question}\n"
+        tokens = [getattr(self.processor, f"{kind}_token", f"<{kind}>") for kind in kinds]
+        return "".join(f"{token}\n" for token in tokens) + f"{question}\n"
 
-    def inputs(self, shown: Sequence[Shown], questions: Sequence[str], kind: str = "image") -> dict[str, Any]:
+    def inputs(self, shown: Sequence[Sequence[Shown]], questions: Sequence[str]) -> dict[str, Any]:
         """What the model takes for a batch of questions, on its device.
 
         Args:
-            shown: pictures, or videos, or their frames alone, uint8 [F, H, W, 3].
+            shown: what each question is about, in the order in which it stands in front of it: pictures, or videos, or
+                their frames alone, uint8 [F, H, W, 3]; it may be nothing.
             questions: one for each.
-            kind: "image" or "video".
 
         Raises:
-            InputError: the model's processor takes no videos.
+            InputError: the model's processor takes no videos, or no pictures.
         """
-        texts = [self.prompt(question, kind) for question in questions]
-        given = {"images": list(shown)} if kind == "image" else self._videos(shown)
+        texts = [self.prompt(question, [_kind(each) for each in some]) for question, some in zip(questions, shown)]
+        images = [[each for each in some if _kind(each) == "image"] for some in shown]
+        videos = [each for some in shown for each in some if _kind(each) == "video"]
+        given = self._videos(videos) if videos else {}
+        if any(images):
+            given["images"] = images  # nested, for some processors want to know which question they belong to
         try:
             made = self.processor(**given, text=texts, padding=True, return_tensors="pt")
         except TypeError as error:
-            if kind not in str(error):
+            kind = next((kind for kind in ("image", "video") if f"{kind}s" in given and kind in str(error)), None)
+            if kind is None:
                 raise
             name = type(self.processor).__name__
             raise InputError(
@@ -79,10 +88,31 @@ class Loaded:
                 given["videos_kwargs"]["video_metadata"] = [_metadata(video) for video in shown]
         return given
 
+    def facts(self) -> dict[str, Any]:
+        """What was really loaded: what no argument tells."""
+        model, pictures = self.model, getattr(self.processor, "image_processor", None)
+        return {
+            "class": type(model).__name__,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "attn_implementation": getattr(model.config, "_attn_implementation", None),
+            "devices": sorted({str(parameter.device) for parameter in model.parameters()}),
+            "picture_size": _plain(getattr(pictures, "size", None)),
+        }
+
     def answers(self, sequences: Tensor, inputs: dict[str, Any]) -> list[str]:
         """What `generate` added to the prompts, as text."""
         added = sequences[:, inputs["input_ids"].shape[1] :]
         return [text.strip() for text in self.processor.batch_decode(added, skip_special_tokens=True)]
+
+
+def _kind(shown: Shown) -> str:
+    return "image" if isinstance(shown, Image.Image) else "video"
+
+
+def _plain(size: Any) -> Any:
+    """The size that an image processor gives pictures, as JSON knows it."""
+    return {name: value for name, value in dict(size).items() if value is not None} if size else None
 
 
 def _metadata(video: Video) -> dict[str, Any]:
@@ -92,7 +122,15 @@ def _metadata(video: Video) -> dict[str, Any]:
     return {"total_num_frames": video.count, "fps": fps, "frames_indices": numbers}
 
 
-def load(name: str, dtype: str | None, device: str, attn: str | None, kind: str = "image") -> Loaded:
+def load(
+    name: str,
+    dtype: str | None,
+    device: str,
+    attn: str | None,
+    kind: str = "image",
+    device_map: str | None = None,
+    pixels: Mapping[str, int] | None = None,
+) -> Loaded:
     """Load a model.
 
     Args:
@@ -101,9 +139,12 @@ def load(name: str, dtype: str | None, device: str, attn: str | None, kind: str 
         device: "cpu", "cuda", "cuda:N".
         attn: attention implementation; None: transformers' choice.
         kind: "image" or "video": which of the bundled models.
+        device_map: "auto" and the like: several devices share the model, and `device` is not looked at.
+        pixels: "min_pixels" and "max_pixels" of a picture, for processors that know them, as Qwen-VL's.
 
     Raises:
-        InputError: the model, the device or the attention implementation is not there.
+        InputError: the model, the device or the attention implementation is not there, or the processor knows no
+            number of pixels.
     """
     logging.disable_progress_bar()
     check_device(device)
@@ -114,10 +155,12 @@ def load(name: str, dtype: str | None, device: str, attn: str | None, kind: str 
         if name == EMBEDDED:
             model, processor = BUNDLED[kind].load(chosen, device, attn)
         else:
-            kwargs = {"attn_implementation": attn} if attn else {}
-            model = AutoModelForImageTextToText.from_pretrained(name, dtype=chosen or "auto", **kwargs)
-            model = model.to(device).eval()
+            kwargs: dict[str, Any] = {"attn_implementation": attn} if attn else {}
+            kwargs |= {"device_map": device_map} if device_map else {}
             processor = AutoProcessor.from_pretrained(name)  # type: ignore[no-untyped-call]
+            model = AutoModelForImageTextToText.from_pretrained(name, dtype=chosen or "auto", **kwargs)
+            model = (model if device_map else model.to(device)).eval()
+        _set_pixels(processor, pixels or {})
         adapter = adapter_class(model)(model)
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0]
@@ -131,6 +174,37 @@ def load(name: str, dtype: str | None, device: str, attn: str | None, kind: str 
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return Loaded(model, processor, adapter.parts.decoder, adapter.tower)
+
+
+def _set_pixels(processor: Any, pixels: Mapping[str, int]) -> None:
+    """Set the least and the most pixels of a picture, and of a frame where they are counted alike.
+
+    Raises:
+        InputError: the processor's pictures have a fixed size, or the least is more than the most.
+    """
+    makers: list[Any] = [getattr(processor, name, None) for name in ("image_processor", "video_processor")]
+    knowing = [maker for maker in makers if "max_pixels" in _keywords(maker)]
+    for name, value in pixels.items():
+        if makers[0] not in knowing:
+            raise InputError(
+                f"argument --{name.replace('_', '-')}: {value} can't be set, {type(makers[0]).__name__} gives all "
+                "pictures one size; leave it out"
+            )
+        for maker in knowing:
+            maker.size = {
+                **dict(maker.size),
+                {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}[name]: value,
+            }
+    for maker in knowing if pixels else ():
+        if maker.size["shortest_edge"] > maker.size["longest_edge"]:
+            raise InputError(
+                f"arguments --min-pixels, --max-pixels: at least {maker.size['shortest_edge']} and at most "
+                f"{maker.size['longest_edge']} pixels of a picture leave none; give a greater --max-pixels"
+            )
+
+
+def _keywords(maker: Any) -> Any:
+    return getattr(getattr(maker, "valid_kwargs", None), "__annotations__", ())
 
 
 def check_device(device: str) -> None:

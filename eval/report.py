@@ -1,4 +1,4 @@
-"""Results as text: a table of costs and a table of accuracy by group, plain or Markdown."""
+"""Results as text: tables of costs, of metrics beside those of "none", and of accuracy by group, plain or Markdown."""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,18 @@ COSTS = (
     "select ms", "TTFT ms", "tok/s", "KV MB", "peak MB", "GFLOP",
 )  # fmt: skip
 
+#: Columns of single answers: right without and wrong with the setting, the reverse, McNemar's p, equal answers.
+CHANGES = ("right→wrong", "wrong→right", "p", "same answer %", "unparsed")
+
 LEGEND = """\
 tokens: equivalent tokens, the mean over decoder layers of the visual tokens entering the layer, per question.
 Times: median over batches of {batch_size}, wall time. prefill: tower, projector, selection, decoder, last logits;
 decoder: the language model's share, selection included; x: time of none in the same round over this one's, median;
 FLOPs x: what the FLOPs promise for that part, padding left out. TTFT: to the first token. tok/s: tokens after the
 first, all rows. KV, GFLOP: per question.
-peak: of one batch, {peak}."""
+peak: of one batch, {peak}.
+against none: the task's metrics in its own units, with bootstrap intervals, paired for the difference; p: McNemar's
+exact test of right→wrong and wrong→right; unparsed: answers that have not the form that the task asks for."""
 
 
 def plain(results: Results) -> str:
@@ -32,19 +37,19 @@ def markdown(results: Results) -> str:
 
 def shown(results: Results) -> str:
     """What a question is about: "clip" or "picture"."""
-    return "clip" if results["config"].get("tasks") == "video" else "picture"
+    return "clip" if results["config"].get("shows") == "video" else "picture"
 
 
 def _tables(results: Results) -> list[list[list[str]]]:
-    return [rows for rows in (_costs(results), _groups(results), _frames(results)) if rows]
+    return [rows for rows in (_costs(results), _comparison(results), _groups(results), _frames(results)) if rows]
 
 
 def _heading(results: Results) -> str:
-    config, unreadable = results["config"], results["unreadable"]
+    config, failed = results["config"], [failure["id"] for failure in results["failed"]]
     text = f"{results['questions']} questions of {config['benchmark']}, model {config['model']}, {config['dtype']}"
-    if unreadable:
-        text += f"; {len(unreadable)} left out, their files can't be read: {', '.join(unreadable[:5])}"
-        text += " …" if len(unreadable) > 5 else ""
+    if failed:
+        text += f"; {len(failed)} left out, they could not be asked: {', '.join(failed[:5])}"
+        text += " …" if len(failed) > 5 else ""
     return text
 
 
@@ -79,6 +84,40 @@ def _cost_row(row: SettingResult) -> list[str]:
         "–" if peak is None else f"{peak / 1e6:.1f}",
         f"{row['flops'] / 1e9:.2f}",
     ]
+
+
+def _comparison(results: Results) -> list[list[str]]:
+    """The headline with its bootstrap intervals, the task's other metrics, and how single answers changed."""
+    if not results["settings"] or not (names := list(results["settings"][0]["metrics"])):
+        return []
+    heading = [names[0], "95 %", "less none", "95 %", "of none %", *names[1:], *CHANGES]
+    return [["against none", *heading], *(_compared(row, names) for row in results["settings"])]
+
+
+def _compared(row: SettingResult, names: Sequence[str]) -> list[str]:
+    head, flips = row["metrics"].get(names[0]), row["flips"]
+    if head is None:
+        return [row["setting"], *["–"] * (4 + len(names) + len(CHANGES))]
+    others = [row["metrics"].get(name) for name in names[1:]]
+    return [
+        row["setting"],
+        f"{head['value']:.4g}",
+        _interval(head["interval_95"]),
+        f"{head['difference']:+.3g}",
+        _interval(head["difference_95"]),
+        "–" if head["relative"] is None else f"{100 * head['relative']:.1f}",
+        *("–" if other is None else f"{other['value']:.4g}" for other in others),
+        str(flips["right_to_wrong"]),
+        str(flips["wrong_to_right"]),
+        f"{flips['p_value']:.3f}",
+        f"{100 * row['agreement']:.1f}",
+        str(row["unparsed"]),
+    ]
+
+
+def _interval(bounds: Sequence[float]) -> str:
+    low, high = bounds
+    return f"{low:.3g} … {high:.3g}"
 
 
 def _groups(results: Results) -> list[list[str]]:

@@ -1,30 +1,63 @@
 """`results.json`: its schema, and how it is made of what the run wrote down."""
 
 from collections.abc import Callable, Sequence
+from math import fsum
 from statistics import fmean
 from typing import Any, TypedDict
 
 from vtc.eval import stats
-from vtc.eval.records import BatchRecord, Measurement, SampleRecord
+from vtc.eval.records import Line, Measurement, SampleRecord
 from vtc.eval.settings import NONE, Setting
+from vtc.eval.task import Metric
 
 #: Goes up when a field changes its meaning or goes away.
-VERSION = 1
+VERSION = 2
 
 
 class Score(TypedDict):
     """Right answers among those asked.
 
     Attributes:
-        right, asked: counts.
-        accuracy: their ratio.
-        interval_95: Wilson's 95 % interval of it.
+        right, asked: counts; right are answers of which at least half is.
+        accuracy: mean score.
+        interval_95: Wilson's 95 % interval of it, too wide where scores lie between 0 and 1.
     """
 
     right: int
     asked: int
     accuracy: float
     interval_95: tuple[float, float]
+
+
+class Value(TypedDict):
+    """One metric of the task.
+
+    Attributes:
+        value: of all questions; interval_95: its bootstrap interval, questions of one cluster drawn together.
+        difference: to "none" on the same questions; difference_95: its paired bootstrap interval.
+        relative: to "none"; None where that is 0.
+    """
+
+    value: float
+    interval_95: tuple[float, float]
+    difference: float
+    difference_95: tuple[float, float]
+    relative: float | None
+
+
+class Flips(TypedDict):
+    """Questions whose answer is right in one case only: without the setting, or with it; McNemar's exact p of both."""
+
+    right_to_wrong: int
+    wrong_to_right: int
+    p_value: float
+
+
+class Failure(TypedDict):
+    """A question that could not be asked, and why."""
+
+    id: str
+    error: str
 
 
 class Spread(TypedDict):
@@ -43,7 +76,10 @@ class SettingResult(TypedDict):
         series: the spec without `keep`.
         keep: the budget, where there is a single method.
         overall: score over all questions; groups: for each group.
-        relative_accuracy: accuracy divided by that of "none" on the same questions.
+        relative_accuracy: the headline metric, the first, divided by that of "none" on the same questions.
+        metrics: the task's own, by name, the headline first.
+        flips: answers that became wrong, and that became right; agreement: share of the answers that are those of
+            "none", but for case and punctuation; unparsed: answers that had not the form that the task asks for.
         visual_tokens: per question, mean: given; kept_tokens: entering the last decoder layer; equivalent_tokens: mean
             over decoder layers of those entering the layer.
         tokens_per_frame: of each frame, mean over questions: tokens entering the last decoder layer; None without
@@ -64,6 +100,10 @@ class SettingResult(TypedDict):
     overall: Score
     groups: dict[str, Score]
     relative_accuracy: float | None
+    metrics: dict[str, Value]
+    flips: Flips
+    agreement: float
+    unparsed: int
     visual_tokens: float
     kept_tokens: float
     equivalent_tokens: float
@@ -89,16 +129,18 @@ class Results(TypedDict):
     Attributes:
         version: of this schema.
         config: the run's `config.json`.
-        questions: asked in all, unreadable pictures left out.
-        unreadable: ids of the questions whose picture could not be read.
+        model: what was really loaded: class, parameters, dtype, attention implementation, devices, size of pictures.
+        questions: asked in all, those that failed left out.
+        failed: questions that could not be asked: a file that can't be read, a model that raises.
         blind: accuracy of the model shown a blank picture, overall ("overall") and by group, where it is known.
         settings: "none" first. Empty where no picture could be read.
     """
 
     version: int
     config: dict[str, Any]
+    model: dict[str, Any]
     questions: int
-    unreadable: list[str]
+    failed: list[Failure]
     blind: dict[str, float] | None
     settings: list[SettingResult]
 
@@ -106,24 +148,28 @@ class Results(TypedDict):
 def build(
     config: dict[str, Any],
     settings: Sequence[Setting],
-    samples: Sequence[SampleRecord],
-    batches: Sequence[BatchRecord],
+    lines: Sequence[Line],
+    metrics: Sequence[Metric] = (Metric("exact_match"),),
     blind: dict[str, float] | None = None,
 ) -> Results:
     """The results of a run, from its lines alone."""
-    unreadable = [sample["id"] for sample in samples if sample["error"] is not None]
+    samples = [sample for line in lines for sample in line["samples"]]
+    failed: list[Failure] = [
+        {"id": sample["id"], "error": sample["error"]} for sample in samples if sample["error"] is not None
+    ]
     by_setting: dict[str | None, list[SampleRecord]] = {}
     for sample in samples:
         by_setting.setdefault(sample["setting"], []).append(sample)
-    rounds = [record["settings"] for record in batches if record["settings"]]
-    peaks = next((record["peak_memory_bytes"] for record in batches if record.get("peak_memory_bytes")), {})
+    rounds = [measured for line in lines for measured in line["rounds"]]
+    peaks = next((line["peak_memory_bytes"] for line in lines if line.get("peak_memory_bytes")), {})
     asked = by_setting.get(NONE, [])
-    rows = [_setting_result(each, by_setting[each.name], asked, rounds, peaks) for each in settings] if asked else []
+    rows = [_setting_result(each, by_setting[each.name], asked, rounds, peaks, metrics) for each in settings if asked]
     return {
         "version": VERSION,
         "config": config,
+        "model": next((line["model"] for line in lines if line.get("model")), {}),
         "questions": len(asked),
-        "unreadable": unreadable,
+        "failed": failed,
         "blind": blind,
         "settings": rows,
     }
@@ -132,7 +178,33 @@ def build(
 def score(samples: Sequence[SampleRecord]) -> Score:
     """The score of some samples, at least one."""
     right, asked = sum(bool(sample["correct"]) for sample in samples), len(samples)
-    return {"right": right, "asked": asked, "accuracy": right / asked, "interval_95": stats.wilson(right, asked)}
+    total = fsum(sample["score"] or 0.0 for sample in samples)
+    return {"right": right, "asked": asked, "accuracy": total / asked, "interval_95": stats.wilson(total, asked)}
+
+
+def values(
+    metrics: Sequence[Metric], samples: Sequence[SampleRecord], without: Sequence[SampleRecord]
+) -> dict[str, Value]:
+    """Every metric of a setting that at least one sample has, beside "none" on the same questions."""
+    found: dict[str, Value] = {}
+    both = [(s["metrics"] or {}, n["metrics"] or {}, s["cluster"]) for s, n in zip(samples, without, strict=True)]
+    for metric in metrics:
+        name = metric.name
+        pairs = [
+            (some[name], others[name], cluster) for some, others, cluster in both if name in some and name in others
+        ]
+        if pairs:
+            mine, none, clusters = (list(column) for column in zip(*pairs))
+            drawn = (metric.aggregation, metric.is_mean, clusters)
+            value, before = float(metric.aggregation(mine)), float(metric.aggregation(none))
+            found[metric.name] = {
+                "value": value,
+                "interval_95": stats.bootstrap(mine, *drawn),
+                "difference": value - before,
+                "difference_95": stats.paired_bootstrap(mine, none, *drawn),
+                "relative": stats.relative(value, before),
+            }
+    return found
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -147,6 +219,7 @@ def _setting_result(
     without: Sequence[SampleRecord],
     rounds: Sequence[dict[str, Measurement]],
     peaks: dict[str, int | None],
+    metrics: Sequence[Metric],
 ) -> SettingResult:
     mine = [measured[setting.name] for measured in rounds]
     asked = sum(measured["rows"] for measured in mine)
@@ -162,13 +235,20 @@ def _setting_result(
     def total(read: Callable[[Measurement], float]) -> float:
         return sum(read(measured) for measured in mine)
 
+    measured = values(metrics, samples, without)
     return {
         "setting": setting.name,
         "series": setting.series,
         "keep": setting.keep,
         "overall": score(samples),
         "groups": {group: score([s for s in samples if s["group"] == group]) for group in groups},
-        "relative_accuracy": stats.relative(score(samples)["right"], score(without)["right"]),
+        "relative_accuracy": next((value["relative"] for value in measured.values()), None),
+        "metrics": measured,
+        "flips": _flips(samples, without),
+        "agreement": stats.agreement(
+            [s["prediction"] or "" for s in samples], [s["prediction"] or "" for s in without]
+        ),
+        "unparsed": sum(not sample["parsed"] for sample in samples),
         "visual_tokens": fmean(s["visual_tokens"] or 0 for s in samples),
         "kept_tokens": fmean(s["kept_tokens"] or 0 for s in samples),
         "equivalent_tokens": fmean(s["equivalent_tokens"] or 0 for s in samples),
@@ -186,6 +266,15 @@ def _setting_result(
         "flops": total(lambda m: m["flops"]) / asked,
         "decoder_flops": total(lambda m: m["decoder_flops"]) / asked,
         "peak_memory_bytes": peaks.get(setting.name),
+    }
+
+
+def _flips(samples: Sequence[SampleRecord], without: Sequence[SampleRecord]) -> Flips:
+    flips = stats.flips([bool(s["correct"]) for s in without], [bool(s["correct"]) for s in samples])
+    return {
+        "right_to_wrong": flips.right_to_wrong,
+        "wrong_to_right": flips.wrong_to_right,
+        "p_value": flips.p_value,
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from vtc.eval.video_file import Video
 
-    #: A picture, or a video, or its frames alone, uint8 [F, H, W, 3].
-    Shown = Image.Image | Video | np.ndarray
+#: A picture, or a video, or its frames alone, uint8 [F, H, W, 3].
+Shown: TypeAlias = "Image.Image | Video | np.ndarray"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ without training at equal equivalent tokens. Killed at any point, the same comma
 """
 
 import argparse
+import dataclasses
 import io
 import json
 import math
@@ -33,10 +34,11 @@ import vtc
 from vtc.eval import atp_compared, models
 from vtc.eval.arguments import EMBEDDED, not_negative, positive, say
 from vtc.eval.atp_forward import SoftATP, Thresholds
-from vtc.eval.benchmarks import Benchmark, Question, bundled_benchmark
+from vtc.eval.benchmarks import bundled_task
 from vtc.eval.errors import InputError
 from vtc.eval.folder import CONFIG, RunFolder, write_atomically
 from vtc.eval.instructions import instructions
+from vtc.eval.task import Question, Task
 from vtc.prunes.atp import to_json
 
 CHECKPOINT, WEIGHTS, COMPARISON = "checkpoint.pt", "thresholds.json", "comparison.json"
@@ -77,7 +79,7 @@ def main(args: argparse.Namespace) -> None:
         "command": "train-atp",
         "model": args.model,
         "weights": models.weights_hash(args.model),
-        "questions": learned_on.name,
+        "questions": learned_on.fingerprint,
         "steps": args.steps,
         "batch": args.batch,
         "seed": args.seed,
@@ -97,7 +99,7 @@ def main(args: argparse.Namespace) -> None:
         folder.close()
 
 
-def questions_of(images: Path | None, wanted: int, seed: int) -> tuple[Benchmark, Benchmark]:
+def questions_of(images: Path | None, wanted: int, seed: int) -> tuple[Task, Task]:
     """What is learned on and what is held out.
 
     Args:
@@ -109,12 +111,12 @@ def questions_of(images: Path | None, wanted: int, seed: int) -> tuple[Benchmark
         InputError: the file can't be used.
     """
     if images is None:
-        return bundled_benchmark("image", wanted, "train", seed), bundled_benchmark("image", HELD_OUT, "test", 0)
+        return bundled_task("image", wanted, "train", seed), bundled_task("image", HELD_OUT, "test", 0)
     every = instructions(images)
     rest = every.size - max(1, min(HELD_OUT, every.size // 10))
     return (
-        Benchmark(every.name, rest, every.get),
-        Benchmark(every.name, every.size - rest, lambda index: every.get(rest + index)),
+        dataclasses.replace(every, size=rest),
+        dataclasses.replace(every, size=every.size - rest, get=lambda index: every.get(rest + index)),
     )
 
 
@@ -132,7 +134,7 @@ class Training:
         InputError: a model that is no LLaVA.
     """
 
-    def __init__(self, loaded: models.Loaded, questions: Benchmark, steps: int, batch: int, seed: int):
+    def __init__(self, loaded: models.Loaded, questions: Task, steps: int, batch: int, seed: int):
         try:
             self.soft = SoftATP(loaded.model)
         except ValueError as error:
@@ -146,7 +148,7 @@ class Training:
 
     # ---------------------------------------------------------------- learning
 
-    def run(self, folder: RunFolder, held_out: Benchmark) -> None:
+    def run(self, folder: RunFolder, held_out: Task) -> None:
         """Do the steps that are left, write the thresholds, compare them, and print what came out."""
         checkpoint = folder.path / CHECKPOINT
         self.restore(checkpoint)
@@ -175,7 +177,7 @@ class Training:
         along = 0.5 * (1 + math.cos(math.pi * self.step / max(1, self.steps - 1)))
         self.optimizer.param_groups[0]["lr"] = RATES[1] + (RATES[0] - RATES[1]) * along
         questions, share = self.chosen(self.step), self.share(self.step)
-        inputs = self.loaded.inputs([q.shown() for q in questions], [q.question for q in questions])
+        inputs = self.loaded.inputs([q.shown() for q in questions], [q.text for q in questions])
         answers = self.answers([question.answer for question in questions])
         wanted = torch.full((len(questions),), share, device=answers.device)
         answered, kept = self.soft.loss(inputs, answers, wanted, self.learned.weights)

@@ -129,7 +129,7 @@ class Training:
             )
 
     def _inputs(self, samples: Sequence[embedded.Sample]) -> dict[str, Any]:
-        return self.loaded.inputs([sample.image for sample in samples], [sample.question for sample in samples])
+        return self.loaded.inputs([[sample.image] for sample in samples], [sample.question for sample in samples])
 
     # ---------------------------------------------------------------- learning
 

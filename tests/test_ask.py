@@ -49,7 +49,7 @@ def patches(image: Image.Image) -> np.ndarray:
 def test_kept_patches_are_bright_and_no_others(spec):
     loaded = load("embedded", None, "cpu", None)
     image = photograph()
-    inputs = loaded.inputs([image], ["Is there a disc?"])
+    inputs = loaded.inputs([[image]], ["Is there a disc?"])
     with vtc.patched(loaded.model, spec):
         loaded.model.generate(**inputs, max_new_tokens=1)
         trace = vtc.trace(loaded.model).images[0]
@@ -64,6 +64,6 @@ def test_the_model_sees_the_middle_of_a_wide_picture():
     loaded = load("embedded", None, "cpu", None)
     wide = Image.new("RGB", (448, 224), "black")
     wide.paste(photograph((224, 224)), (112, 0))
-    (view,) = picture.seen_by_model(wide, loaded.inputs([wide], ["?"]), loaded.processor)
+    (view,) = picture.seen_by_model(wide, loaded.inputs([[wide]], ["?"]), loaded.processor)
     assert view.size == (224, 224)
     assert np.asarray(view).min() > 100

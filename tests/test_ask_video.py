@@ -122,7 +122,7 @@ def test_panels_show_the_middle_that_the_model_sees():
     loaded = load("embedded", None, "cpu", None, "video")
     frames = np.zeros((2, 224, 448, 3), np.uint8)
     frames[:, :, 112:336] = 200
-    views = contact_sheet.frames_seen_by_model(frames, loaded.inputs([frames], ["?"], "video"), loaded.processor)
+    views = contact_sheet.frames_seen_by_model(frames, loaded.inputs([[frames]], ["?"]), loaded.processor)
     assert [view.size for view in views] == [(224, 224)] * 2
     assert np.asarray(views[1]).min() > 190
 

@@ -242,7 +242,7 @@ def test_a_smaller_share_keeps_less_on_the_model_that_the_weights_are_of() -> No
 
     loaded = models.load("embedded", None, "cpu", None)
     samples = embedded.benchmark(9, "validation")
-    inputs = loaded.inputs([s.image for s in samples], [s.question for s in samples])
+    inputs = loaded.inputs([[s.image] for s in samples], [s.question for s in samples])
     means = []
     for keep in (0.5, 0.25, 0.125):
         with torch.no_grad(), vtc.patched(loaded.model, ATP(keep=keep)):

@@ -8,7 +8,7 @@ import torch
 
 import vtc
 from vtc.eval import arguments, equal_tokens, solve
-from vtc.eval.benchmarks import bundled_benchmark
+from vtc.eval.benchmarks import bundled_task
 from vtc.eval.cli import main
 from vtc.eval.equal_tokens import batches_of, specs_at, specs_before
 from vtc.eval.errors import InputError
@@ -29,7 +29,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def batches():
-    return batches_of(load("embedded", None, "cpu", None), bundled_benchmark("image", 4, "train", 0), 2)
+    return batches_of(load("embedded", None, "cpu", None), bundled_task("image", 4, "train", 0), 2)
 
 
 def measured(model, spec, batch):

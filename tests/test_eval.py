@@ -20,6 +20,7 @@ from vtc.eval.cli import main
 
 QUESTIONS, BATCH = 9, 3
 SETTINGS = ["none", "random:keep=0.25", "random:keep=8", "divprune:keep=0.25", "divprune:keep=8"]
+FILES = ("config.json", "journal-0.jsonl", "samples.jsonl", "batches.jsonl", "results.json", "results.md", "figure.png")
 TIMED = ("prefill_ms", "decoder_ms", "first_token_ms", "selection_ms", "prefill_speedup", "decoder_speedup",
          "decode_tokens_per_s", "peak_memory_bytes")  # fmt: skip
 
@@ -61,7 +62,8 @@ def run(tmp_path_factory) -> Path:
 def test_every_file_is_written(run):
     names = {file.name for file in run.iterdir()}
     assert names == {
-        "config.json", "samples.jsonl", "batches.jsonl", "results.json", "results.md", "figure.png"
+        "config.json", "journal-0.jsonl", "samples.jsonl", "batches.jsonl", "results.json", "results.md", "figure.png",
+        "flips",
     }  # fmt: skip
     figure = Image.open(run / "figure.png")
     assert min(figure.size) > 400
@@ -81,7 +83,7 @@ def test_all_settings_saw_the_same_questions(run):
 def test_results_agree_with_the_lines_they_are_made_of(run):
     samples, batches, results = read(run)
     assert [row["setting"] for row in results["settings"]] == SETTINGS
-    assert (results["version"], results["questions"], results["unreadable"]) == (1, QUESTIONS, [])
+    assert (results["version"], results["questions"], results["failed"]) == (2, QUESTIONS, [])
     for row in results["settings"]:
         mine = [s for s in samples if s["setting"] == row["setting"]]
         right = sum(s["prediction"].lower().strip(" .") == s["answer"].lower() for s in mine)
@@ -92,9 +94,10 @@ def test_results_agree_with_the_lines_they_are_made_of(run):
             gap = abs(right / QUESTIONS - bound)
             assert math.isclose(gap, 1.959964 * math.sqrt(bound * (1 - bound) / QUESTIONS), abs_tol=1e-6)
         assert row["equivalent_tokens"] == statistics.mean(s["equivalent_tokens"] for s in mine)
-        ratios = [b["settings"]["none"]["decoder_ms"] / b["settings"][row["setting"]]["decoder_ms"] for b in batches]
+        rounds = [measured for batch in batches for measured in batch["rounds"]]
+        ratios = [measured["none"]["decoder_ms"] / measured[row["setting"]]["decoder_ms"] for measured in rounds]
         assert math.isclose(row["decoder_speedup"]["median"], statistics.median(ratios))
-        kv = sum(b["settings"][row["setting"]]["kv_bytes"] for b in batches) / QUESTIONS
+        kv = sum(measured[row["setting"]]["kv_bytes"] for measured in rounds) / QUESTIONS
         assert math.isclose(row["kv_bytes"], kv)
 
 
@@ -110,11 +113,11 @@ def test_budgets_are_what_was_asked_for(run):
 def test_a_finished_run_ends_with_the_same_bytes_when_asked_again(run, tmp_path):
     again = tmp_path / "again"
     shutil.copytree(run, again)
-    for name in ("results.json", "results.md", "figure.png"):
+    for name in FILES[2:]:
         (again / name).unlink()
     assert main(arguments(again)) == 0
-    for file in run.iterdir():
-        assert (again / file.name).read_bytes() == file.read_bytes(), file.name
+    for name in FILES:
+        assert (again / name).read_bytes() == (run / name).read_bytes(), name
 
 
 def test_killed_with_signal_9_it_resumes_and_ends_the_same(run, tmp_path):
@@ -122,32 +125,32 @@ def test_killed_with_signal_9_it_resumes_and_ends_the_same(run, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "vtc.eval.cli", *arguments(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
-    batches = folder / "batches.jsonl"
+    journal = folder / "journal-0.jsonl"
     deadline = time.monotonic() + 120
-    while not (batches.exists() and batches.read_bytes().count(b"\n")) and time.monotonic() < deadline:
+    while not (journal.exists() and journal.read_bytes().count(b"\n")) and time.monotonic() < deadline:
         assert process.poll() is None, process.stderr.read().decode()
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    assert 1 <= len(batches.read_text().splitlines()) < QUESTIONS // BATCH
+    assert 1 <= journal.read_bytes().count(b"\n") < QUESTIONS // BATCH
     assert not (folder / "results.json").exists()
-    before = batches.read_bytes()
-    with (folder / "samples.jsonl").open("ab") as file:  # what a kill in the middle of a write leaves behind
-        file.write(b'{"batch": 2, "id": "test-0-7", "group": "wo')
+    before = journal.read_bytes()
+    with journal.open("ab") as file:  # what a kill in the middle of a write leaves behind
+        file.write(b'{"batch": 2, "samples": [{"id": "test-0-7", "group": "wo')
     assert main(arguments(folder)) == 0
-    assert batches.read_bytes().startswith(before)
+    assert journal.read_bytes().startswith(before)
     assert (folder / "samples.jsonl").read_bytes() == (run / "samples.jsonl").read_bytes()
     assert without_times(read(folder)[2]) == without_times(read(run)[2])
 
 
 def test_another_runs_folder_is_refused_and_left_alone(run, capsys):
-    before = {file.name: file.read_bytes() for file in run.iterdir()}
+    before = {file: file.read_bytes() for file in run.rglob("*.*")}
     for change in (["--seed", "1"], ["--keep", "0.25"], ["--batch-size", "4"], ["--dtype", "bfloat16"]):
         assert main([*arguments(run), *change]) == 2
         error = capsys.readouterr().err
         field = {"--seed": "seed", "--keep": "settings", "--batch-size": "batch_size", "--dtype": "dtype"}[change[0]]
         assert "--output" in error and f"its {field} is" in error
-    assert {file.name: file.read_bytes() for file in run.iterdir()} == before
+    assert {file: file.read_bytes() for file in run.rglob("*.*")} == before
 
 
 def test_a_picture_that_cannot_be_read_is_recorded_and_the_run_goes_on(tmp_path, capsys):
@@ -166,9 +169,9 @@ def test_a_picture_that_cannot_be_read_is_recorded_and_the_run_goes_on(tmp_path,
     command = ["eval", "--images", str(tmp_path), "--methods", "stride", "--keep", "0.25", "--batch-size", "2"]
     assert main([*command, "--output", str(folder)]) == 0
     written, _, results = read(folder)
-    assert (results["questions"], results["unreadable"]) == (2, ["2", "3", "4"])
+    assert (results["questions"], [failure["id"] for failure in results["failed"]]) == (2, ["2", "3", "4"])
     failed = [s for s in written if s["error"]]
     assert [s["setting"] for s in failed] == [None] * 3
     assert all(f"{number}.png" in s["error"] for number, s in enumerate(failed, 1))
     assert {s["id"] for s in written if s["setting"] == "stride:keep=0.25"} == {"1", "5"}
-    assert "3 files can't be read" in capsys.readouterr().err
+    assert "3 of 5 questions could not be asked" in capsys.readouterr().err

@@ -1,14 +1,13 @@
 """The pieces of the harness: statistics, settings, the run folder, the stopwatch, results from hand-made records."""
 
-import json
-
 import pytest
 import torch
 
 import vtc
 from vtc.eval import embedded, figure, report, results, stats
 from vtc.eval.errors import InputError
-from vtc.eval.folder import BATCHES, SAMPLES, RunFolder
+from vtc.eval.folder import RunFolder
+from vtc.eval.journal import Journal, busy, read
 from vtc.eval.models import load
 from vtc.eval.settings import NONE, make_settings
 from vtc.eval.stopwatch import Stopwatch
@@ -62,24 +61,47 @@ def test_a_seed_moves_on_with_the_batch_and_nothing_else_does():
 CONFIG = {"model": "m", "limit": 3}
 
 
-def samples_of(batch: int, n: int = 2) -> list[dict]:
-    return [{"batch": batch, "id": f"{batch}-{i}", "error": None} for i in range(n)]
+def line(batch: int) -> dict:
+    return {"batch": batch, "samples": [{"id": f"{batch}-{i}", "error": None} for i in range(2)], "rounds": []}
 
 
-def test_a_folder_goes_on_behind_the_last_whole_batch(tmp_path):
-    folder = RunFolder.open(tmp_path / "run", CONFIG)
-    folder.append(samples_of(0), {"batch": 0, "samples": 2, "settings": {}})
-    folder.append(samples_of(1), {"batch": 1, "samples": 2, "settings": {}})
-    folder.close()
-    before = [(tmp_path / "run" / name).read_bytes() for name in (SAMPLES, BATCHES)]
-    leftovers = [b'{"batch": 2, "id": "2-0", "error": null}\n{"batch": 2, "id": "\xc3', b'{"batch": 2, "samp']
-    for name, content, leftover in zip((SAMPLES, BATCHES), before, leftovers):
-        (tmp_path / "run" / name).write_bytes(content + leftover)
-    folder = RunFolder.open(tmp_path / "run", CONFIG)
-    assert [record["batch"] for record in folder.batches] == [0, 1]
-    assert [(tmp_path / "run" / name).read_bytes() for name in (SAMPLES, BATCHES)] == before
-    assert folder.samples() == samples_of(0) + samples_of(1)
-    folder.close()
+@pytest.mark.parametrize(
+    "torn", [b'{"batch": 2, "samples": [{"id": "2-0", "gr\xc3', b'{"batch": 2, "samp', b"{}"[:1], b""]
+)
+def test_a_journal_goes_on_behind_the_last_whole_line(tmp_path, torn):
+    journal = Journal(tmp_path)
+    journal.append(line(0))
+    journal.append(line(1))
+    journal.close()
+    before = journal.path.read_bytes()
+    journal.path.write_bytes(before + torn)
+    assert list(read(tmp_path).values()) == [line(0), line(1)]
+    journal = Journal(tmp_path)
+    journal.append(line(2))
+    journal.close()
+    assert journal.path.read_bytes().startswith(before)
+    assert list(read(tmp_path)) == [0, 1, 2]
+
+
+def test_of_a_batch_that_two_processes_did_the_first_counts(tmp_path):
+    for number, batches in enumerate([(0, 2), (1, 2)]):
+        journal = Journal(tmp_path, number)
+        for batch in batches:
+            journal.append({**line(batch), "by": number})
+        journal.close()
+    assert [(batch, each["by"]) for batch, each in read(tmp_path).items()] == [(0, 0), (1, 1), (2, 0)]
+
+
+def test_a_journal_that_was_changed_by_hand_is_refused_and_left_alone(tmp_path):
+    journal = Journal(tmp_path)
+    journal.append(line(0))
+    journal.append(line(1))
+    journal.close()
+    spoilt = journal.path.read_bytes().replace(b'"batch": 0', b'"batch": zero')
+    journal.path.write_bytes(spoilt)
+    with pytest.raises(InputError, match="changed by hand"):
+        Journal(tmp_path)
+    assert journal.path.read_bytes() == spoilt
 
 
 def test_a_folder_is_not_shared_by_two_runs_at_once(tmp_path):
@@ -89,15 +111,12 @@ def test_a_folder_is_not_shared_by_two_runs_at_once(tmp_path):
         RunFolder.open(tmp_path, CONFIG)
     folder.close()
     RunFolder.open(tmp_path, CONFIG).close()
-
-
-def test_a_folder_that_lost_lines_is_refused(tmp_path):
-    folder = RunFolder.open(tmp_path, CONFIG)
-    folder.append(samples_of(0), {"batch": 0, "samples": 2, "settings": {}})
-    folder.close()
-    (tmp_path / SAMPLES).write_text(json.dumps(samples_of(0)[0]) + "\n")
-    with pytest.raises(InputError, match="lost lines"):
-        RunFolder.open(tmp_path, CONFIG)
+    journal = Journal(tmp_path, 3)
+    assert busy(tmp_path, 3)
+    with pytest.raises(InputError, match="in use"):
+        Journal(tmp_path, 3)
+    journal.close()
+    assert not busy(tmp_path, 3)
 
 
 def measured(decoder_ms: float, flops: float) -> dict:
@@ -117,35 +136,39 @@ def measured(decoder_ms: float, flops: float) -> dict:
 
 
 def answered(batch: int, name: str, setting: str, correct: bool) -> dict:
-    tokens = {"visual_tokens": 256, "kept_tokens": 64, "equivalent_tokens": 64.0}
-    return {"batch": batch, "id": name, "group": "g", "setting": setting, "correct": correct, "error": None, **tokens}
+    score = float(correct)
+    said = {"prediction": str(correct), "score": score, "correct": correct, "metrics": {"exact_match": score}}
+    tokens = {"visual_tokens": 256, "kept_tokens": 64, "equivalent_tokens": 64.0, "parsed": True, "cluster": None}
+    return {"batch": batch, "id": name, "group": "g", "setting": setting, "error": None, **said, **tokens}
+
+
+TORN = {"id": "torn", "group": "g", "setting": None, "correct": None, "error": "torn.png"}
 
 
 def test_results_take_ratios_within_a_round_and_count_what_could_not_be_read():
     settings = make_settings(["divprune"], [0.25], [])
     short = settings[1].name
     samples = [
-        answered(b, f"{b}{i}", setting, setting == NONE or i == 0)
+        [answered(b, f"{b}{i}", setting, setting == NONE or i == 0) for setting in (NONE, short) for i in range(2)]
         for b in range(3)
-        for setting in (NONE, short)
-        for i in range(2)
     ]
-    samples.append({"batch": 3, "id": "torn", "group": "g", "setting": None, "correct": None, "error": "torn.png"})
     times = [(100.0, 50.0), (300.0, 100.0), (80.0, 20.0)]
-    batches = [
-        {"batch": b, "samples": 4, "settings": {NONE: measured(none, 800.0), short: measured(mine, 200.0)}}
+    lines = [
+        {"batch": b, "samples": samples[b], "rounds": [{NONE: measured(none, 800.0), short: measured(mine, 200.0)}]}
         for b, (none, mine) in enumerate(times)
     ]
-    batches.append({"batch": 3, "samples": 1, "settings": {}})
-    batches[0]["peak_memory_bytes"] = {NONE: 7, short: 5}
-    built = results.build({}, settings, samples, batches)
-    assert (built["questions"], built["unreadable"]) == (6, ["torn"])
+    lines.append({"batch": 3, "samples": [TORN], "rounds": []})
+    lines[0]["peak_memory_bytes"] = {NONE: 7, short: 5}
+    built = results.build({}, settings, lines)
+    assert (built["questions"], built["failed"]) == (6, [{"id": "torn", "error": "torn.png"}])
     row = built["settings"][1]
     assert row["decoder_speedup"] == {"median": 3.0, "low": 2.5, "high": 3.5}
     assert row["decoder_speedup_ideal"] == 4.0
     assert row["prefill_speedup_ideal"] == 3.0
     assert (row["overall"]["right"], row["overall"]["asked"]) == (3, 6)
     assert row["relative_accuracy"] == 0.5
+    assert (row["flips"]["right_to_wrong"], row["flips"]["wrong_to_right"], row["agreement"]) == (3, 0, 0.5)
+    assert row["metrics"]["exact_match"]["difference"] == -0.5
     assert (row["kv_bytes"], row["decoder_flops"], row["peak_memory_bytes"]) == (300, 100.0, 5)
 
 
@@ -157,7 +180,7 @@ def loaded():
 @pytest.fixture(scope="module")
 def inputs(loaded):
     samples = embedded.benchmark(3)[:]
-    return loaded.inputs([sample.image for sample in samples], [sample.question for sample in samples])
+    return loaded.inputs([[sample.image] for sample in samples], [sample.question for sample in samples])
 
 
 @pytest.mark.parametrize("spec", [None, "divprune:keep=0.25", "fastv:keep=0.25"])
@@ -196,9 +219,9 @@ def test_the_decoder_share_holds_the_selection(loaded, inputs):
 def test_a_figure_and_a_table_are_made_of_any_run(methods):
     settings = make_settings(methods, [0.5, 0.25], [])
     samples = [answered(0, str(i), setting.name, i == 0) for setting in settings for i in range(2)]
-    batch = {"batch": 0, "samples": len(samples), "settings": {s.name: measured(50.0, 300.0) for s in settings}}
+    line = {"batch": 0, "samples": samples, "rounds": [{s.name: measured(50.0, 300.0) for s in settings}]}
     config = {"model": "m", "benchmark": "b", "dtype": "float32", "batch_size": 2, "peak_memory": None}
-    built = results.build(config, settings, samples, [batch], {"overall": 0.25, "g": 0.25})
+    built = results.build(config, settings, [line], blind={"overall": 0.25, "g": 0.25})
     assert figure.draw(built).startswith(b"\x89PNG")
     for text in (report.plain(built), report.markdown(built)):
         assert all(setting.name in text for setting in settings)
@@ -207,7 +230,6 @@ def test_a_figure_and_a_table_are_made_of_any_run(methods):
 
 def test_a_run_without_a_readable_picture_still_reports():
     config = {"model": "m", "benchmark": "b", "dtype": "float32", "batch_size": 2, "peak_memory": None}
-    torn = {"batch": 0, "id": "torn", "group": "g", "setting": None, "correct": None, "error": "torn.png"}
-    built = results.build(config, make_settings(["none"], []), [torn], [{"batch": 0, "samples": 1, "settings": {}}])
+    built = results.build(config, make_settings(["none"], []), [{"batch": 0, "samples": [TORN], "rounds": []}])
     assert built["settings"] == []
-    assert "1 left out, their files can't be read: torn" in report.plain(built)
+    assert "1 left out, they could not be asked: torn" in report.plain(built)

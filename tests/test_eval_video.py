@@ -90,13 +90,14 @@ def test_figures_are_drawn(run, name):
 def test_it_goes_on_behind_the_last_batch_and_ends_the_same(run, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
-    for name in ("results.json", "results.md", "figure.png", "frames.png"):
+    for name in ("samples.jsonl", "results.json", "results.md", "figure.png", "frames.png"):
         (folder / name).unlink()
-    first = (folder / "batches.jsonl").read_text().splitlines(keepends=True)[0]
-    (folder / "batches.jsonl").write_text(first)
+    journal = folder / "journal-0.jsonl"
+    first = journal.read_text().splitlines(keepends=True)[0]
+    journal.write_text(first)
     assert main(arguments(folder)) == 0
     assert "1 of 2 batches are in" in capsys.readouterr().err
-    assert (folder / "batches.jsonl").read_text().startswith(first)
+    assert journal.read_text().startswith(first)
     assert (folder / "samples.jsonl").read_bytes() == (run / "samples.jsonl").read_bytes()
     assert (folder / "frames.png").read_bytes() == (run / "frames.png").read_bytes()
 
@@ -116,13 +117,13 @@ def test_files_of_unequal_length_and_a_broken_one(tmp_path, capsys):
     command = ["eval", "--tasks", "video", "--videos", str(tmp_path), "--frames", "4", "--batch-size", "2"]
     assert main([*command, "--methods", "evs", "--keep", "0.5", "--output", str(folder)]) == 0
     results = json.loads((folder / "results.json").read_text())
-    assert (results["questions"], results["unreadable"]) == (2, ["broken", "missing"])
+    assert (results["questions"], [each["id"] for each in results["failed"]]) == (2, ["broken", "missing"])
     for sample in lines(folder / "samples.jsonl"):
         if sample["setting"] is None:
             assert f"{sample['id']}.mp4" in sample["error"]
         else:
             assert len(sample["tokens_per_frame"]) == 4
-    assert "2 files can't be read" in capsys.readouterr().err
+    assert "2 of 4 questions could not be asked" in capsys.readouterr().err
     assert main([*command, "--methods", "evs", "--keep", "0.5", "--frames", "5", "--output", str(folder)]) == 2
     assert "its benchmark is" in capsys.readouterr().err
 
@@ -174,11 +175,11 @@ def test_processors_are_told_that_frames_are_sampled_and_when_they_are_shown():
     noting = Noting()
     loaded = Loaded(model=None, processor=noting, decoder=None, tower=None)
     with pytest.raises(KeyboardInterrupt):
-        loaded.inputs([Video(frames, (0.0, 1.0, 2.0), 30.0, 61)], ["?"], "video")
+        loaded.inputs([[Video(frames, (0.0, 1.0, 2.0), 30.0, 61)]], ["?"])
     assert noting.given["videos"][0] is frames
     metadata = {"total_num_frames": 61, "fps": 30.0, "frames_indices": [0, 30, 60]}
     assert noting.given["videos_kwargs"] == {"do_sample_frames": False, "video_metadata": [metadata]}
     for without in (frames, Video(frames, None, None, 3)):
         with pytest.raises(KeyboardInterrupt):
-            loaded.inputs([without], ["?"], "video")
+            loaded.inputs([[without]], ["?"])
         assert noting.given["videos_kwargs"] == {"do_sample_frames": False}

@@ -37,7 +37,7 @@ def run(tmp_path) -> Path:
     config |= {"batch_size": 8, "versions": {"vtc": "0.1.0"}, "threads": 1}
     rows = [("none", 19, 256.0), ("random:keep=0.5", 15, 128.0), ("random:keep=0.25", 13, 64.0)]
     rows += [("divprune:keep=0.5", 18, 128.0), ("divprune:keep=0.25", 17, 64.0), ("divprune+fastv", 9, 99.0)]
-    results = {"version": VERSION, "config": config, "questions": 20, "unreadable": [], "blind": {"overall": 0.2}}
+    results = {"version": VERSION, "config": config, "questions": 20, "failed": [], "blind": {"overall": 0.2}}
     results["settings"] = [result(*row) for row in rows]
     folder = tmp_path / "run"
     folder.mkdir()

@@ -1,0 +1,95 @@
+"""`vtc sweep`: the same files as `vtc eval`, in one process or on Ray, whatever happens to a worker."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_eval_safety import untimed
+
+from vtc.eval import sweep
+from vtc.eval.cli import main
+
+
+def arguments(output: Path, command: str = "sweep") -> list[str]:
+    return [
+        *(command, "--tasks", "images,video", "--methods", "random,divprune", "--keep", "16", "--limit", "4"),
+        *("--batch-size", "1", "--max-new-tokens", "3", "--output", str(output)),
+    ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads_as_before():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    assert main(arguments(folder, "eval")) == 0
+    return folder
+
+
+def compare(folder: Path, alone: Path) -> None:
+    for task in ("images", "video"):
+        assert untimed(folder / task) == untimed(alone / task)
+    assert (folder / "summary.json").read_text() == (alone / "summary.json").read_text()
+
+
+def test_each_task_has_its_folder_and_the_summary_is_about_both(alone):
+    assert {each.name for each in alone.iterdir()} == {"images", "video", "summary.json", "summary.md"}
+    table = (alone / "summary.md").read_text()
+    assert "images exact_match" in table and "video exact_match" in table and "divprune:keep=16" in table
+
+
+def test_a_sweep_in_one_process_is_an_eval(alone, tmp_path):
+    assert main(arguments(tmp_path / "run")) == 0
+    compare(tmp_path / "run", alone)
+
+
+def test_on_ray_a_worker_that_is_killed_loses_nothing(alone, tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    killed = []
+    run = sweep.RayWorkers.__enter__
+
+    def kill_one(self):
+        import ray
+
+        entered = run(self)
+        pids = ray.get([worker.__ray_call__.remote(lambda _: os.getpid()) for worker in self._workers])
+        journal = tmp_path / "run" / "images" / "journal-0.jsonl"
+
+        def soon() -> None:
+            deadline = time.monotonic() + 120
+            while not (journal.exists() and b"\n" in journal.read_bytes()) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            os.kill(pids[0], signal.SIGKILL)
+            killed.append(pids[0])
+
+        threading.Thread(target=soon, daemon=True).start()
+        return entered
+
+    monkeypatch.setattr(sweep.RayWorkers, "__enter__", kill_one)
+    assert main([*arguments(tmp_path / "run"), "--ray", "--workers", "2"]) == 0
+    assert len(killed) == 1
+    compare(tmp_path / "run", alone)
+
+
+def test_what_a_worker_refuses_is_a_sentence(tmp_path, capsys):
+    pytest.importorskip("ray")
+    command = ["sweep", "--ray", "--workers", "1", "--methods", "no_such_method", "--output", str(tmp_path / "run")]
+    assert main(command) == 2
+    assert "no_such_method" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("option", [["--workers", "2"], ["--ray-address", "auto"]])
+def test_where_it_runs_is_said_with_ray_only(tmp_path, capsys, option):
+    assert main([*arguments(tmp_path / "run"), *option]) == 2
+    assert option[0] in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
