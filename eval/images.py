@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -10,7 +11,7 @@ from vtc.eval.errors import InputError
 from vtc.eval.video_file import Video, read
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(path: Path | BinaryIO) -> Image.Image:
     """The picture in a file as RGB, read to its last byte.
 
     Raises:

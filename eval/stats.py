@@ -74,8 +74,12 @@ def paired_bootstrap(
     """The same for `aggregation(values) - aggregation(without)`: each resample draws the same questions for both.
 
     Args:
-        values, without: of N samples each, at least one, in the same order.
-        aggregation, is_mean, clusters, seed: as in `bootstrap`.
+        values: of N samples, at least one.
+        without: the others', in the same order.
+        aggregation: as in `bootstrap`.
+        is_mean: likewise.
+        clusters: likewise.
+        seed: likewise.
     """
     mine, others = _resampled([values, without], aggregation, is_mean, clusters, seed)
     return _percentiles(mine - others)

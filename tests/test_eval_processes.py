@@ -35,8 +35,8 @@ def alone(tmp_path_factory) -> Path:
 
 def test_accelerate_with_two_processes_gives_what_one_gives(alone, tmp_path):
     folder = tmp_path / "run"
-    options = "--cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", *options.split()]
+    options = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *options.split(), "--main_process_port", "0"]
     done = subprocess.run([*launch, "-m", "vtc.eval", *arguments(folder)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     shares = [len((folder / f"journal-{rank}.jsonl").read_text().splitlines()) for rank in range(2)]

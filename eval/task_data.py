@@ -1,0 +1,192 @@
+"""Rows and media of a task: from a local folder, or from a hub by `datasets`."""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any
+
+from PIL import Image
+
+from vtc.eval.errors import InputError
+from vtc.eval.images import open_image, open_repeated
+from vtc.eval.task import Shown
+from vtc.eval.task_config import TaskConfig
+
+#: Endings of files with rows, in the order in which they are looked for.
+ENDINGS = ("parquet", "jsonl", "json", "csv", "tsv")
+VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".gif")
+
+
+@dataclass
+class Rows:
+    """Rows of a split.
+
+    Attributes:
+        size: how many.
+        plain: row number i, its pictures left alone.
+        whole: the same with pictures as PIL images, where they come with the rows.
+        fingerprint: names the very rows.
+        folder: where files that rows name are looked for; None: nowhere.
+    """
+
+    size: int
+    plain: Callable[[int], dict[str, Any]]
+    whole: Callable[[int], dict[str, Any]]
+    fingerprint: str
+    folder: Path | None
+    _index: dict[str, list[Path]] | None = field(default=None, repr=False)
+
+    def open(self, shown: Any, frames: int) -> Shown:
+        """A picture or video that a row has, or names.
+
+        Args:
+            shown: a PIL image, {"bytes", "path"}, or a path.
+            frames: how many of a video.
+
+        Raises:
+            InputError: there is no such file, or it can't be read.
+        """
+        if isinstance(shown, Image.Image):
+            return shown.convert("RGB")
+        if isinstance(shown, Mapping) and shown.get("bytes"):
+            return open_image(io.BytesIO(shown["bytes"]))
+        path = self._find(str(shown["path"] if isinstance(shown, Mapping) else shown))
+        return open_repeated(path, frames) if path.suffix.lower() in VIDEOS else open_image(path)
+
+    def _find(self, name: str) -> Path:
+        """The file of that path; else the one below the folder whose path ends so."""
+        if self.folder is None:
+            raise InputError(f"{name!r} is a file of the data set; give the folder that holds it as --data")
+        if (exact := self.folder / name).is_file():
+            return exact
+        if self._index is None:
+            self._index = {}
+            for file in sorted(self.folder.rglob("*")):
+                self._index.setdefault(file.name, []).append(file)
+        parts = tuple(part for part in PurePath(name).parts if part not in ("..", ".", "/"))
+        found = [
+            file for file in self._index.get(parts[-1], []) if file.parts[-len(parts) :] == parts and file.is_file()
+        ]
+        if len(found) != 1:
+            told = f"{len(found)} files end so" if found else "there is none"
+            raise InputError(f"file {name!r} is looked for below {str(self.folder)!r}, but {told}; put it right there")
+        return found[0]
+
+
+def load_rows(config: TaskConfig, data: Path | None) -> Rows:
+    """The rows of a task's split.
+
+    Args:
+        config: the task.
+        data: local folder that holds a folder for the task, or is one; None: `dataset_path`, a folder or on a hub.
+
+    Raises:
+        InputError: there are no rows; says what to put where.
+    """
+    path, split = config.get("dataset_path"), config.get("test_split") or config.get("validation_split")
+    if data is None:
+        beside = [folder for folder in (config.file.parent / path, Path(path)) if folder.is_dir()]
+        if not beside:
+            return _from_hub(config, path, split)
+        folders = beside[:1]
+    else:
+        if not data.is_dir():
+            raise InputError(f"argument --data: {str(data)!r} is no folder; give one with the tasks' data")
+        folders = [folder for folder in (data / config.name, data / path.split("/")[-1], data) if folder.is_dir()]
+    for folder in folders:
+        if files := _files(folder, config.get("dataset_name"), split):
+            return _from_files(config, folder, files)
+    wanted = f"{split}.jsonl, {split}.parquet or data/{split}-*.parquet"
+    looked = ", ".join(repr(str(folder)) for folder in folders)
+    raise InputError(
+        f"argument --data: no rows of task {config.name!r} (split {split!r}) in {looked}; download {path!r} into "
+        f"{str((data or folders[0]) / config.name)!r}, with {wanted} in it"
+    )
+
+
+def _files(folder: Path, name: str | None, split: str) -> list[Path]:
+    """The files of a split, all of one ending."""
+    insides = [folder / name, folder / "data" / name] if name else []
+    for inside in (*insides, folder, folder / "data"):
+        for ending in ENDINGS:
+            for pattern in (f"{split}.{ending}", f"{split}-*.{ending}", f"{split}/*.{ending}"):
+                if found := sorted(inside.glob(pattern)):
+                    return found
+    return []
+
+
+def _from_files(config: TaskConfig, folder: Path, files: Sequence[Path]) -> Rows:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    try:
+        made = _dataset(files) if files[0].suffix == ".parquet" else _listed(files)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"argument --data: {str(files[0])!r} can't be read ({error}); download it anew") from None
+    return _rows(config, made, digest.hexdigest(), folder)
+
+
+def _dataset(files: Sequence[Path]) -> Any:
+    return _datasets().Dataset.from_parquet([str(file) for file in files])
+
+
+def _listed(files: Sequence[Path]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        if file.suffix == ".jsonl":
+            found += [json.loads(line) for line in text.splitlines() if line.strip()]
+        elif file.suffix == ".json":
+            found += json.loads(text)
+        else:
+            found += csv.DictReader(io.StringIO(text), delimiter="\t" if file.suffix == ".tsv" else ",")
+    if not all(isinstance(row, dict) for row in found):
+        raise ValueError("not all rows are objects")
+    return found
+
+
+def _from_hub(config: TaskConfig, path: str, split: str) -> Rows:
+    known = ("token", "revision", "data_files", "data_dir", "cache_dir")
+    kwargs = {key: value for key, value in config.get("dataset_kwargs", {}).items() if key in known}
+    try:
+        made = _datasets().load_dataset(path, config.get("dataset_name"), split=split, **kwargs)
+    except InputError:
+        raise
+    except Exception as error:  # of many kinds, all meaning that it can't be had
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"argument --data: task {config.name!r} asks data set {path!r}, which can't be had here ({reason}); "
+            f"download it to FOLDER/{config.name} and give --data FOLDER"
+        ) from None
+    return _rows(config, made, f"hub:{made._fingerprint}", None)
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise InputError(
+            "argument --tasks: tasks need datasets, which is not installed; pip install 'vtc[eval]'"
+        ) from None
+    datasets.disable_progress_bars()
+    return datasets
+
+
+def _rows(config: TaskConfig, made: Any, fingerprint: str, folder: Path | None) -> Rows:
+    process = config.get("process_docs")
+    if process is not None:
+        made = process(made if hasattr(made, "features") else _datasets().Dataset.from_list(made))
+    if not hasattr(made, "features"):
+        rows = list(made)
+        return Rows(len(rows), lambda i: dict(rows[i]), lambda i: dict(rows[i]), fingerprint, folder)
+    Picture = _datasets().Image
+    plain = made
+    for column, feature in made.features.items():
+        if isinstance(feature, Picture):  # opened when it is shown: a broken one must not stop what comes before
+            plain = plain.cast_column(column, Picture(decode=False))
+    return Rows(len(made), lambda i: plain[i], lambda i: made[i], fingerprint, folder)
