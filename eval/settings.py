@@ -72,6 +72,11 @@ def _add(found: dict[str, Setting], methods: list[Method]) -> None:
         found.setdefault(name, Setting(name, series, keep, tuple(methods)))
 
 
+def label(method: Method) -> str:
+    """The spec string of a method, `keep` always written out."""
+    return _label(method, True)
+
+
 def _label(method: Method, with_keep: bool) -> str:
     parts = []
     for name, default in fields_of(method).items():

@@ -150,19 +150,31 @@ def _listed(files: Sequence[Path]) -> list[dict[str, Any]]:
     return found
 
 
+#: Why the hub could not be reached, once that is known.
+_unreachable: list[str] = []
+
+
+def _missing(config: TaskConfig, path: str, reason: str) -> str:
+    return (
+        f"argument --data: task {config.name!r} asks data set {path!r}, which can't be had here ({reason}); download it "
+        f"to FOLDER/{config.name} and give --data FOLDER"
+    )
+
+
 def _from_hub(config: TaskConfig, path: str, split: str) -> Rows:
     known = ("token", "revision", "data_files", "data_dir", "cache_dir")
     kwargs = {key: value for key, value in config.get("dataset_kwargs", {}).items() if key in known}
+    if _unreachable:  # it tries for half a minute each time
+        raise InputError(_missing(config, path, _unreachable[0]))
     try:
         made = _datasets().load_dataset(path, config.get("dataset_name"), split=split, **kwargs)
     except InputError:
         raise
     except Exception as error:  # of many kinds, all meaning that it can't be had
         reason = str(error).strip().partition("\n")[0]
-        raise InputError(
-            f"argument --data: task {config.name!r} asks data set {path!r}, which can't be had here ({reason}); "
-            f"download it to FOLDER/{config.name} and give --data FOLDER"
-        ) from None
+        if isinstance(error, ConnectionError):
+            _unreachable.append(reason)
+        raise InputError(_missing(config, path, reason)) from None
     return _rows(config, made, f"hub:{made._fingerprint}", None)
 
 
@@ -180,7 +192,10 @@ def _datasets() -> Any:
 def _rows(config: TaskConfig, made: Any, fingerprint: str, folder: Path | None) -> Rows:
     process = config.get("process_docs")
     if process is not None:
-        made = process(made if hasattr(made, "features") else _datasets().Dataset.from_list(made))
+        if not hasattr(made, "features"):
+            columns = dict.fromkeys(key for row in made for key in row)
+            made = _datasets().Dataset.from_list([dict.fromkeys(columns) | row for row in made])
+        made = process(made)
     if not hasattr(made, "features"):
         rows = list(made)
         return Rows(len(rows), lambda i: dict(rows[i]), lambda i: dict(rows[i]), fingerprint, folder)

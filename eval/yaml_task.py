@@ -85,7 +85,7 @@ class YamlTask:
         target = _read(config.get("doc_to_target"), doc)
         metadata = config.get("metadata") or {}
         by = metadata.get("group_by", "") if isinstance(metadata, dict) else ""
-        cluster = config.get("cluster_key")
+        cluster = config.get("cluster_key", "")
         return Question(
             id=str(index),
             group=str(doc.get(by, "all")),
@@ -93,7 +93,7 @@ class YamlTask:
             answer=target if isinstance(target, str) else json.dumps(target, ensure_ascii=False, default=str),
             shown=lambda: self._shown(index),
             score=lambda prediction: self._scored(index, prediction),
-            cluster=None if cluster is None else str(doc[cluster]),
+            cluster=str(doc[cluster]) if doc.get(cluster) is not None else None,
         )
 
     def _shown(self, index: int) -> list[Shown]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vtc.eval import embedded
+from vtc.eval import embedded, task_data
 from vtc.eval.cli import main
 from vtc.eval.errors import InputError
 from vtc.eval.task_index import find_tasks
@@ -249,6 +249,7 @@ def test_without_a_hub_and_without_data_the_way_out_is_told(mine, monkeypatch):
         raise ConnectionError("no hub can be reached")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.setattr(task_data, "_unreachable", [])
     with pytest.raises(InputError, match=r"'somewhere/mine', which can't be had here .*--data FOLDER"):
         load(mine, data=None)
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from vtc.eval.task import Task
 from vtc.eval.tasks.ai2d import ai2d
+from vtc.eval.tasks.gqa import gqa
 from vtc.eval.tasks.mmbench import mmbench
 from vtc.eval.tasks.mme import mme
 from vtc.eval.tasks.pope import pope
@@ -123,7 +124,37 @@ def test_mme_questions_about_one_picture_are_one_cluster(tmp_path: Path) -> None
 
 def test_mmbench_rotations_of_one_question_are_one_cluster(tmp_path: Path) -> None:
     task = load("mmbench_en_dev_static", tmp_path)
-    assert [task.get(index).cluster for index in range(6)] == ["What is it?"] * 4 + ["Which is redder?"] * 2
+    assert [task.get(index).cluster for index in range(6)] == ["7"] * 4 + ["8"] * 2
+
+
+def test_gqa_pictures_are_files_named_after_the_image(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (5, 4)).save(tmp_path / "images" / "n1.jpg")
+    row = expected("gqa")["docs"][0]
+    (tmp_path / "testdev.jsonl").write_text(json.dumps(row))
+    (picture,) = load_task("gqa", data=tmp_path).get(0).shown()
+    assert picture.size == (5, 4)
+
+
+def test_gqa_rows_of_the_hub_get_their_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    pictures = datasets.Dataset.from_dict(
+        {"id": ["n3", "n2", "n1"], "image": [Image.new("RGB", (size, 1)) for size in (3, 2, 1)]}
+    )
+    for name, rows in ((gqa.QUESTIONS, datasets.Dataset.from_list(expected("gqa")["docs"])), (gqa.PICTURES, pictures)):
+        (tmp_path / name).mkdir()
+        rows.to_parquet(tmp_path / name / "testdev-00000-of-00001.parquet")
+    configs = "".join(
+        f"- config_name: {name}\n  data_files:\n  - split: testdev\n    path: {name}/testdev-*\n"
+        for name in (gqa.QUESTIONS, gqa.PICTURES)
+    )
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    monkeypatch.setattr(gqa, "HUB", str(tmp_path))
+    cache = str(tmp_path / "cache")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache)
+    questions = datasets.load_dataset(str(tmp_path), gqa.QUESTIONS, split="testdev", cache_dir=cache)
+    docs = gqa.process_docs(questions)
+    assert [gqa.doc_to_visual(doc)[0].size for doc in docs] == [(1, 1), (1, 1), (2, 1), (3, 1)]
 
 
 def mme_values(*scores: tuple[str, float]) -> list[dict[str, Any]]:
@@ -145,8 +176,8 @@ def test_mme_counts_a_picture_drawn_twice_as_two_pairs() -> None:
 
 
 def test_mmbench_counts_a_question_drawn_twice_twice() -> None:
-    right = [{"index": index, "question": 1, "score": 1.0} for index in (1, 1_000_001)]
-    wrong = [{"index": index, "question": 2, "score": score} for index, score in ((2, 1.0), (1_000_002, 0.0))]
+    right = [{"index": index, "circle": 1, "score": 1.0} for index in (1, 1_000_001)]
+    wrong = [{"index": index, "circle": 2, "score": score} for index, score in ((2, 1.0), (1_000_002, 0.0))]
     assert mmbench.circular_accuracy([*right, *wrong]) == 50
     assert mmbench.circular_accuracy([*right, *right, *wrong]) == pytest.approx(200 / 3)
 

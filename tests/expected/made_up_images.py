@@ -248,7 +248,7 @@ def mmbench_en_dev_static() -> Case:
     ]
     answers += ["E is right: a dog", "E. a dog", "A. or B. a dog", "C or B a dog", "A/x or y/B", "(D)s NBA"]
     answers += ["(A)s, but the answer is xBx.", "(A)s but xBx x"]
-    return Case([row | rest for row in rows], answers, [[0, 1, 2, 3], [4, 5], [6], [7]])
+    return Case([{"E": None} | row | rest for row in rows], answers, [[0, 1, 2, 3], [4, 5], [6], [7]])
 
 
 def seedbench() -> Case:

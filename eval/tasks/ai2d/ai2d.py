@@ -8,7 +8,7 @@ from typing import Any
 from vtc.eval.tasks.shared.options import letter, lettered
 from vtc.eval.tasks.shared.picture import around
 
-LEADING_LETTER = re.compile(r"\s*([A-Z])\.")
+LEADING_LETTER = re.compile(r"([A-Z])\.")
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -28,7 +28,8 @@ def doc_to_target(doc: Mapping[str, Any]) -> str:
 
 def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
     """Right where the answer is the letter alone, but for case and punctuation, or begins with `X.`."""
-    leading = LEADING_LETTER.match(results[0])
-    read = leading.group(1) if leading else results[0].strip().translate(NO_PUNCTUATION).upper()
+    answer = results[0].strip()
+    leading = LEADING_LETTER.match(answer)
+    read = leading.group(1) if leading else answer.translate(NO_PUNCTUATION).upper()
     options = [letter(index) for index in range(len(doc["options"]))]
     return {"exact_match": float(read == doc_to_target(doc)), "parsed": read in options}

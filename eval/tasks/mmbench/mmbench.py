@@ -7,9 +7,12 @@ itself asks a judge model about what its first rules leave open; `gpt_eval_score
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtc.eval.tasks.shared.free_choice import read_choice
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 #: Rotations of one question differ in their index by multiples of this.
 ROTATION = 1_000_000
@@ -19,6 +22,11 @@ MARKS = (
     *(("", "."), ("", ","), ("", ":"), ("", ")"), ("", ")."), ("(", ")"), ("(", ").")),
     *((":", ""), (":", ","), (":", "."), (":", ")"), (":", ").")),
 )
+
+
+def process_docs(docs: "Dataset") -> "Dataset":
+    """The rows with `circle`, the same number for all rotations of a question."""
+    return docs.add_column("circle", [_circle(index) for index in docs["index"]])
 
 
 def doc_to_text(doc: Mapping[str, Any], lmms_eval_specific_kwargs: Mapping[str, str]) -> str:
@@ -36,7 +44,7 @@ def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str,
     answer = results[0].strip()
     read = letter_by_itself(answer) or option_quoted(answer, options) or read_choice(answer, list(options))
     right = float(read == doc["answer"])
-    value = {"index": doc["index"], "question": doc["index"] % ROTATION, "category": doc["category"], "score": right}
+    value = {"index": doc["index"], "circle": _circle(doc["index"]), "category": doc["category"], "score": right}
     return {"gpt_eval_score": value, "parsed": read is not None}
 
 
@@ -48,7 +56,7 @@ def letter_by_itself(answer: str) -> str | None:
     if len(bare) == 1 and not may_be_article:
         return bare[0]
     for before, after in MARKS:
-        marked = [letter for letter in "ABCD" if f"{before}{letter}{after}" in words]
+        marked = [letter for letter in LETTERS if f"{before}{letter}{after}" in words]
         if len(marked) == 1:
             return marked[0]
     return None
@@ -62,9 +70,13 @@ def option_quoted(answer: str, options: Mapping[str, str]) -> str | None:
 
 def circular_accuracy(values: Sequence[Mapping[str, Any]]) -> float:
     """How many questions, of 100, have all their rotations right; those that were not asked don't count against it."""
-    wrong = {value["question"] for value in values if not value["score"]}
-    asked = [value["question"] for value in values if value["index"] < ROTATION]
-    return 100 * fmean(question not in wrong for question in asked) if asked else 0.0
+    wrong = {value["circle"] for value in values if not value["score"]}
+    asked = [value["circle"] for value in values if value["index"] < ROTATION]
+    return 100 * fmean(circle not in wrong for circle in asked) if asked else 0.0
+
+
+def _circle(index: int) -> int:
+    return index % ROTATION
 
 
 def _missing(value: Any) -> bool:
