@@ -151,8 +151,8 @@ def _work(args: argparse.Namespace, chosen: Recipe, specs: list[str]) -> "Work":
     tasks = args.tasks or ([BUNDLED] if bundled else chosen.tasks)
     if not tasks:
         raise InputError(
-            f"argument NAME: none of the benchmarks of {chosen.name!r} is a task here ({', '.join(chosen.benchmarks)}); "
-            "give --tasks"
+            f"argument NAME: none of the benchmarks of {chosen.name!r} is a task here "
+            f"({', '.join(chosen.benchmarks)}); give --tasks"
         )
     command = ["--model", args.model, "--output", str(args.output), "--batch-size", str(args.batch_size)]
     command += ["--device", args.device, "--methods", "none", "--tasks", ",".join(tasks)]

@@ -156,8 +156,8 @@ _unreachable: list[str] = []
 
 def _missing(config: TaskConfig, path: str, reason: str) -> str:
     return (
-        f"argument --data: task {config.name!r} asks data set {path!r}, which can't be had here ({reason}); download it "
-        f"to FOLDER/{config.name} and give --data FOLDER"
+        f"argument --data: task {config.name!r} asks data set {path!r}, which can't be had here ({reason}); "
+        f"download it to FOLDER/{config.name} and give --data FOLDER"
     )
 
 
