@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from vtc.eval.errors import InputError
@@ -55,13 +56,15 @@ class Rows:
         if isinstance(shown, Mapping) and shown.get("bytes"):
             return open_image(io.BytesIO(shown["bytes"]))
         path = self._find(str(shown["path"] if isinstance(shown, Mapping) else shown))
+        if path.is_dir():
+            return _frames(path, frames)
         return open_repeated(path, frames) if path.suffix.lower() in VIDEOS else open_image(path)
 
     def _find(self, name: str) -> Path:
-        """The file of that path; else the one below the folder whose path ends so."""
+        """The file, or folder of frames, of that path; else the one below the folder whose path ends so."""
         if self.folder is None:
             raise InputError(f"{name!r} is a file of the data set; give the folder that holds it as --data")
-        if (exact := self.folder / name).is_file():
+        if (exact := self.folder / name).exists():
             return exact
         if self._index is None:
             self._index = {}
@@ -75,6 +78,19 @@ class Rows:
             told = f"{len(found)} files end so" if found else "there is none"
             raise InputError(f"file {name!r} is looked for below {str(self.folder)!r}, but {told}; put it right there")
         return found[0]
+
+
+def _frames(folder: Path, frames: int) -> np.ndarray:
+    """Frames of a video that is a folder of pictures, in the order of their names, at even distances.
+
+    Raises:
+        InputError: there is none, or one can't be read.
+    """
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    if not files:
+        raise InputError(f"video {str(folder)!r} is a folder without pictures; put its frames there")
+    which = np.linspace(0, len(files) - 1, frames).round().astype(int)
+    return np.stack([np.asarray(open_image(files[index])) for index in which])
 
 
 def load_rows(config: TaskConfig, data: Path | None) -> Rows:

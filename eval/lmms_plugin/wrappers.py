@@ -2,6 +2,8 @@
 
 import functools
 import importlib
+import inspect
+import os
 from typing import Any
 
 from vtc import spec
@@ -41,7 +43,7 @@ def compressed(base: Any) -> Any:
 
         def __init__(self, *args: Any, compress: Any = None, **kwargs: Any):
             methods = None if compress is None else _methods(str(compress), kwargs)
-            super().__init__(*args, **kwargs)
+            super().__init__(*args, **_placed(base, kwargs))
             self._meter = None if methods is None else Meter(self.model, methods)
 
         def generate_until(self, requests: Any) -> Any:
@@ -65,6 +67,17 @@ def compressed(base: Any) -> Any:
     Compressed.__name__ = Compressed.__qualname__ = base.__name__
     Compressed.__module__ = base.__module__
     return Compressed
+
+
+def _placed(base: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments, without the empty `device_map` that some wrappers have by default and transformers 5 refuses.
+
+    With several processes the wrapper itself puts a device there.
+    """
+    default = inspect.signature(base.__init__).parameters.get("device_map")
+    if default is None or default.default != "" or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return kwargs
+    return {"device_map": None, **kwargs}
 
 
 def _methods(text: str, others: dict[str, Any]) -> list[Method]:
