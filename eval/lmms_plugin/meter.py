@@ -75,8 +75,8 @@ class Meter:
 
     def _note(self, watch: Stopwatch, peak: int | None) -> None:
         trace = vtc.trace(self._loaded.model)
-        rows = trace.tokens_per_layer.shape[1]
-        self._tokens += rows * (watch.decode_steps + 1)
+        rows, steps = trace.tokens_per_layer.shape[1], watch.decode_steps
+        self._tokens += rows * (steps + 1)
         found = {
             "prefill_ms": watch.prefill_ms,
             "decoder_ms": watch.decoder_ms,
