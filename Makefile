@@ -15,7 +15,7 @@ COMPOSED ?= divprune:keep=0.5+pyramiddrop:keep=0.25 hiprune:keep=0.25+fastv:laye
 VIDEO_LIMIT ?= 12
 VIDEO_METHODS ?= none,random,frame_stride,pool,divprune,evs,holitom,fastv
 
-.PHONY: run test test-gpu bench lint clean
+.PHONY: run test test-gpu test-lmms bench lint clean
 
 run: $(VENV)/.done
 	$(BIN)/vtc eval --model embedded --methods $(METHODS) \
@@ -30,6 +30,17 @@ test: $(VENV)/.done $(VENV)/.llava
 # the torch references and the emulated kernels.
 test-gpu: $(VENV)/.done
 	$(BIN)/python -m vtc.cuda.check --json runs/gpu.json
+
+# The real lmms-eval, in an environment of its own: it asks for other versions than ours.
+LMMS := .venv-lmms
+test-lmms: $(LMMS)/.done
+	PYTHONPATH=tests/lmms/stand_in $(LMMS)/bin/python -m pytest -o addopts=-q tests/lmms
+
+$(LMMS)/.done: pyproject.toml tests/lmms/requirements.txt
+	$(PYTHON) -m venv $(LMMS)
+	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/lmms/requirements.txt
+	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
 
 bench: $(VENV)/.done
 	$(BIN)/vtc bench prefill --model embedded --methods divprune,fastv --keep 0.25,0.125,0.0625 --batch-size 8
@@ -53,4 +64,4 @@ $(VENV)/.llava: $(VENV)/.done
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LMMS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

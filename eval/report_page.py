@@ -207,15 +207,14 @@ def pareto(run: Run, title: str, read: Callable[[Any], float]) -> str:
     rows = [row for row in run.results["settings"] if run.headline in row["metrics"]]
     series = list(dict.fromkeys(row["series"] for row in rows))
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "vtc", "font.size": 9}):
-        figure = Figure(figsize=(6.2, 3.9), layout="constrained")
+        figure = Figure(figsize=(4.6, 3.5), layout="constrained")
         axes = figure.add_subplot()
         for number, name in enumerate(series):
             _series(axes, [row for row in rows if row["series"] == name], run.headline, read, name, number)
         front = front_of([(read(row), row["metrics"][run.headline]["value"]) for row in rows])
         axes.plot(*zip(*front), color=GREY, linewidth=1, linestyle="--", zorder=0)
-        axes.set_xscale("log")
+        axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.xaxis.set_minor_formatter(lambda value, _: "")
         axes.set_xlabel(f"{title} (log scale)")
         axes.set_ylabel(run.headline)
         axes.grid(alpha=0.25, linewidth=0.6)

@@ -1,5 +1,6 @@
 """Subclasses of lmms-eval's wrappers, made when they are asked for: `chat__llava_hf` is that of its chat wrapper."""
 
+import copy
 import functools
 import importlib
 import inspect
@@ -52,6 +53,7 @@ def compressed(base: Any) -> Any:
             Raises:
                 RuntimeError: all calls of the model failed, where the wrapper would have gone on with empty answers.
             """
+            requests = [_apart(request) for request in requests]
             if self._meter is None:
                 return super().generate_until(requests)
             with self._meter:
@@ -67,6 +69,17 @@ def compressed(base: Any) -> Any:
     Compressed.__name__ = Compressed.__qualname__ = base.__name__
     Compressed.__module__ = base.__module__
     return Compressed
+
+
+def _apart(request: Any) -> Any:
+    """A request whose generation arguments are its own.
+
+    Wrappers write into them (llava_hf the sizes of pictures), and lmms-eval's cache makes its keys of them, before and
+    after: it would never find what it stored.
+    """
+    made = copy.copy(request)
+    made.arguments = tuple(dict(each) if isinstance(each, dict) else each for each in request.arguments)
+    return made
 
 
 def _placed(base: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
