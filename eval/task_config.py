@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -211,6 +212,10 @@ def _check(file: Path, values: dict[str, Any]) -> None:
             raise InputError(
                 f"{where}: {key} is {value!r}, a {type(value).__name__}; see the packaged tasks for its form"
             )
+    if not re.fullmatch(r"[\w.-]*\w", str(values.get("task", "x"))):  # a folder gets this name
+        raise InputError(
+            f"{where}: task {values['task']!r} has other signs than letters, digits, _, - and .; rename it"
+        )
     for key in ("task", "dataset_path", "doc_to_visual", "doc_to_text", "doc_to_target", "metric_list"):
         if key not in values:
             raise InputError(f"{where} has no {key!r}; add it (the packaged tasks show how)")

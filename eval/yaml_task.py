@@ -123,10 +123,6 @@ def _own_score(value: Any, key: str) -> float | None:
 
 def _exact_match(entry: Mapping[str, Any], prediction: str, target: Any) -> float:
     """lmms-eval's `exact_match`: 1.0 where the two are equal, after what the entry says to pass over."""
-    if entry["metric"] != "exact_match":
-        raise InputError(
-            f"metric {entry['metric']!r} needs process_results in the task's YAML; exact_match alone does not"
-        )
     sides = [prediction, str(target)]
     for pattern in entry.get("regexes_to_ignore") or ():
         sides = [re.sub(pattern, "", side) for side in sides]
@@ -140,6 +136,10 @@ def _exact_match(entry: Mapping[str, Any], prediction: str, target: Any) -> floa
 
 def _metric(config: TaskConfig, entry: Mapping[str, Any]) -> Metric:
     aggregation = entry.get("aggregation", "mean")
+    if config.get("process_results") is None and entry["metric"] != "exact_match":
+        raise InputError(
+            f"task file {str(config.file)!r}: metric {entry['metric']!r} needs process_results; exact_match alone does not"
+        )
     better = bool(entry.get("higher_is_better", True))
     if aggregation == "mean":
         return Metric(entry["metric"], lambda values: fmean(values) if values else 0.0, better)

@@ -222,6 +222,7 @@ REFUSED = {
     "test_split": (None, "no 'test_split'"),
     "doc_to_visual": ("pictures", "doc_to_visual is 'pictures'"),
     "dataset_path": (None, "no 'dataset_path'"),
+    "task": ("../mine", "other signs than letters"),
 }
 
 
@@ -230,8 +231,14 @@ def test_what_a_file_must_not_say_is_told(mine, key):
     value, said = REFUSED[key]
     write(mine, **{key: value})
     with pytest.raises(InputError, match=said) as caught:
-        load(mine)
+        load_task(str(mine / "tasks" / "mine.yaml"), data=mine / "data")
     assert "mine.yaml" in str(caught.value)
+
+
+def test_a_metric_that_nothing_gives_is_told(mine):
+    write(mine, process_results=None)
+    with pytest.raises(InputError, match="metric 'right' needs process_results"):
+        load(mine)
 
 
 def test_missing_data_is_told_with_what_to_put_where(mine):

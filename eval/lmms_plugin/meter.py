@@ -81,9 +81,7 @@ class Meter:
             "prefill_ms": watch.prefill_ms,
             "decoder_ms": watch.decoder_ms,
             "first_token_ms": watch.first_token_ms,
-            "decode_tokens_per_s": 1e3 * rows * watch.decode_steps / watch.decode_ms
-            if watch.decode_steps > 0
-            else None,
+            "decode_tokens_per_s": 1e3 * rows * steps / watch.decode_ms if steps and watch.decode_ms else None,
             "selection_ms": trace.selection_ms,
             "peak_memory_bytes": peak,
             "kv_bytes": watch.kv_bytes,
