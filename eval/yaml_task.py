@@ -138,7 +138,8 @@ def _metric(config: TaskConfig, entry: Mapping[str, Any]) -> Metric:
     aggregation = entry.get("aggregation", "mean")
     if config.get("process_results") is None and entry["metric"] != "exact_match":
         raise InputError(
-            f"task file {str(config.file)!r}: metric {entry['metric']!r} needs process_results; exact_match alone does not"
+            f"task file {str(config.file)!r}: metric {entry['metric']!r} needs process_results; only exact_match "
+            "does without"
         )
     better = bool(entry.get("higher_is_better", True))
     if aggregation == "mean":
