@@ -1,9 +1,12 @@
 """Rows and media of a task: from a local folder, or from a hub by `datasets`."""
 
 import csv
+import functools
 import hashlib
 import io
 import json
+import tarfile
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -31,14 +34,14 @@ class Rows:
         plain: row number i, its pictures left alone.
         whole: the same with pictures as PIL images, where they come with the rows.
         fingerprint: names the very rows.
-        folder: where files that rows name are looked for; None: nowhere.
+        folders: where files that rows name are looked for; asked when the first is.
     """
 
     size: int
     plain: Callable[[int], dict[str, Any]]
     whole: Callable[[int], dict[str, Any]]
     fingerprint: str
-    folder: Path | None
+    folders: Callable[[], Sequence[Path]]
     _index: dict[str, list[Path]] | None = field(default=None, repr=False)
 
     def open(self, shown: Any, frames: int) -> Shown:
@@ -61,23 +64,35 @@ class Rows:
         return open_repeated(path, frames) if path.suffix.lower() in VIDEOS else open_image(path)
 
     def _find(self, name: str) -> Path:
-        """The file, or folder of frames, of that path; else the one below the folder whose path ends so."""
-        if self.folder is None:
-            raise InputError(f"{name!r} is a file of the data set; give the folder that holds it as --data")
-        if (exact := self.folder / name).exists():
-            return exact
+        """The file, or folder of frames, of that path; else the one below the folders whose path ends so.
+
+        A video may have another ending than the row says.
+        """
+        folders = self.folders()
+        for folder in folders:
+            if (exact := folder / name).exists():
+                return exact
         if self._index is None:
             self._index = {}
-            for file in sorted(self.folder.rglob("*")):
-                self._index.setdefault(file.name, []).append(file)
-        parts = tuple(part for part in PurePath(name).parts if part not in ("..", ".", "/"))
-        found = [
-            file for file in self._index.get(parts[-1], []) if file.parts[-len(parts) :] == parts and file.is_file()
+            for folder in folders:
+                for file in sorted(folder.rglob("*")):
+                    self._index.setdefault(file.stem, []).append(file)
+        wanted = PurePath(*(part for part in PurePath(name).parts if part not in ("..", ".", "/")))
+        alike = [
+            file for file in self._index.get(wanted.stem, []) if _ends(file.with_suffix(""), wanted.with_suffix(""))
+        ]
+        found = [file for file in alike if file.suffix == wanted.suffix] or [
+            file for file in alike if {file.suffix.lower(), wanted.suffix.lower()} <= set(VIDEOS)
         ]
         if len(found) != 1:
             told = f"{len(found)} files end so" if found else "there is none"
-            raise InputError(f"file {name!r} is looked for below {str(self.folder)!r}, but {told}; put it right there")
+            looked = ", ".join(repr(str(folder)) for folder in folders)
+            raise InputError(f"file {name!r} is looked for below {looked}, but {told}; put it right there")
         return found[0]
+
+
+def _ends(path: PurePath, end: PurePath) -> bool:
+    return path.parts[-len(end.parts) :] == end.parts
 
 
 def _frames(folder: Path, frames: int) -> np.ndarray:
@@ -144,7 +159,7 @@ def _from_files(config: TaskConfig, folder: Path, files: Sequence[Path]) -> Rows
         made = _dataset(files) if files[0].suffix == ".parquet" else _listed(files)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"argument --data: {str(files[0])!r} can't be read ({error}); download it anew") from None
-    return _rows(config, made, digest.hexdigest(), folder)
+    return _rows(config, made, digest.hexdigest(), lambda: [folder])
 
 
 def _dataset(files: Sequence[Path]) -> Any:
@@ -191,7 +206,39 @@ def _from_hub(config: TaskConfig, path: str, split: str) -> Rows:
         if isinstance(error, ConnectionError):
             _unreachable.append(reason)
         raise InputError(_missing(config, path, reason)) from None
-    return _rows(config, made, f"hub:{made._fingerprint}", None)
+    media = functools.cache(lambda: _media_of_hub(config, path, kwargs.get("revision")))
+    return _rows(config, made, f"hub:{made._fingerprint}", media)
+
+
+def _media_of_hub(config: TaskConfig, path: str, revision: str | None) -> list[Path]:
+    """The files of a data set on the hub: as they are there, and out of its archives.
+
+    Raises:
+        InputError: they can't be had.
+    """
+    from huggingface_hub import constants, snapshot_download
+
+    try:
+        snapshot = Path(snapshot_download(path, repo_type="dataset", revision=revision))
+        unpacked = Path(constants.HF_HOME) / "vtc-media" / path.replace("/", "--") / snapshot.name
+        if not (unpacked / "done").exists():
+            unpacked.mkdir(parents=True, exist_ok=True)
+            for archive in sorted(snapshot.rglob("*")):
+                _unpack(archive, unpacked)
+            (unpacked / "done").touch()
+    except Exception as error:  # of many kinds, all meaning that it can't be had
+        raise InputError(_missing(config, path, str(error).strip().partition("\n")[0])) from None
+    return [snapshot, unpacked]
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpack a zip or tar file; neither can write outside the folder."""
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive) as zipped:
+            zipped.extractall(folder)
+    elif archive.name.endswith((".tar", ".tar.gz", ".tgz")):
+        with tarfile.open(archive) as tarred:
+            tarred.extractall(folder, filter="data")
 
 
 def _datasets() -> Any:
@@ -205,7 +252,7 @@ def _datasets() -> Any:
     return datasets
 
 
-def _rows(config: TaskConfig, made: Any, fingerprint: str, folder: Path | None) -> Rows:
+def _rows(config: TaskConfig, made: Any, fingerprint: str, folders: Callable[[], Sequence[Path]]) -> Rows:
     process = config.get("process_docs")
     if process is not None:
         if not hasattr(made, "features"):
@@ -214,10 +261,10 @@ def _rows(config: TaskConfig, made: Any, fingerprint: str, folder: Path | None) 
         made = process(made)
     if not hasattr(made, "features"):
         rows = list(made)
-        return Rows(len(rows), lambda i: dict(rows[i]), lambda i: dict(rows[i]), fingerprint, folder)
+        return Rows(len(rows), lambda i: dict(rows[i]), lambda i: dict(rows[i]), fingerprint, folders)
     Picture = _datasets().Image
     plain = made
     for column, feature in made.features.items():
         if isinstance(feature, Picture):  # opened when it is shown: a broken one must not stop what comes before
             plain = plain.cast_column(column, Picture(decode=False))
-    return Rows(len(made), lambda i: plain[i], lambda i: made[i], fingerprint, folder)
+    return Rows(len(made), lambda i: plain[i], lambda i: made[i], fingerprint, folders)

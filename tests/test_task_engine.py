@@ -1,6 +1,7 @@
 """Tasks of one's own: YAML in lmms-eval's form, functions beside it, data of every form, and what is refused."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -259,6 +260,39 @@ def test_without_a_hub_and_without_data_the_way_out_is_told(mine, monkeypatch):
     monkeypatch.setattr(task_data, "_unreachable", [])
     with pytest.raises(InputError, match=r"'somewhere/mine', which can't be had here .*--data FOLDER"):
         load(mine, data=None)
+
+
+def test_files_of_a_hub_are_fetched_and_unpacked_when_they_are_asked_for(mine, monkeypatch):
+    datasets, hub = pytest.importorskip("datasets"), pytest.importorskip("huggingface_hub")
+    snapshot, data = mine / "snapshots" / "abc", mine / "data" / "mine"
+    snapshot.mkdir(parents=True)
+    with zipfile.ZipFile(snapshot / "pictures.zip", "w") as archive:
+        for file in (data / "pictures").iterdir():
+            archive.write(file, f"some/where/pictures/{file.name}")
+        archive.writestr("../outside.txt", "kept inside")
+    rows = [json.loads(line) for line in (data / "test.jsonl").read_text().splitlines()]
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list(rows))
+    monkeypatch.setattr(hub, "snapshot_download", lambda path, **_: asked.append(path) or str(snapshot))
+    monkeypatch.setattr(hub.constants, "HF_HOME", str(mine / "cache"))
+    monkeypatch.setattr(task_data, "_unreachable", [])
+    task = load(mine, data=None)
+    assert not asked
+    for number, sample in enumerate(embedded.benchmark(4)[:]):
+        (shown,) = task.get(number).shown()
+        assert shown.tobytes() == sample.image.convert("RGB").tobytes()
+    assert asked == ["somewhere/mine"]
+    assert [file.parent.name for file in mine.rglob("outside.txt")] == ["abc"]
+
+
+def test_a_video_may_have_another_ending(mine):
+    videos = mine / "data" / "mine" / "videos"
+    videos.mkdir()
+    (videos / "a.MP4").write_bytes(b"")
+    rows = task_data.Rows(0, dict, dict, "", lambda: [mine / "data" / "mine"])
+    assert rows._find("videos/a.mp4") == rows._find("a.mkv") == videos / "a.MP4"
+    with pytest.raises(InputError, match="there is none"):
+        rows._find("videos/a.png")
 
 
 def test_names_patterns_groups_and_files(mine):
