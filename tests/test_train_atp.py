@@ -29,7 +29,7 @@ def loaded():
 @pytest.fixture(scope="module")
 def inputs(loaded):
     samples = [embedded.benchmark(9, "train")[index] for index in (2, 7)]  # a short question and a long one
-    return loaded.inputs([s.image for s in samples], [s.question for s in samples])
+    return loaded.inputs([[s.image] for s in samples], [s.question for s in samples])
 
 
 # ---------------------------------------------------------------- the forward
@@ -214,7 +214,7 @@ def test_a_llava_of_ones_own_learns_from_instructions(name, quick, tiny, capsys)
     result = json.loads((tiny / "run" / "comparison.json").read_text())
     assert result["held_out"] == 1 and result["rows"][0]["tokens"] == 16
     questions, _ = train_atp.questions_of(tiny / name, 0, 0)
-    assert questions.size == 2 and questions.get(0).question == "what colour is the picture"
+    assert questions.size == 2 and questions.get(0).text == "what colour is the picture"
     assert questions.get(0).answer == "red" and questions.get(0).shown().size == (20, 16)
 
 

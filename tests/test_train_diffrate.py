@@ -26,7 +26,7 @@ def loaded():
 @pytest.fixture(scope="module")
 def inputs(loaded):
     samples = [embedded.benchmark(9, "train")[index] for index in (2, 7)]  # a short question and a long one
-    return loaded.inputs([s.image for s in samples], [s.question for s in samples])
+    return loaded.inputs([[s.image] for s in samples], [s.question for s in samples])
 
 
 # ---------------------------------------------------------------- the forward
