@@ -215,7 +215,7 @@ def test_a_llava_of_ones_own_learns_from_instructions(name, quick, tiny, capsys)
     assert result["held_out"] == 1 and result["rows"][0]["tokens"] == 16
     questions, _ = train_atp.questions_of(tiny / name, 0, 0)
     assert questions.size == 2 and questions.get(0).text == "what colour is the picture"
-    assert questions.get(0).answer == "red" and questions.get(0).shown().size == (20, 16)
+    assert questions.get(0).answer == "red" and questions.get(0).shown()[0].size == (20, 16)
 
 
 def test_equivalent_tokens_are_foretold(loaded, inputs):
