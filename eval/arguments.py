@@ -59,6 +59,21 @@ def add_setting_arguments(
     )
 
 
+def add_task_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where tasks and their data are, and which of their prompts."""
+    parser.add_argument(
+        "--include_path",
+        "--include-path",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="folder with task YAMLs of your own; may be repeated",
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="local data of tasks: DIR/TASK, or DIR itself")
+    parser.add_argument("--prompts", default="default", help="which of a task's prompts, by lmms-eval's model name")
+
+
 def method_names(args: argparse.Namespace, task: str) -> list[str]:
     """The --methods of a command whose default depends on --tasks: where they are not given, those of `task`."""
     return getattr(args, "methods", args.methods_of_tasks[task])

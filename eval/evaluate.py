@@ -25,7 +25,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from vtc.eval.arguments import add_model_arguments, add_setting_arguments, not_negative, positive, say
+from vtc.eval.arguments import (
+    add_model_arguments,
+    add_setting_arguments,
+    add_task_arguments,
+    not_negative,
+    positive,
+    say,
+)
 from vtc.eval.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,6 +57,14 @@ _LOOK, _PATIENCE = 0.5, 600.0
 class Workers(Protocol):
     """What does batches; `Here` is one."""
 
+    def check(self, task: "Task") -> None:
+        """Try every setting, before a folder is made.
+
+        Raises:
+            InputError: a setting can't work with the model.
+        """
+        ...
+
     def lines(self, task: "Task", batches: Iterable[int]) -> "Iterable[Line]":
         """Do batches of a task, in any order."""
         ...
@@ -60,6 +75,10 @@ class Here:
 
     def __init__(self, work: "Work"):
         self._work = work
+
+    def check(self, task: "Task") -> None:
+        """Try every setting on this process's model."""
+        self._work.runner(task.name)
 
     def lines(self, task: "Task", batches: Iterable[int]) -> "Iterable[Line]":
         """One batch after another."""
@@ -82,17 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="images",
         help="images or video (bundled), names of tasks (`vtc tasks` lists them) or YAML files, separated by commas",
     )
-    parser.add_argument(
-        "--include_path",
-        "--include-path",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="folder with task YAMLs of your own; may be repeated",
-    )
-    parser.add_argument("--data", type=Path, metavar="DIR", help="local data of tasks: DIR/TASK, or DIR itself")
-    parser.add_argument("--prompts", default="default", help="which of a task's prompts, by lmms-eval's model name")
+    add_task_arguments(parser)
     parser.add_argument(
         "--limit", type=positive, help="number of questions (default: 270 of the bundled ones, else all)"
     )
@@ -196,7 +205,7 @@ def _do(work: "Work", task: "Task", workers: Workers) -> "tuple[RunFolder, Journ
     resumed = (path / CONFIG).exists()
     lines = journals.read(path) if resumed else {}
     if len(lines) < count:
-        _settle(work, task, workers)
+        workers.check(task)
     folder = RunFolder.open(path, work.config(task))
     journal = journals.Journal(path)
     if 0 < len(lines) < count:
@@ -206,17 +215,16 @@ def _do(work: "Work", task: "Task", workers: Workers) -> "tuple[RunFolder, Journ
     _append(workers.lines(task, mine), journal, Progress(count, len(lines)), note)
     while any(journals.busy(path, rank) for rank in range(1, work.process.world)):
         time.sleep(_LOOK)
-    unwritten = {line["batch"]: line for line in journal.lost}
-    left = [batch for batch in range(count) if batch not in {**journals.read(path), **unwritten}]
+    left = sorted(set(range(count)) - set(_done(journal)))
     _append(workers.lines(task, left), journal, Progress(count, count - len(left)), note)
-    unwritten = {line["batch"]: line for line in journal.lost}
-    return folder, journal, [line for _, line in sorted({**unwritten, **journals.read(path)}.items())]
+    return folder, journal, [line for _, line in sorted(_done(journal).items())]
 
 
-def _settle(work: "Work", task: "Task", workers: Workers) -> None:
-    """Where this process works itself, try every setting before a folder is made."""
-    if isinstance(workers, Here):
-        work.runner(task.name)
+def _done(journal: "Journal") -> "dict[int, Line]":
+    """All lines of the run, by batch: on the disk, or held because they could not be written."""
+    from vtc.eval.journal import read
+
+    return {**{line["batch"]: line for line in journal.lost}, **read(journal.path.parent)}
 
 
 def _append(lines: "Iterable[Line]", journal: "Journal", progress: "Progress", note: str) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MOST = 3
 
 
-class Flips:
+class FlipPictures:
     """Draws into the folder `flips` of a run.
 
     Args:

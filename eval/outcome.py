@@ -1,7 +1,7 @@
 """What a run leaves behind: files made of its lines alone, and the tables that are printed."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def report(folder: RunFolder, settings: Sequence[Setting], task: Task, lines: Se
     if frames is not None:
         files["frames.png"] = frames
     print(tables.plain(built))
-    if _write(folder.path, files):
+    if write(folder.path, files):
         named = [name for name in files if not name.endswith(".jsonl")]
         say(f"vtc eval: {', '.join(named)} and every answer are in {str(folder.path)!r}")
     if built["failed"]:
@@ -49,10 +49,11 @@ def summarise(folder: Path, done: Sequence[Results]) -> None:
     """Write and print what several tasks have in common."""
     built = summary.build(done)
     print(summary.plain(built))
-    _write(folder, {"summary.json": json.dumps(built, indent=2) + "\n", "summary.md": summary.markdown(built)})
+    write(folder, {"summary.json": json.dumps(built, indent=2) + "\n", "summary.md": summary.markdown(built)})
 
 
-def _write(folder: Path, files: dict[str, str | bytes]) -> bool:
+def write(folder: Path, files: Mapping[str, str | bytes]) -> bool:
+    """Write files, each whole or not at all; where they can't be written that is said, and False returned."""
     try:
         for name, content in files.items():
             write_atomically(folder / name, content)

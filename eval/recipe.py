@@ -77,11 +77,14 @@ def main(args: argparse.Namespace) -> None:
     specs, notes = _specs(chosen, args.model)
     work = _work(args, chosen, [spec for spec in specs.values() if spec])
     evaluate.evaluate(work, evaluate.Here(work))
+    from vtc.eval.outcome import write
+
     cells = _cells(chosen, specs, notes, _measured(work), bundled=args.model == EMBEDDED)
     text = markdown(chosen, args.model or "", cells)
     print(text)
-    (args.output / "recipe.json").write_text(json.dumps(cells, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (args.output / "recipe.md").write_text(text + "\n", encoding="utf-8")
+    write(
+        args.output, {"recipe.json": json.dumps(cells, indent=2, ensure_ascii=False) + "\n", "recipe.md": text + "\n"}
+    )
 
 
 def _list(method: str | None) -> None:
@@ -156,19 +159,28 @@ def _work(args: argparse.Namespace, chosen: Recipe, specs: list[str]) -> "Work":
         )
     command = ["--model", args.model, "--output", str(args.output), "--batch-size", str(args.batch_size)]
     command += ["--device", args.device, "--methods", "none", "--tasks", ",".join(tasks)]
+    command += ["--frames", str(chosen.checkpoint.frames)] if chosen.checkpoint else []
     for name in ("data", "limit", "dtype", "attn"):
         command += [f"--{name}", str(value)] if (value := getattr(args, name)) is not None else []
     for spec in specs:
         command += ["--compress", spec]
     parser = argparse.ArgumentParser()
     evaluate.add_arguments(parser)
-    _check_at_hand(args, chosen, tasks)
-    work = Work(parser.parse_args(command))
-    work.model_for(next(iter(work.tasks.values())))
+    try:
+        work = Work(parser.parse_args(command))
+        work.model_for(next(iter(work.tasks.values())))
+    except InputError:
+        _say_what_is_missing(args, chosen, tasks)
+        raise
     return work
 
 
-def _check_at_hand(args: argparse.Namespace, chosen: Recipe, tasks: list[str]) -> None:
+def _say_what_is_missing(args: argparse.Namespace, chosen: Recipe, tasks: list[str]) -> None:
+    """After something was not at hand: look for all of it.
+
+    Raises:
+        InputError: names all that is missing.
+    """
     from vtc.eval.task_config import read_config
     from vtc.eval.task_data import load_rows
     from vtc.eval.task_index import file_of, find_tasks
@@ -237,16 +249,20 @@ def _cells(
 def _values(
     measured: dict[str, Any], benchmark: str, measure: Any, setting: str | None
 ) -> tuple[float | None, float | None]:
-    """Ours, and of the untouched model."""
+    """Ours, and of the untouched model; of a group the mean over its tasks, all of which were asked."""
+    from vtc.eval.task_index import find_tasks
+
     if setting is None:
         return None, None
     if benchmark == BUNDLED:
         mine, before = (measured[BUNDLED][each]["exact_match"]["value"] for each in (setting, "none"))
         return 100 * mine, 100 * before
-    found = {} if measure is None else measured.get(measure.task, {})
-    if setting not in found:
+    found = [measured.get(task, {}) for task in find_tasks(measure.task)] if measure else [{}]
+    pairs = [(measure.value(of[setting]), measure.value(of["none"])) for of in found if setting in of]
+    if len(pairs) < len(found) or any(None in pair for pair in pairs):
         return None, None
-    return measure.value(found[setting]), measure.value(found["none"])
+    mine, before = (sum(column) / len(found) for column in zip(*pairs))
+    return mine, before
 
 
 def _cell(*values: Any) -> Cell:

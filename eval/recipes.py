@@ -16,10 +16,12 @@ class Checkpoint:
     Attributes:
         hub_id: of its checkpoint for transformers.
         tokens: visual tokens of a picture that the papers count; None where the picture decides.
+        frames: of a video.
     """
 
     hub_id: str
     tokens: int | None = None
+    frames: int = 8
 
 
 #: A paper's name of a model -> its checkpoint. Others have none that transformers loads, or see no pictures.
@@ -31,7 +33,7 @@ CHECKPOINTS = {
     "LLaVA-NeXT-13B": Checkpoint("llava-hf/llava-v1.6-vicuna-13b-hf", 2880),
     "LLaVA-NeXT-7B on videos": Checkpoint("llava-hf/llava-v1.6-vicuna-7b-hf", 2880),
     "LLaVA-NeXT-Video-7B": Checkpoint("llava-hf/LLaVA-NeXT-Video-7B-hf"),
-    "LLaVA-OneVision-7B, 32 frames": Checkpoint("llava-hf/llava-onevision-qwen2-7b-ov-hf"),
+    "LLaVA-OneVision-7B, 32 frames": Checkpoint("llava-hf/llava-onevision-qwen2-7b-ov-hf", frames=32),
     "Qwen2-VL-7B": Checkpoint("Qwen/Qwen2-VL-7B-Instruct"),
     "Qwen2.5-VL-7B": Checkpoint("Qwen/Qwen2.5-VL-7B-Instruct"),
     "Qwen2.5-VL-3B-Instruct": Checkpoint("Qwen/Qwen2.5-VL-3B-Instruct"),
@@ -44,7 +46,7 @@ class Measure:
     """What a benchmark of the papers is here.
 
     Attributes:
-        task: ours.
+        task: ours, or a group of which it is the mean.
         metrics: whose sum it is.
         factor: from our unit to the papers'.
         note: where the two differ.

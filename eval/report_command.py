@@ -77,9 +77,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list["Run"], list[str]]:
         for folder in inside:
             try:
                 results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-                samples = [
-                    json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-                ]
+                samples = [json.loads(line) for line in (folder / "samples.jsonl").read_bytes().splitlines()]
             except (OSError, ValueError):
                 unread.append(f"{folder}: it has not ended, or its results can't be read")
                 continue

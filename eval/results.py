@@ -1,5 +1,6 @@
 """`results.json`: its schema, and how it is made of what the run wrote down."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from math import fsum
 from statistics import fmean
@@ -271,11 +272,7 @@ def _setting_result(
 
 def _flips(samples: Sequence[SampleRecord], without: Sequence[SampleRecord]) -> Flips:
     flips = stats.flips([bool(s["correct"]) for s in without], [bool(s["correct"]) for s in samples])
-    return {
-        "right_to_wrong": flips.right_to_wrong,
-        "wrong_to_right": flips.wrong_to_right,
-        "p_value": flips.p_value,
-    }
+    return Flips(**dataclasses.asdict(flips))
 
 
 def _per_frame(samples: Sequence[SampleRecord]) -> list[float] | None:

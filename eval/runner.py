@@ -9,7 +9,7 @@ from torch import Tensor
 
 import vtc
 from vtc.eval.errors import InputError
-from vtc.eval.flips import Flips
+from vtc.eval.flips import FlipPictures
 from vtc.eval.memory import PeakMemory
 from vtc.eval.models import Loaded
 from vtc.eval.records import Line, Measurement, SampleRecord
@@ -48,7 +48,7 @@ class Runner:
     settings: Sequence[Setting]
     task: Task
     max_new_tokens: int
-    flips: Flips | None = None
+    flips: FlipPictures | None = None
     _new: bool = field(default=True, init=False)
 
     def check(self) -> None:
@@ -90,15 +90,18 @@ class Runner:
     def _peaks(self, asked: Sequence[Asked]) -> dict[str, int | None]:
         """Run every setting once untimed, which warms up; returns the peak memory of each in bytes, if it runs."""
         peaks: dict[str, int | None] = {}
+        try:
+            inputs = self._inputs(asked)
+        except InputError:
+            raise
+        except Exception:  # it will be raised again, and recorded then
+            return peaks
         for setting in self.settings:
             try:
-                inputs = self._inputs(asked)
                 with PeakMemory(self.loaded.model.device) as memory:
                     self._generate(setting, 0, inputs)
                 peaks[setting.name] = memory.bytes
-            except InputError:
-                raise
-            except Exception:  # it will be raised again, and recorded then
+            except Exception:  # likewise
                 peaks[setting.name] = None
         return peaks
 

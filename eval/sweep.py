@@ -66,6 +66,10 @@ class Worker:
 
         self._work = Work(args)
 
+    def check(self, task: str) -> None:
+        """Try every setting of a task on the model."""
+        self._work.runner(task)
+
     def run(self, task: str, batch: int) -> Line:
         """Do a batch of a task."""
         return self._work.run(task, batch)
@@ -107,6 +111,34 @@ class RayWorkers:
 
         ray.shutdown()
 
+    def check(self, task: Task) -> None:
+        """Let one worker try every setting; all are alike.
+
+        Raises:
+            InputError: what the worker says.
+        """
+        self._told(self._workers[0].check.remote(task.name), f"the settings of {task.name}")
+
+    def _told(self, done: Any, what: str) -> Any:
+        """What a worker brings back.
+
+        Raises:
+            InputError: what the worker says, or that workers died at it again and again.
+        """
+        import ray
+
+        try:
+            return ray.get(done)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, InputError):
+                raise InputError(str(error.cause)) from None
+            raise
+        except ray.exceptions.RayActorError as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise InputError(
+                f"{what} ended {RETRIES + 1} workers ({reason}); what was done is kept, the same command goes on"
+            ) from None
+
     def lines(self, task: Task, batches: Iterable[int]) -> Iterator[Line]:
         """Batches as they are done, each worker at one at a time.
 
@@ -122,17 +154,7 @@ class RayWorkers:
         while doing:
             (done,), _ = ray.wait(list(doing))
             worker, batch = doing.pop(done)
-            try:
-                line = ray.get(done)
-            except ray.exceptions.RayTaskError as error:
-                cause = error.cause
-                raise InputError(str(cause)) if isinstance(cause, InputError) else error from None
-            except ray.exceptions.RayActorError as error:
-                reason = str(error).strip().partition("\n")[0]
-                raise InputError(
-                    f"batch {batch} of {task.name} ended {RETRIES + 1} workers ({reason}); what was done is kept, "
-                    "the same command goes on"
-                ) from None
+            line = self._told(done, f"batch {batch} of {task.name}")
             self._next(worker, left, doing, task)
             yield line
 

@@ -171,7 +171,7 @@ def _listed(files: Sequence[Path]) -> list[dict[str, Any]]:
     for file in files:
         text = file.read_text(encoding="utf-8")
         if file.suffix == ".jsonl":
-            found += [json.loads(line) for line in text.splitlines() if line.strip()]
+            found += [json.loads(line) for line in text.split("\n") if line.strip()]
         elif file.suffix == ".json":
             found += json.loads(text)
         else:

@@ -1,25 +1,15 @@
 """`vtc tasks`: what --tasks may name, or one task as it asks its first question."""
 
 import argparse
-from pathlib import Path
 
+from vtc.eval.arguments import add_task_arguments
 from vtc.eval.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `vtc tasks`."""
     parser.add_argument("name", nargs="?", help="a task, shown with its first question; without it all are listed")
-    parser.add_argument(
-        "--include_path",
-        "--include-path",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="folder with task YAMLs of your own; may be repeated",
-    )
-    parser.add_argument("--data", type=Path, metavar="DIR", help="local data of tasks: DIR/TASK, or DIR itself")
-    parser.add_argument("--prompts", default="default", help="which of a task's prompts, by lmms-eval's model name")
+    add_task_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from vtc.eval import embedded, memory, models
 from vtc.eval.arguments import EMBEDDED, budgets, method_names
 from vtc.eval.benchmarks import TASKS, bundled_task, listed_task
 from vtc.eval.errors import InputError
-from vtc.eval.flips import Flips
+from vtc.eval.flips import FlipPictures
 from vtc.eval.processes import Process
 from vtc.eval.records import Line
 from vtc.eval.runner import Runner
@@ -43,6 +43,8 @@ class Work:
         self.tasks = {task.name: task for task in self._tasks()}
         self._specs: dict[str, dict[str, Any]] = {}
         self._runners: dict[str, Runner] = {}
+        self._loaded = functools.cache(self._load)
+        self._weights = functools.cache(models.weights_hash)  # it reads every byte of them
         models.check_device(self.device)
         self._threads = models.set_threads(args.model, args.threads)
 
@@ -84,16 +86,14 @@ class Work:
         found = find_tasks(name, args.include_path)
         return [load_task(each, **given, prompts=args.prompts, frames=args.frames) for each in found]
 
-    @functools.cache  # noqa: B019  # one Work lives as long as its process
-    def loaded(self, kind: str = "image") -> models.Loaded:
-        """The model, loaded when it is first asked for."""
+    def _load(self, kind: str) -> models.Loaded:
         args = self.args
         pixels = {name: value for name in ("min_pixels", "max_pixels") if (value := getattr(args, name)) is not None}
         return models.load(args.model, args.dtype, self.device, args.attn, kind, args.device_map, pixels)
 
     def model_for(self, task: Task) -> models.Loaded:
         """The model that is asked: of the bundled ones that for what the task shows."""
-        return self.loaded(task.kind if self.args.model == EMBEDDED else "image")
+        return self._loaded(task.kind if self.args.model == EMBEDDED else "image")
 
     def folder(self, task: Task) -> Path:
         """Where the task's results go: a folder of its own where there are several."""
@@ -125,7 +125,7 @@ class Work:
         args = self.args
         config = {
             "model": args.model,
-            "weights": models.weights_hash(args.model, task.kind),
+            "weights": self._weights(args.model, task.kind),
             "task": task.name,
             "shows": task.kind,
             "benchmark": task.fingerprint,
@@ -163,7 +163,7 @@ class Work:
         if name not in self._runners:
             task = self.tasks[name]
             longest = self.args.max_new_tokens or task.max_new_tokens
-            flips = Flips(self.folder(task))
+            flips = FlipPictures(self.folder(task))
             runner = Runner(self.model_for(task), self.settings(task), task, longest, flips)
             runner.check()
             self._runners[name] = runner

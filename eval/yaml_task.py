@@ -92,7 +92,7 @@ class YamlTask:
             text=str(_read(config.get("doc_to_text"), doc, self.prompt)),
             answer=target if isinstance(target, str) else json.dumps(target, ensure_ascii=False, default=str),
             shown=lambda: self._shown(index),
-            score=lambda prediction: self._scored(index, prediction),
+            score=lambda prediction: self._scored(doc, prediction),
             cluster=str(doc[cluster]) if doc.get(cluster) is not None else None,
         )
 
@@ -100,8 +100,8 @@ class YamlTask:
         found = _call(self.config.get("doc_to_visual"), self.rows.whole(index), self.prompt)
         return [self.rows.open(each, self.frames) for each in found or []]
 
-    def _scored(self, index: int, prediction: str) -> Scored:
-        config, doc = self.config, self.rows.plain(index)
+    def _scored(self, doc: Mapping[str, Any], prediction: str) -> Scored:
+        config = self.config
         if process := config.get("process_results"):
             result = dict(process(doc, [prediction]))
         else:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -11,6 +12,14 @@ from vtc.method import Prune, Rows
 from vtc.registry import register
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads_as_before():
+    """Commands set torch's threads; the next module gets those that were there."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @register("test-norm")

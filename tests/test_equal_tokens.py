@@ -15,13 +15,6 @@ from vtc.eval.errors import InputError
 from vtc.eval.models import load
 
 
-@pytest.fixture(scope="module", autouse=True)
-def threads_as_before():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def model():
     return load("embedded", None, "cpu", None).model

@@ -3,16 +3,8 @@
 import json
 
 import pytest
-import torch
 
 from vtc.eval.cli import main
-
-
-@pytest.fixture(scope="module", autouse=True)
-def threads_as_before():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def test_the_figures_of_a_bench_hang_together(tmp_path, capsys):

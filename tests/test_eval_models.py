@@ -15,13 +15,6 @@ from vtc.eval.cli import main
 from vtc.eval.errors import InputError
 
 
-@pytest.fixture(scope="module", autouse=True)
-def threads_as_before():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module", params=CHECKPOINTS)
 def folder(request, tmp_path_factory):
     return checkpoint(request.param, tmp_path_factory.mktemp("models") / request.param)

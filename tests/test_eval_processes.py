@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_eval_safety import untimed
+from eval_runs import untimed
 
 from vtc.eval.cli import main
 from vtc.eval.errors import InputError

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
+from eval_runs import untimed
 
 from vtc.eval import embedded, work
 from vtc.eval.cli import main
@@ -19,8 +19,6 @@ from vtc.eval.journal import Journal, read
 from vtc.eval.task import Question, Scored, Task
 
 KILLS = 20
-TIMED = ("prefill_ms", "decoder_ms", "first_token_ms", "selection_ms", "prefill_speedup", "decoder_speedup",
-         "decode_tokens_per_s", "peak_memory_bytes")  # fmt: skip
 
 
 def arguments(output: Path, questions: int = 6, batch: int = 1) -> list[str]:
@@ -28,19 +26,6 @@ def arguments(output: Path, questions: int = 6, batch: int = 1) -> list[str]:
         *("eval", "--methods", "random,divprune", "--keep", "16", "--limit", str(questions)),
         *("--batch-size", str(batch), "--max-new-tokens", "3", "--output", str(output)),
     ]
-
-
-def untimed(folder: Path) -> tuple[str, dict]:
-    results = json.loads((folder / "results.json").read_text())
-    results["settings"] = [{key: row[key] for key in row if key not in TIMED} for row in results["settings"]]
-    return (folder / "samples.jsonl").read_text(), results
-
-
-@pytest.fixture(scope="module", autouse=True)
-def threads_as_before():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def test_killed_twenty_times_at_random_moments_it_ends_the_same(tmp_path):

@@ -3,21 +3,14 @@
 import json
 
 import pytest
-import torch
 
 from vtc.eval import task_data
 from vtc.eval.cli import main
+from vtc.eval.recipe import _values
 from vtc.eval.recipes import MEASURES, at_the_same_share, published_average, recipe, recipes
 from vtc.eval.task_config import read_config
 from vtc.eval.task_index import find_tasks, index
 from vtc.presets import presets
-
-
-@pytest.fixture(scope="module", autouse=True)
-def threads_as_before():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def test_every_published_setting_is_a_row_of_one_recipe(capsys):
@@ -43,6 +36,17 @@ def test_a_measure_is_in_the_papers_unit():
     found = {"mme_perception_score": {"value": 1506.0}, "mme_cognition_score": {"value": 356.0}}
     assert MEASURES["MME"].value(found) == 1862.0
     assert MEASURES["POPE"].value({}) is None
+
+
+def test_a_group_is_the_mean_of_its_tasks_and_nothing_without_one_of_them():
+    tasks = find_tasks("mvbench")
+    measured = {
+        task: {spec: {"mvbench_accuracy": {"value": value}} for spec, value in (("none", 50.0), ("x", float(number)))}
+        for number, task in enumerate(tasks)
+    }
+    assert _values(measured, "MVBench", MEASURES["MVBench"], "x") == (9.5, 50.0)
+    del measured[tasks[3]]
+    assert _values(measured, "MVBench", MEASURES["MVBench"], "x") == (None, None)
 
 
 def test_averages_are_printed_or_made_of_the_printed_numbers():

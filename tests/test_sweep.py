@@ -7,8 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from test_eval_safety import untimed
+from eval_runs import untimed
 
 from vtc.eval import sweep
 from vtc.eval.cli import main
@@ -19,13 +18,6 @@ def arguments(output: Path, command: str = "sweep") -> list[str]:
         *(command, "--tasks", "images,video", "--methods", "random,divprune", "--keep", "16", "--limit", "4"),
         *("--batch-size", "1", "--max-new-tokens", "3", "--output", str(output)),
     ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def threads_as_before():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +77,14 @@ def test_what_a_worker_refuses_is_a_sentence(tmp_path, capsys):
     command = ["sweep", "--ray", "--workers", "1", "--methods", "no_such_method", "--output", str(tmp_path / "run")]
     assert main(command) == 2
     assert "no_such_method" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_setting_that_the_model_refuses_is_told_before_a_folder_is_made(tmp_path, capsys):
+    pytest.importorskip("ray")
+    command = ["sweep", "--ray", "--workers", "1", "--compress", "fastv:layer=99", "--methods", "none"]
+    assert main([*command, "--output", str(tmp_path / "run")]) == 2
+    assert "fastv" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

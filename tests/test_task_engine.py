@@ -5,7 +5,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from vtc.eval import embedded, task_data
@@ -54,13 +53,6 @@ def of_colours(values):
     mine = [value["score"] for value in values if value["kind"] == "colour"]
     return sum(mine) / len(mine) if mine else 0.0
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def threads_as_before():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
