@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from vtc.layout import Grid, Layout, VisualInput
 
 #: What a selector's `keep` may count in; see `Selector.per`.
-PER = ("input", "frame", "row")
+Per = Literal["input", "frame", "row"]
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """A method's fields: their order, and checks with messages that name the field, the value and the way out."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 def settable(method: Any) -> list[dataclasses.Field]:
@@ -37,14 +38,30 @@ def check_share(name: str, value: object, way_out: str) -> None:
         raise ValueError(f"{name}={value!r} is not in [0, 1]; {way_out}")
 
 
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Check that `value` is one of `choices`.
+def choices(method: Any, name: str) -> tuple[str, ...]:
+    """What the field `name` of a method, or its class, may be, where its type is a `Literal`; else nothing."""
+    declared = _types(method if isinstance(method, type) else type(method)).get(name)
+    return get_args(declared) if get_origin(declared) is Literal else ()
+
+
+def check_choices(method: Any) -> None:
+    """Check that every field with `choices` is one of them.
 
     Raises:
         ValueError: it is not.
     """
-    if value not in choices:
-        raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
+    for field in settable(method):
+        value, allowed = getattr(method, field.name), choices(method, field.name)
+        if allowed and value not in allowed:
+            raise ValueError(f"{field.name}={value!r} is not one of {', '.join(map(repr, allowed))}")
+
+
+@functools.cache
+def _types(cls: type) -> dict[str, Any]:
+    try:
+        return get_type_hints(cls)
+    except NameError:  # a type that is imported for type checkers alone
+        return {}
 
 
 def check_bool(name: str, value: object) -> None:

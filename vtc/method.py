@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vtc import budget, fields
 from vtc.budget import Keep
-from vtc.dividing import PER, Unit
+from vtc.dividing import Per, Unit
 from vtc.host import on
 from vtc.layout import VisualInput
 from vtc.parts import Parts
@@ -40,6 +40,7 @@ class Method:
     keep: Keep | None
 
     def __post_init__(self) -> None:
+        fields.check_choices(self)
         if not self.adaptive:
             budget.check_keep(self.keep)
 
@@ -71,11 +72,7 @@ class Selector(Method, ABC):
     """
 
     kind = "selector"
-    per: str = field(default="input", kw_only=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        fields.check_choice("per", self.per, PER)
+    per: Per = field(default="input", kw_only=True)
 
     def count_of(self, unit: Unit) -> int:
         """Tokens that `keep` leaves of one unit; a function of its layout alone."""

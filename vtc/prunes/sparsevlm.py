@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -58,16 +59,15 @@ class SparseVLM(Prune):
     layers: tuple[int, ...] | None = None
     keeps: tuple[Keep, ...] | None = None
     recycle: bool = True
-    version: str = "1.5"
+    version: Literal["1.5", "plus"] = "1.5"
     rank: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        self.version = str(self.version)  # type: ignore[assignment]  # in a spec string, 1.5 is a number
         super().__post_init__()
         self.layers = check_layers(self.layers, _LAYERS)
         self.keeps = check_keeps(self.keeps, self.layers or _LAYERS, (300, 200, 110))
         fields.check_bool("recycle", self.recycle)
-        self.version = str(self.version)  # in a spec string, 1.5 is a number
-        fields.check_choice("version", self.version, ("1.5", "plus"))
         if self.rank is not None:
             self.rank = _check_rank(self.rank)
             if self.keeps is not None:

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from numbers import Integral
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -118,8 +118,8 @@ class SpAtten(Prune):
     warm_up: float = 0.15
     keep_heads: float = 1.0
     accumulate: bool = True
-    normalise: str = "none"
-    query_rows: str = "all"
+    normalise: Literal["none", "num_queries"] = "none"
+    query_rows: Literal["all", "text"] = "all"
     positions: ClassVar[str] = "original"
 
     def __post_init__(self) -> None:
@@ -130,8 +130,6 @@ class SpAtten(Prune):
         if not self.keep_heads:
             raise ValueError(f"keep_heads={self.keep_heads!r} keeps no head; {way_out}")
         fields.check_bool("accumulate", self.accumulate)
-        fields.check_choice("normalise", self.normalise, ("none", "num_queries"))
-        fields.check_choice("query_rows", self.query_rows, ("all", "text"))
         self._depth = 0
 
     def split(self) -> tuple[Method, ...]:

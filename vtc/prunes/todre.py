@@ -1,6 +1,7 @@
 """ToDRE: a diverse selection in front of the decoder, and late in it no visual tokens at all (arXiv 2505.18757)."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from vtc.budget import Keep
 from vtc.method import Method
@@ -31,7 +32,7 @@ class Todre(KCenter):
     """
 
     keep: Keep = 0.25
-    rule: str = "max-sum"
+    rule: Literal["max-min", "max-sum"] = "max-sum"
     threshold: float = 0.1
     layers: tuple[int, ...] | None = None
 

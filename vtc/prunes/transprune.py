@@ -4,11 +4,11 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 from numbers import Integral
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from vtc import fields
 from vtc.budget import Keep
 from vtc.method import Memory, Prune, Rows, Watch, resolve_layers
 from vtc.prunes.profile import check_keeps, check_layers, rounded_down
@@ -86,11 +86,10 @@ class TransPrune(Prune):
     keep: Keep = 0.125
     layers: tuple[int, ...] | None = None
     keeps: tuple[Keep, ...] | None = None
-    direction: str = "code"
+    direction: Literal["code", "paper"] = "code"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fields.check_choice("direction", self.direction, ("code", "paper"))
         self.layers = check_layers(self.layers, _LAYERS)
         self.keeps = check_keeps(self.keeps, self.layers or _LAYERS, (0.875, 0.625, 0.125))
         if self.keeps is None and len(self.layers or _LAYERS) != len(_GONE):

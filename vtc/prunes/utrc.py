@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from numbers import Integral
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +25,6 @@ from vtc.registry import register
 
 #: Published, by depth: these blocks run in full, and tokens go behind them.
 _ANCHORS = {64: (12, 17, 22, 27, 32, 37, 42), 48: (10, 15, 20, 25, 30, 35)}
-_IMPORTANCES = ("clipped", "l1", "l2", "plain")
 
 
 def token_importance(y: Tensor, importance: str = "clipped") -> Tensor:
@@ -158,15 +158,13 @@ class UTRC(Prune):
     keep: Keep = 0.5
     layers: tuple[int, ...] | None = None
     pruned: float = 0.5
-    importance: str = "clipped"
-    rule: str = "pairs"
+    importance: Literal["clipped", "l1", "l2", "plain"] = "clipped"
+    rule: Literal["pairs", "score"] = "pairs"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.layers = check_layers(self.layers, tuple(anchor + 1 for anchor in _ANCHORS[64]))
         fields.check_share("pruned", self.pruned, "give the share that is pruned, e.g. 0.5; 0 merges all")
-        fields.check_choice("importance", self.importance, _IMPORTANCES)
-        fields.check_choice("rule", self.rule, ("pairs", "score"))
         self._stages = len(self.layers or ())
 
     def split(self) -> "tuple[UTRC, ...]":

@@ -5,7 +5,7 @@ arXiv 2505.19536, NeurIPS 2025.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -123,12 +123,11 @@ class FlowCut(Reducer):
     """
 
     keep: Keep = 1 / 3
-    stages: str = "tower"
+    stages: Literal["tower", "llm", "both"] = "tower"
     coupled: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fields.check_choice("stages", self.stages, ("tower", "llm", "both"))
         fields.check_bool("coupled", self.coupled)
 
     @property

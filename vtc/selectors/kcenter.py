@@ -1,6 +1,7 @@
 """k-center: a greedy cover of the visual tokens that starts where CLS looks; stage 1 of ToDRE (arXiv 2505.18757)."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -73,14 +74,12 @@ class KCenter(Selector):
     """
 
     keep: Keep = 0.1
-    rule: str = "max-min"
-    pivot: str = "cls"
+    rule: Literal["max-min", "max-sum"] = "max-min"
+    pivot: Literal["cls", "mean"] = "cls"
     layer: int = -1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fields.check_choice("rule", self.rule, ("max-min", "max-sum"))
-        fields.check_choice("pivot", self.pivot, ("cls", "mean"))
         fields.check_int("layer", self.layer, "give a block of the vision tower such as -1, the last")
 
     def needs(self, parts: Parts) -> Needs:
