@@ -20,8 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shown = parser.add_mutually_exclusive_group(required=True)
     shown.add_argument("--image", type=existing_file, metavar="FILE", help="the picture")
     shown.add_argument("--video", type=existing_file, metavar="FILE", help="the video")
+    shown.add_argument(
+        "--example", metavar="NAME", help="a bundled question, such as images/5 or video/0"
+    )
     parser.add_argument("--frames", type=positive, default=8, help="of the video, at even distances")
-    parser.add_argument("--question", required=True, help="what to ask about it")
+    parser.add_argument("--question", help="what to ask about it; an example brings its own")
     parser.add_argument("--compress", default="divprune:keep=0.25", metavar="SPEC", help="method and budget")
     parser.add_argument(
         "--out",
@@ -42,20 +45,17 @@ def main(args: argparse.Namespace) -> None:
     import vtc
     from vtc import spec
     from vtc.eval.contact_sheet import UnknownFramesError
-    from vtc.eval.images import open_image, open_video
     from vtc.eval.models import load, set_threads
 
-    kind = "image" if args.video is None else "video"
-    file = args.image or args.video
-    _check_out(args.out, file)
-    shown = open_image(file) if kind == "image" else open_video(file, args.frames)
+    _check_out(args.out, args.image or args.video)
+    kind, shown, question = _opened(args)
     try:
         methods = spec.parse(args.compress)
     except (TypeError, ValueError) as error:
         raise InputError(f"argument --compress: {error}") from None
     set_threads(args.model, args.threads)
     loaded = load(args.model, args.dtype, args.device, args.attn, kind)
-    inputs = loaded.inputs([[shown]], [args.question])
+    inputs = loaded.inputs([[shown]], [question])
     if not any(name.startswith("pixel_values") for name in inputs):
         name = type(loaded.processor).__name__
         raise InputError(f"argument --model: {name} of {args.model!r} takes no {kind}s; give a model for {kind}s")
@@ -71,7 +71,7 @@ def main(args: argparse.Namespace) -> None:
             trace = vtc.trace(loaded.model)
     except (TypeError, ValueError) as error:
         raise InputError(f"argument --compress: {error}") from None
-    print(f"question: {args.question}\nall visual tokens: {without}\n{args.compress}: {compressed}\n{trace}")
+    print(f"question: {question}\nall visual tokens: {without}\n{args.compress}: {compressed}\n{trace}")
     try:
         _draw(args.out, shown, inputs, loaded.processor, trace)
     except OSError as error:
@@ -82,18 +82,34 @@ def main(args: argparse.Namespace) -> None:
         say(f"vtc ask: bright is what was kept, outlined what was merged into it: {args.out}")
 
 
+def _opened(args: argparse.Namespace) -> "tuple[str, Image.Image | Video, str]":
+    """What is asked about, and what is asked: "image" or "video", the picture or video, the question."""
+    from vtc.eval.benchmarks import example
+    from vtc.eval.images import as_video, open_image, open_video
+
+    if args.example is None and args.question is None:
+        raise InputError("argument --question is missing; say what to ask")
+    if args.image is not None:
+        return "image", open_image(args.image), args.question
+    if args.video is not None:
+        return "video", open_video(args.video, args.frames), args.question
+    kind, found = example(args.example)
+    (shown,) = found.shown()
+    return kind, shown if kind == "image" else as_video(shown), args.question or found.text
+
+
 def _draw(out: Path, shown: "Image.Image | Video", inputs: dict[str, Any], processor: Any, trace: "Trace") -> None:
     from vtc.eval.contact_sheet import draw_video, save
-    from vtc.eval.picture import draw_kept, seen_by_model
+    from vtc.eval.picture import draw_kept, seen_by_model, view_of_picture
     from vtc.eval.video_file import Video
 
     if isinstance(shown, Video):
         save(draw_video(shown, inputs, processor, trace.images), out)
     else:
-        draw_kept(seen_by_model(shown, inputs, processor), trace.images[0]).save(out)
+        draw_kept(view_of_picture(seen_by_model(shown, inputs, processor), trace.images[0])).save(out)
 
 
-def _check_out(out: Path, shown: Path) -> None:
+def _check_out(out: Path, shown: Path | None) -> None:
     """Refuse a file that no picture can be written to, before the model is loaded."""
     from PIL import Image
 
@@ -101,5 +117,5 @@ def _check_out(out: Path, shown: Path) -> None:
         raise InputError(f"argument --out: {str(out)!r} has no ending of a picture; give e.g. kept.png")
     if not out.parent.is_dir():
         raise InputError(f"argument --out: folder {str(out.parent)!r} does not exist; create it or give another file")
-    if out.exists() and out.samefile(shown):
+    if shown is not None and out.exists() and out.samefile(shown):
         raise InputError(f"argument --out: {str(out)!r} is what is asked about; give another file")

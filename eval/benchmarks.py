@@ -41,6 +41,18 @@ def bundled_task(kind: str, limit: int, split: str, seed: int) -> Task:
     return Task(name, f"{package.__name__.rpartition('.')[2]}/{split}", limit, get, kind=kind)
 
 
+def example(name: str) -> tuple[str, Question]:
+    """A question of the bundled benchmarks: "images/5" or "video/0", numbered from 0; and what it shows.
+
+    Raises:
+        InputError: there is no such question.
+    """
+    task, _, number = name.partition("/")
+    if task not in TASKS or not number.isdecimal() or len(number) > 6:
+        raise InputError(f"example {name!r} does not exist; give e.g. images/5 or video/0")
+    return TASKS[task], bundled_task(TASKS[task], int(number) + 1, "test", 0).get(int(number))
+
+
 def listed_task(path: Path, limit: int, kind: str = "image", frames: int = 8) -> Task:
     """The first `limit` lines of a JSONL file: {"image": path beside the file, "question", "answer", "group"?, "id"?}.
 

@@ -1,5 +1,6 @@
 """A picture of what a method kept of a video: the frames as a contact sheet, or one after another."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,9 +9,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
-from vtc.eval.picture import GAP, as_pictures, marked
+from vtc.eval.picture import GAP, View, as_pictures
 from vtc.eval.video_file import Video
 from vtc.tracing import ImageTrace
 
@@ -49,7 +49,12 @@ class Panel:
 
 
 def draw_video(video: Video, inputs: dict[str, Any], processor: Any, traces: Sequence[ImageTrace]) -> list[Panel]:
-    """A panel for each frame of the model: two or more sampled frames, where its tower sees so many at once.
+    """A panel for each of `views_of_video`, of which it takes the arguments and what they raise."""
+    return [_panel(view) for view in views_of_video(video, inputs, processor, traces)]
+
+
+def views_of_video(video: Video, inputs: dict[str, Any], processor: Any, traces: Sequence[ImageTrace]) -> list[View]:
+    """A view for each frame of the model: two or more sampled frames, where its tower sees so many at once.
 
     Args:
         video: what was asked about.
@@ -65,14 +70,14 @@ def draw_video(video: Video, inputs: dict[str, Any], processor: Any, traces: Seq
     together = math.ceil(count / max(len(grids), 1))
     if math.ceil(count / together) != len(grids):
         raise UnknownFramesError(f"the model makes {len(grids)} frames of {count}, and which are which is unknown")
-    views = frames_seen_by_model(video.frames, inputs, processor)
-    panels = []
+    pictures = frames_seen_by_model(video.frames, inputs, processor)
+    views = []
     for index in range(0, len(grids), math.ceil(len(grids) / MOST)):
         trace, tokens = grids[index]
         frame = min(index * together, count - 1)
         time = None if video.times is None else video.times[frame]
-        panels.append(_panel(views[frame], time, trace, tokens))
-    return panels
+        views.append(View(pictures[frame], tokens, trace, time))
+    return views
 
 
 def frames_seen_by_model(frames: np.ndarray, inputs: dict[str, Any], processor: Any) -> list[Image.Image]:
@@ -83,10 +88,11 @@ def frames_seen_by_model(frames: np.ndarray, inputs: dict[str, Any], processor: 
     return seen if len(seen) == len(frames) else [Image.fromarray(frame) for frame in frames]
 
 
-def _panel(view: Image.Image, time: float | None, trace: ImageTrace, tokens: Tensor) -> Panel:
-    view = view.resize((_WIDTH, max(1, round(_WIDTH * view.height / view.width))), Image.Resampling.BICUBIC)
-    kept = int(np.isin(tokens.numpy(), trace.kept().numpy()).sum())
-    return Panel(marked(view, tokens, trace), time, kept, tokens.numel())
+def _panel(view: View) -> Panel:
+    picture = view.picture
+    height = max(1, round(_WIDTH * picture.height / picture.width))
+    view = dataclasses.replace(view, picture=picture.resize((_WIDTH, height), Image.Resampling.BICUBIC))
+    return Panel(view.marked(), view.time, view.kept(), view.tokens.numel())
 
 
 def save(panels: Sequence[Panel], file: Path) -> None:

@@ -70,13 +70,14 @@ class FlipPictures:
 
 def _drawing(loaded: Loaded, shown: Sequence[Shown], text: str, trace: Trace, row: int) -> Image.Image:
     from vtc.eval.contact_sheet import draw_video, sheet
-    from vtc.eval.picture import draw_kept, seen_by_model
+    from vtc.eval.images import as_video
+    from vtc.eval.picture import draw_kept, seen_by_model, view_of_picture
     from vtc.eval.video_file import Video
 
     traces = [image for image in trace.images if image.row == row]
     if not isinstance(shown[0], Image.Image):
-        video = shown[0] if isinstance(shown[0], Video) else Video(shown[0], None, None, len(shown[0]))
+        video = shown[0] if isinstance(shown[0], Video) else as_video(shown[0])
         return sheet(draw_video(video, loaded.inputs([shown], [text]), loaded.processor, traces))
     alone = len(shown) == 1
     crops = seen_by_model(shown[0], loaded.inputs([shown], [text]) if alone else {}, loaded.processor)
-    return draw_kept(crops, traces[0])
+    return draw_kept(view_of_picture(crops, traces[0]))

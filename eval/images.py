@@ -38,6 +38,11 @@ def open_video(path: Path, frames: int) -> Video:
         raise InputError(str(error)) from None
 
 
+def as_video(frames: np.ndarray) -> Video:
+    """Frames [F, H, W, 3] whose times are unknown."""
+    return Video(frames, None, None, len(frames))
+
+
 def open_repeated(path: Path, frames: int) -> Video:
     """As `open_video`, but always so many frames: those of a shorter video are repeated, so that it fits into a batch.
 

@@ -53,7 +53,8 @@ def test_kept_patches_are_bright_and_no_others(spec):
     with vtc.patched(loaded.model, spec):
         loaded.model.generate(**inputs, max_new_tokens=1)
         trace = vtc.trace(loaded.model).images[0]
-    drawn = picture.draw_kept(picture.seen_by_model(image, inputs, loaded.processor), trace)
+    view = picture.view_of_picture(picture.seen_by_model(image, inputs, loaded.processor), trace)
+    drawn = picture.draw_kept(view)
     bright = (patches(drawn) > 128).flatten().nonzero()[0].tolist()
     assert bright == trace.kept().tolist()
     outlined = (np.asarray(drawn) == picture.OUTLINE).all(axis=-1).any()
