@@ -1,0 +1,44 @@
+"""What a visitor may ask of the demo."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds, each of which is told where it is met.
+
+    Attributes:
+        file_bytes: of an uploaded file.
+        folder_bytes: of all uploads that wait to be read.
+        body_bytes: of any other request.
+        pixels: of a picture, or of one frame.
+        seconds: of a video.
+        frames: that are taken of a video.
+        decode_seconds: for reading an upload.
+        decode_bytes: of memory for it.
+        upload_age_s: after which an upload that nothing read is removed.
+        question_chars: of a question.
+        spec_chars: of a spec.
+        answer_tokens: of an answer.
+        jobs: that wait or run at once; more are turned away.
+        wait_s: until work begins.
+        work_s: of the model's time for one request, a sweep included.
+        session_s: that pictures and results of a visitor are kept.
+    """
+
+    file_bytes: int = 20 * 2**20
+    folder_bytes: int = 400 * 2**20
+    body_bytes: int = 256 * 2**10
+    pixels: int = 24_000_000
+    seconds: float = 600.0
+    frames: int = 8
+    decode_seconds: int = 20
+    decode_bytes: int = 3 * 2**30
+    upload_age_s: float = 300.0
+    question_chars: int = 500
+    spec_chars: int = 400
+    answer_tokens: int = 64
+    jobs: int = 64
+    wait_s: float = 120.0
+    work_s: float = 300.0
+    session_s: int = 3600

@@ -1,0 +1,207 @@
+"""One thread has the model, and users take turns at it."""
+
+import asyncio
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from vtc.eval.errors import InputError
+
+#: Seconds after which one who waits is told again how many are in front.
+_NEWS = 0.5
+
+
+class BusyError(InputError):
+    """Too much is asked at once, or it takes too long; the message says which, and what to do."""
+
+
+class Stopped(Exception):  # noqa: N818  # nothing went wrong
+    """Nobody waits for the work any more."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Work has not begun.
+
+    Attributes:
+        ahead: pieces of work that will have a turn before.
+    """
+
+    ahead: int
+
+
+class Ticket:
+    """One piece of work.
+
+    Attributes:
+        user: whose it is.
+    """
+
+    def __init__(self, user: str, work: "Work", work_s: float, send: Callable[[Any], None]):
+        self.user = user
+        self.stopped = threading.Event()
+        self.begun = False
+        self._send, self._left = send, work_s
+        self._since: float | None = None
+        self._steps = work(self)
+
+    def send(self, item: Any) -> None:
+        """Hand something on at once, before the turn ends."""
+        self._send(item)
+
+    def check(self) -> None:
+        """To be called often during a turn.
+
+        Raises:
+            Stopped: nobody waits any more.
+            BusyError: the time for this work is up.
+        """
+        if self.stopped.is_set():
+            raise Stopped
+        if self._since is not None and time.monotonic() - self._since > self._left:
+            raise BusyError("this took longer than a request may; ask for less at once")
+
+    def turn(self) -> bool:
+        """Take one turn; returns whether there is more to do."""
+        self.begun, self._since = True, time.monotonic()
+        try:
+            self.check()
+            self._send(next(self._steps))
+            return True
+        except StopIteration:
+            self._send(_DONE)
+        except BaseException as error:  # whatever it is, it must not reach the other users' thread
+            self._send(error)
+        finally:
+            self._left -= time.monotonic() - self._since
+            self._since = None
+        return False
+
+    def close(self) -> None:
+        """Let go of the work where it stands."""
+        self._steps.close()
+
+
+#: A generator: what it yields is handed on, and each yield ends a turn. The model must be as it was by then.
+Work = Callable[[Ticket], Iterator[Any]]
+
+_DONE = object()
+
+
+class Turns:
+    """Runs the work of all users on one thread, a turn at a time, each user after the other.
+
+    Args:
+        jobs: pieces of work that wait or run; more are refused.
+        wait_s: seconds that one may wait for its first turn.
+        work_s: seconds of turns that one may take altogether.
+    """
+
+    def __init__(self, jobs: int = 64, wait_s: float = 120.0, work_s: float = 300.0):
+        self._jobs, self._wait_s, self._work_s = jobs, wait_s, work_s
+        self._lines: OrderedDict[str, deque[Ticket]] = OrderedDict()
+        self._now: Ticket | None = None
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._serve, name="vtc-demo-model", daemon=True)
+        self._thread.start()
+
+    async def run(self, user: str, work: Work) -> AsyncIterator[Any]:
+        """What the work hands on, and `Waiting` until it begins. Closing this iterator stops the work.
+
+        Raises:
+            BusyError: too many wait already, it waited too long, or the work took too long.
+            Exception: what the work raises.
+        """
+        loop, items = asyncio.get_running_loop(), asyncio.Queue[Any]()
+
+        def send(item: Any) -> None:
+            try:
+                loop.call_soon_threadsafe(items.put_nowait, item)
+            except RuntimeError:  # the loop is closed: the server goes down
+                raise Stopped from None
+
+        ticket = Ticket(user, work, self._work_s, send)
+        self._enter(ticket)
+        latest = time.monotonic() + self._wait_s
+        try:
+            while True:
+                try:
+                    item = await asyncio.wait_for(items.get(), None if ticket.begun else _NEWS)
+                except TimeoutError:
+                    if not ticket.begun and time.monotonic() > latest:
+                        raise BusyError(
+                            f"no turn came up in {self._wait_s:.0f} s, so many others ask; try again"
+                        ) from None
+                    if not ticket.begun:
+                        yield Waiting(self._ahead(ticket))
+                    continue
+                if item is _DONE:
+                    return
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            ticket.stopped.set()
+            self._leave(ticket)
+
+    def close(self) -> None:
+        """End the thread after the present turn."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join(timeout=10)
+
+    def _enter(self, ticket: Ticket) -> None:
+        with self._changed:
+            if sum(map(len, self._lines.values())) >= self._jobs:
+                raise BusyError(f"{self._jobs} requests wait already; try again in a moment")
+            self._lines.setdefault(ticket.user, deque()).append(ticket)
+            self._changed.notify()
+
+    def _leave(self, ticket: Ticket) -> None:
+        with self._changed:
+            line = self._lines.get(ticket.user, deque())
+            if ticket in line:
+                line.remove(ticket)
+                if not line:
+                    del self._lines[ticket.user]
+                ticket.close()
+
+    def _ahead(self, ticket: Ticket) -> int:
+        """Turns before the ticket's first: one of each other user for each place that it has in its own line."""
+        with self._changed:
+            if ticket not in self._lines.get(ticket.user, ()):
+                return 0
+            place = self._lines[ticket.user].index(ticket) + 1
+            users = list(self._lines)
+            mine = users.index(ticket.user)
+            ahead = sum(
+                min(len(line), place if number < mine else place - 1)
+                for number, line in enumerate(self._lines.values())
+                if number != mine
+            )
+            return ahead + place - 1 + (self._now is not None)
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._lines or self._closed)
+                if self._closed:
+                    return
+                user, line = self._lines.popitem(last=False)
+                self._now = ticket = line.popleft()
+                if line:
+                    self._lines[user] = line
+            more = ticket.turn()
+            with self._changed:
+                self._now = None
+                if more and not ticket.stopped.is_set():
+                    # Its next turn comes before what the same user asked later, and after every other user's.
+                    self._lines.setdefault(user, deque()).appendleft(ticket)
+                    self._lines.move_to_end(user)
+                elif more:
+                    ticket.close()
