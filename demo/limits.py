@@ -11,7 +11,8 @@ class Limits:
         file_bytes: of an uploaded file.
         folder_bytes: of all uploads that wait to be read.
         body_bytes: of any other request.
-        pixels: of a picture, or of one frame.
+        pixels: of a picture.
+        frame_pixels: of a frame of a video.
         seconds: of a video.
         frames: that are taken of a video.
         decode_seconds: for reading an upload.
@@ -23,13 +24,15 @@ class Limits:
         jobs: that wait or run at once; more are turned away.
         wait_s: until work begins.
         work_s: of the model's time for one request, a sweep included.
-        session_s: that pictures and results of a visitor are kept.
+        sessions: whose pictures and results are kept, the latest.
+        session_s: that they are kept.
     """
 
     file_bytes: int = 20 * 2**20
     folder_bytes: int = 400 * 2**20
     body_bytes: int = 256 * 2**10
-    pixels: int = 24_000_000
+    pixels: int = 16_000_000
+    frame_pixels: int = 3_700_000
     seconds: float = 600.0
     frames: int = 8
     decode_seconds: int = 20
@@ -41,4 +44,5 @@ class Limits:
     jobs: int = 64
     wait_s: float = 120.0
     work_s: float = 300.0
+    sessions: int = 64
     session_s: int = 3600

@@ -18,7 +18,7 @@ class BusyError(InputError):
     """Too much is asked at once, or it takes too long; the message says which, and what to do."""
 
 
-class Stopped(Exception):  # noqa: N818  # nothing went wrong
+class Stopped(Exception):  # nothing went wrong
     """Nobody waits for the work any more."""
 
 

@@ -20,9 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shown = parser.add_mutually_exclusive_group(required=True)
     shown.add_argument("--image", type=existing_file, metavar="FILE", help="the picture")
     shown.add_argument("--video", type=existing_file, metavar="FILE", help="the video")
-    shown.add_argument(
-        "--example", metavar="NAME", help="a bundled question, such as images/5 or video/0"
-    )
+    shown.add_argument("--example", metavar="NAME", help="a bundled question, such as images/5 or video/0")
     parser.add_argument("--frames", type=positive, default=8, help="of the video, at even distances")
     parser.add_argument("--question", help="what to ask about it; an example brings its own")
     parser.add_argument("--compress", default="divprune:keep=0.25", metavar="SPEC", help="method and budget")

@@ -36,6 +36,7 @@ COMMANDS = {
     "recipe": Command("vtc.eval.recipe", "list published tables, or run one: paper, ours, difference"),
     "tasks": Command("vtc.eval.tasks_command", "list tasks, or show one"),
     "ask": Command("vtc.eval.ask", "ask about one picture, with and without compression, and see what was kept"),
+    "demo": Command("vtc.demo.command", "two settings side by side in a browser"),
     "bench": Command("vtc.eval.bench", "time prefills, decisions and operations, each beside what it could be at best"),
     "solve": Command("vtc.eval.solve", "find the keep that meets a budget, from the model's shapes alone"),
     "methods": Command("vtc.eval.methods", "list the methods"),

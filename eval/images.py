@@ -5,21 +5,21 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vtc.eval.errors import InputError
 from vtc.eval.video_file import Video, read
 
 
 def open_image(path: Path | BinaryIO) -> Image.Image:
-    """The picture in a file as RGB, read to its last byte.
+    """The picture in a file as RGB, turned as the file says, read to its last byte.
 
     Raises:
         InputError: the file is missing, truncated, or not a picture; names it.
     """
     try:
         with Image.open(path) as file:
-            return file.convert("RGB")
+            return ImageOps.exif_transpose(file).convert("RGB")
     except FileNotFoundError:
         raise InputError(f"image {str(path)!r} does not exist; check the path") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

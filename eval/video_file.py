@@ -67,6 +67,18 @@ def read(path: str | os.PathLike[str], frames: int = 8, start: float | None = No
     return Video(pictures, None if times is None else tuple(times[chosen].tolist()), fps, count)
 
 
+def seconds(path: str | os.PathLike[str]) -> float | None:
+    """How long a video is, from its index; nothing is decoded. None where it tells no times.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: as `read`.
+    """
+    hidden, times, fps = _clock(reader := _open(Path(path)))
+    if times is None:
+        return None
+    return float(times[-1]) + (1 / fps if fps else 0.0) if len(reader) > hidden else 0.0
+
+
 def _whole_number(frames: int) -> int:
     if isinstance(frames, bool) or not hasattr(frames, "__index__"):
         raise TypeError(f"frames is {frames!r}; give a whole number of at least 1")

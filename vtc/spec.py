@@ -84,6 +84,14 @@ def build(name: str, fields: dict[str, Any]) -> Method:
     return cls(**fields)
 
 
+def value_of(text: str) -> Any:
+    """A field's value as it is written in a spec: a Python literal, or a bare word, which is a string."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
 def _parse_one(text: str, fields: dict[str, Any]) -> Method:
     if "/" in text and ":" not in text:  # the name of a preset
         text = published(text.strip()).spec
@@ -95,15 +103,8 @@ def _parse_one(text: str, fields: dict[str, Any]) -> Method:
             raise ValueError(f"spec {text!r}: {item!r} is not key=value; write e.g. 'divprune:keep=0.25'")
         if key in given or key in fields:
             raise ValueError(f"spec {text!r}: {key!r} is given twice; give it once")
-        given[key] = _value(value)
+        given[key] = value_of(value)
     return build(name.strip(), {**given, **fields})
-
-
-def _value(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def _one_to_string(method: Method) -> str:

@@ -1,0 +1,314 @@
+"""Asking a model under one setting: the answer token by token, what it cost, and what was kept."""
+
+import functools
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, StoppingCriteria
+from transformers.generation.streamers import BaseStreamer
+
+import vtc
+from vtc import spec
+from vtc.demo.turns import BusyError, Stopped, Ticket
+from vtc.eval import models
+from vtc.eval.contact_sheet import views_of_video
+from vtc.eval.errors import InputError
+from vtc.eval.images import as_video
+from vtc.eval.models import Loaded
+from vtc.eval.picture import View, seen_by_model, view_of_picture
+from vtc.eval.settings import NONE
+from vtc.eval.stopwatch import Stopwatch
+from vtc.eval.task import Shown
+from vtc.eval.video_file import Video
+from vtc.method import Method
+from vtc.tracing import Trace
+
+#: What a method may raise that does not go with a model or a picture.
+REFUSALS = (TypeError, ValueError, RuntimeError, NotImplementedError)
+
+
+@dataclass(frozen=True)
+class Media:
+    """What is asked about.
+
+    Attributes:
+        kind: "image" or "video".
+        shown: the picture, or the video.
+        name: as the visitor knows it.
+        example: its name where it is bundled; None for an upload.
+    """
+
+    kind: str
+    shown: Shown
+    name: str
+    example: str | None = None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Times of one run, in milliseconds, and of the tokens after the first one a rate."""
+
+    prefill_ms: float
+    first_token_ms: float
+    decode_tokens_per_s: float | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer.
+
+    Attributes:
+        spec: the setting.
+        text: what the model said.
+        ids: LongTensor [1, T] of it.
+        trace: of the prefill.
+        kv_bytes: keys and values after prefill.
+        timing: of the run that gave the answer.
+        views: the picture, or each frame, with what was kept of it; empty where that can't be told.
+    """
+
+    spec: str
+    text: str
+    ids: Tensor
+    trace: Trace
+    kv_bytes: int
+    timing: Timing
+    views: tuple[View, ...]
+
+
+class Models:
+    """The model that is asked: one for all, or of the bundled ones that for pictures and that for videos.
+
+    Args:
+        args: of `add_model_arguments`.
+    """
+
+    def __init__(self, args: Any):
+        self.name = args.model
+        self._args = args
+        self._load = functools.cache(self._loaded)
+
+    def of(self, kind: str) -> Loaded:
+        """The model for an "image" or a "video", loaded when it is first asked for.
+
+        Raises:
+            InputError: it can't be loaded.
+        """
+        return self._load(kind if self.name == models.EMBEDDED else "image")
+
+    def _loaded(self, kind: str) -> Loaded:
+        args = self._args
+        models.set_threads(args.model, args.threads)
+        loaded = models.load(args.model, args.dtype, args.device, args.attn, kind)
+        self._warm_up(loaded, kind)
+        return loaded
+
+    def _warm_up(self, loaded: Loaded, kind: str) -> None:
+        from vtc.eval.benchmarks import example
+
+        _, question = example("images/0" if kind == "image" else "video/0")
+        inputs = inputs_of(loaded, question.shown()[0], question.text)
+        for _ in range(2):
+            loaded.model.generate(**inputs, max_new_tokens=2, do_sample=False, num_beams=1)
+
+
+def inputs_of(loaded: Loaded, shown: Shown, question: str) -> dict[str, Any]:
+    """What the model takes for one question about one picture or video.
+
+    Raises:
+        InputError: its processor takes no such thing, or the question can't be asked in it.
+    """
+    try:
+        inputs = loaded.inputs([[shown]], [question])
+    except InputError:
+        raise
+    except (TypeError, ValueError, IndexError, KeyError) as error:
+        raise InputError(f"question {question!r} can't be asked ({_first_line(error)}); word it otherwise") from None
+    if not any(name.startswith("pixel_values") for name in inputs):
+        kind = "pictures" if not isinstance(shown, Video) else "videos"
+        raise InputError(f"{type(loaded.processor).__name__} takes no {kind}; ask about something else")
+    return inputs
+
+
+def ask(
+    loaded: Loaded,
+    media: Media,
+    inputs: dict[str, Any],
+    methods: Sequence[Method],
+    longest: int,
+    ticket: Ticket,
+    heard: Callable[[str], None] = lambda text: None,
+) -> Answer:
+    """One answer under a setting.
+
+    Args:
+        loaded: the model; it is given back as it was.
+        media: what is asked about, for the views.
+        inputs: of `inputs_of`.
+        methods: the setting; "none" is a method too.
+        longest: tokens of the answer at most.
+        ticket: is looked at after each token.
+        heard: is called with the answer so far after each token.
+
+    Raises:
+        TypeError, ValueError: the setting can't be used with the model.
+    """
+    model = loaded.model
+    with vtc.patched(model, methods):
+        with Stopwatch(loaded) as watch:
+            sequences = model.generate(
+                **inputs,
+                max_new_tokens=longest,
+                do_sample=False,
+                num_beams=1,
+                streamer=_Hearing(loaded.processor, heard),
+                stopping_criteria=[watch, Checking(ticket)],
+            )
+        trace = vtc.trace(model)
+    return Answer(
+        spec.to_string(methods),
+        loaded.answers(sequences, inputs)[0],
+        sequences[:, inputs["input_ids"].shape[1] :],
+        trace,
+        watch.kv_bytes or 0,
+        _timing(watch),
+        _views(loaded, media, inputs, trace),
+    )
+
+
+def time_once(loaded: Loaded, inputs: dict[str, Any], methods: Sequence[Method], tokens: int, ticket: Ticket) -> Timing:
+    """The same again, for the time alone; the untouched model where the setting is "none"."""
+
+    def run() -> Timing:
+        with Stopwatch(loaded) as watch:
+            loaded.model.generate(
+                **inputs,
+                max_new_tokens=tokens,
+                do_sample=False,
+                num_beams=1,
+                stopping_criteria=[watch, Checking(ticket)],
+            )
+        return _timing(watch)
+
+    if all(method.name == NONE for method in methods):
+        return run()
+    with vtc.patched(loaded.model, methods):
+        return run()
+
+
+def probability(
+    loaded: Loaded, inputs: dict[str, Any], methods: Sequence[Method], answer: Tensor, ticket: Ticket
+) -> float:
+    """How likely an answer is under a setting: the geometric mean of its tokens' probabilities, in [0, 1].
+
+    Args:
+        loaded: the model.
+        inputs: of `inputs_of`.
+        methods: the setting.
+        answer: LongTensor [1, T], its tokens.
+        ticket: is looked at after each token.
+    """
+    told = _Telling(answer[0])
+    with vtc.patched(loaded.model, methods):
+        loaded.model.generate(
+            **inputs,
+            max_new_tokens=answer.shape[1],
+            min_new_tokens=answer.shape[1],
+            do_sample=False,
+            num_beams=1,
+            logits_processor=[told],
+            stopping_criteria=[Checking(ticket)],
+        )
+    return float(torch.stack(told.logarithms).mean().exp())
+
+
+def median(values: Sequence[float | None]) -> float | None:
+    """The median of what is known."""
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+def said(error: BaseException) -> str:
+    """A refusal as a visitor reads it: those that are meant to be read, without their type."""
+    text = _first_line(error)
+    return text if isinstance(error, ValueError | TypeError) and text else f"{type(error).__name__}: {text}"
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether a setting, a model and a picture don't go together, rather than that nobody waits or time is up."""
+    return isinstance(error, REFUSALS) and not isinstance(error, BusyError | Stopped)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _timing(watch: Stopwatch) -> Timing:
+    decoded = 1e3 * watch.decode_steps / watch.decode_ms if watch.decode_steps > 0 and watch.decode_ms else None
+    return Timing(watch.prefill_ms or 0.0, watch.first_token_ms or 0.0, decoded)
+
+
+def _views(loaded: Loaded, media: Media, inputs: dict[str, Any], trace: Trace) -> tuple[View, ...]:
+    try:
+        if media.kind == "video":
+            video = media.shown if isinstance(media.shown, Video) else as_video(media.shown)
+            return tuple(views_of_video(video, inputs, loaded.processor, trace.images))
+        return (view_of_picture(seen_by_model(media.shown, inputs, loaded.processor), trace.images[0]),)
+    except (ValueError, IndexError):  # which patches are whose can't be told
+        return ()
+
+
+class _Hearing(BaseStreamer):
+    """Tells the answer so far after each token."""
+
+    def __init__(self, processor: Any, heard: Callable[[str], None]):
+        self._processor, self._heard = processor, heard
+        self._ids: list[int] | None = None
+
+    def put(self, value: Tensor) -> None:
+        if self._ids is None:  # the prompt
+            self._ids = []
+            return
+        self._ids += value.flatten().tolist()
+        self._heard(self._processor.decode(self._ids, skip_special_tokens=True).strip())
+
+    def end(self) -> None:
+        """Nothing is held back."""
+
+
+class Checking(StoppingCriteria):
+    """Leaves `generate` by an exception where the work is to end."""
+
+    def __init__(self, ticket: Ticket):
+        self._ticket = ticket
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        self._ticket.check()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+class _Telling(LogitsProcessor):
+    """Makes `generate` say a given answer, and notes how likely each token was."""
+
+    def __init__(self, answer: Tensor):
+        self._answer = answer
+        self.logarithms: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        token = self._answer[len(self.logarithms)]
+        self.logarithms.append(scores[0].float().log_softmax(-1)[token])
+        told = torch.full_like(scores, float("-inf"))
+        told[:, token] = 0.0
+        return told
+
+
+def rounds(most: int, budget_s: float, spent: Callable[[], float]) -> Iterator[int]:
+    """Numbers from 0 while there are fewer than `most` and `spent()` is below the budget; at least one."""
+    for number in range(most):
+        if number and spent() > budget_s:
+            return
+        yield number

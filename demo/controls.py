@@ -1,0 +1,181 @@
+"""Methods and their fields as controls: what each is, what it may be, and the spec that a change makes."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vtc import registry, spec
+from vtc.eval.errors import InputError
+from vtc.eval.page_docstring import describe
+from vtc.eval.settings import NONE, label
+from vtc.fields import choices, settable
+from vtc.method import Method
+
+#: Units of `keep`, as the control names them.
+SHARE, TOKENS, ADAPTIVE = "share", "tokens", "the picture decides"
+#: What `keep` becomes where another unit is chosen.
+_KEEPS = {SHARE: 0.25, TOKENS: 64, ADAPTIVE: None}
+
+
+@dataclass(frozen=True)
+class Control:
+    """One field of one method.
+
+    Attributes:
+        stage: which method of the spec it belongs to.
+        name: of the field.
+        kind: "keep" (a share), "count", "choice", "switch", "number", or "text" (a literal, as a spec has it).
+        value: as it is now; text for "text".
+        default: as Python writes it.
+        choices: of a "choice".
+        about: what the method's docstring says of it.
+    """
+
+    stage: int
+    name: str
+    kind: str
+    value: Any
+    default: str
+    choices: tuple[str, ...]
+    about: str
+
+    def read(self, given: Any) -> Any:
+        """What a component that shows this control holds, as the field takes it.
+
+        Raises:
+            InputError: it holds nothing that the field could take.
+        """
+        try:
+            if self.kind == "keep" or (self.kind == "number" and not isinstance(self.value, int)):
+                return float(given)
+            if self.kind in ("count", "number"):
+                return int(given)
+        except (TypeError, ValueError):
+            raise InputError(f"{self.name} is {given!r}; give a number") from None
+        return spec.value_of(given.strip()) if self.kind == "text" else given
+
+
+def parse(text: str, most: int) -> list[Method]:
+    """The methods of a spec that a visitor gave; an empty one is "none".
+
+    Raises:
+        InputError: it is too long or no spec, or names a file or a model: nothing else is read for visitors.
+    """
+    text = (text or "").strip() or NONE
+    if len(text) > most:
+        raise InputError(f"spec has {len(text)} characters; at most {most} are read")
+    try:
+        methods = spec.parse(text)
+    except (TypeError, ValueError, RecursionError, MemoryError) as error:
+        raise InputError(str(error)) from None
+    for method in methods:
+        _check_opens_nothing(method)
+    return methods
+
+
+def to_text(methods: Sequence[Method]) -> str:
+    """The spec, `keep` always written out."""
+    return "+".join(label(method) for method in methods)
+
+
+def controls(methods: Sequence[Method]) -> list[Control]:
+    """The controls of all methods, in the order of their fields."""
+    return [_control(stage, method, field) for stage, method in enumerate(methods) for field in settable(method)]
+
+
+def changed(methods: Sequence[Method], control: Control, given: Any) -> list[Method]:
+    """The methods with one field set to what its component holds.
+
+    Raises:
+        InputError: the field can't be that.
+    """
+    return _replaced(methods, control.stage, control.name, control.read(given))
+
+
+def units(method: Method) -> tuple[str, ...]:
+    """The units in which `keep` of a method may be given."""
+    return (SHARE, TOKENS, ADAPTIVE) if method.may_adapt else (SHARE, TOKENS)
+
+
+def unit(method: Method) -> str:
+    """The unit in which `keep` of a method is given now."""
+    keep = method.keep
+    return ADAPTIVE if keep is None else TOKENS if isinstance(keep, int) else SHARE
+
+
+def in_unit(methods: Sequence[Method], stage: int, chosen: str) -> list[Method]:
+    """The methods with `keep` of one given in another unit."""
+    return _replaced(methods, stage, "keep", _KEEPS[chosen])
+
+
+def with_first(methods: Sequence[Method], name: str) -> list[Method]:
+    """The methods with another first one, which keeps what the old one kept where both have a budget."""
+    new = spec.parse(name)[0]
+    old = methods[0]
+    if _has_keep(new) and _has_keep(old) and (old.keep is not None or new.may_adapt):
+        new = dataclasses.replace(new, keep=old.keep)  # type: ignore[type-var]
+    return [new, *methods[1:]]
+
+
+def with_second(methods: Sequence[Method], name: str) -> list[Method]:
+    """The first method, then another; nothing after it for "none"."""
+    return [methods[0], *([] if name == NONE else spec.parse(name))]
+
+
+def first_names() -> list[tuple[str, str]]:
+    """Label and name of every method, "none" first, then by kind."""
+    kinds = ("selector", "prune", "reducer")
+    found = [(f"{name} · {kind}", name) for kind in kinds for name in registry.list_methods(kind) if name != NONE]
+    return [("none · the untouched model", NONE), *found]
+
+
+def second_names() -> list[tuple[str, str]]:
+    """Label and name of what may come second: prunes."""
+    return [("nothing", NONE), *((name, name) for name in registry.list_methods("prune"))]
+
+
+def about(method: Method) -> str:
+    """What a method's class says of itself, in a sentence."""
+    return describe(type(method)).first
+
+
+def _control(stage: int, method: Method, field: dataclasses.Field) -> Control:
+    value, allowed = getattr(method, field.name), choices(method, field.name)
+    described = {each.name: each.text for each in describe(type(method)).fields}
+    kind = _kind(field.name, value, allowed)
+    shown = str(value).replace(" ", "") if kind == "text" else value
+    return Control(stage, field.name, kind, shown, repr(field.default), allowed, described.get(field.name, ""))
+
+
+def _kind(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+    if allowed:
+        return "choice"
+    if isinstance(value, bool):
+        return "switch"
+    if name == "keep" and value is not None:
+        return "count" if isinstance(value, int) else "keep"
+    return "number" if isinstance(value, int | float) else "text"
+
+
+def _has_keep(method: Method) -> bool:
+    return any(field.name == "keep" for field in settable(method))
+
+
+def _check_opens_nothing(method: Method) -> None:
+    for field in settable(method):
+        value = getattr(method, field.name)
+        if isinstance(value, str) and not choices(method, field.name):
+            raise InputError(
+                f"{field.name}={value!r} of {method.name} names a file or a model, which the demo opens for nobody; "
+                "leave it out, or use the command line"
+            )
+
+
+def _replaced(methods: Sequence[Method], stage: int, name: str, value: Any) -> list[Method]:
+    try:
+        new = dataclasses.replace(methods[stage], **{name: value})  # type: ignore[type-var]
+    except (TypeError, ValueError) as error:
+        raise InputError(str(error)) from None
+    _check_opens_nothing(new)
+    return [*methods[:stage], new, *methods[stage + 1 :]]

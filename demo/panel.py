@@ -1,0 +1,183 @@
+"""One of the two sides: its method, the controls of its fields, its answer and its picture."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gradio as gr
+
+from vtc.demo import controls
+from vtc.demo.controls import Control
+from vtc.demo.limits import Limits
+from vtc.eval.errors import InputError
+from vtc.eval.settings import NONE
+from vtc.method import Method
+
+
+class Panel:
+    """Components of one side.
+
+    Attributes:
+        spec: what counts: whatever the other controls say ends up here.
+        form: the spec whose fields are shown as controls.
+        answer, kept, layer: what came out, its picture, and in front of which decoder layer.
+    """
+
+    def __init__(self, letter: str, spec: str, limits: Limits):
+        self.letter, self._limits = letter, limits
+        with gr.Column(elem_id=f"vtc-{letter.lower()}", elem_classes="vtc-panel", min_width=320):
+            gr.HTML(f"<h2>{letter}</h2>", elem_classes="vtc-letter")
+            methods = controls.parse(spec, limits.spec_chars)
+            with gr.Row():
+                self.first = gr.Dropdown(
+                    controls.first_names(), value=methods[0].name, label=f"{letter}: method", min_width=180, scale=2
+                )
+                self.second = gr.Dropdown(
+                    controls.second_names(), value=NONE, label=f"{letter}: then", min_width=120, scale=1
+                )
+            self.form = gr.State(spec)
+            self.refusal = gr.HTML()
+            with gr.Accordion(f"{letter}: parameters", open=True):
+                gr.render(inputs=[self.form], triggers=[self.form.change], show_progress="hidden", queue=False)(
+                    self._draw_controls
+                )
+            self.spec = gr.Textbox(
+                spec,
+                label=f"{letter}: spec",
+                info="the same in one line; paste one and press Enter",
+                max_length=limits.spec_chars,
+                elem_id=f"vtc-spec-{letter.lower()}",
+                max_lines=1,
+                buttons=["copy"],
+            )
+            self.answer = gr.HTML(elem_id=f"vtc-answer-{letter.lower()}")
+            self.kept = gr.HTML(elem_id=f"vtc-kept-{letter.lower()}")
+            self.layer = gr.Slider(
+                0,
+                1,
+                step=1,
+                value=0,
+                label=f"{letter}: decoder layer",
+                info="which tokens are alive in front of it; the last step is what is left at the end",
+                visible=False,
+                elem_id=f"vtc-layer-{letter.lower()}",
+            )
+        self._connect()
+
+    @property
+    def choice(self) -> list[Any]:
+        """The components that say which setting this is, as `show` fills them."""
+        return [self.first, self.second, self.form, self.spec, self.refusal]
+
+    def show(self, methods: Sequence[Method]) -> tuple[Any, ...]:
+        """Values for `choice`."""
+        text = controls.to_text(methods)
+        second = NONE if len(methods) == 1 else methods[1].name if len(methods) == 2 else None
+        known = {name for _, name in controls.second_names()}
+        return methods[0].name, second if second in known else None, text, text, ""
+
+    def refuse(self, error: Exception) -> tuple[Any, ...]:
+        """Values for `choice` that say why nothing changes."""
+        from vtc.demo.showing import refused
+
+        return gr.skip(), gr.skip(), gr.skip(), gr.skip(), refused(str(error))
+
+    def parse(self, text: str) -> list[Method]:
+        """The methods of a spec.
+
+        Raises:
+            InputError: it is none.
+        """
+        return controls.parse(text, self._limits.spec_chars)
+
+    def _connect(self) -> None:
+        quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+        self.first.input(self._picked_first, [self.first, self.spec], self.choice, **quiet)
+        self.second.input(self._picked_second, [self.second, self.spec], self.choice, **quiet)
+        self.spec.submit(self._pasted, [self.spec], self.choice, **quiet)
+        self.spec.blur(self._pasted, [self.spec], self.choice, **quiet)
+
+    def _picked_first(self, name: str, text: str) -> tuple[Any, ...]:
+        try:
+            methods = self.parse(text)
+        except InputError:
+            methods = self.parse(NONE)
+        return self._shown(lambda: controls.with_first(methods, name))
+
+    def _picked_second(self, name: str | None, text: str) -> tuple[Any, ...]:
+        return self._shown(lambda: controls.with_second(self.parse(text), name or NONE))
+
+    def _pasted(self, text: str) -> tuple[Any, ...]:
+        return self._shown(lambda: self.parse(text))
+
+    def _shown(self, make: Callable[[], Sequence[Method]]) -> tuple[Any, ...]:
+        try:
+            return self.show(make())
+        except (InputError, TypeError, ValueError) as error:
+            return self.refuse(error)
+
+    def _draw_controls(self, text: str) -> None:
+        """The controls of a spec's fields, each of which changes the spec when it is used."""
+        try:
+            methods = self.parse(text)
+        except InputError:
+            return
+        found = controls.controls(methods)
+        for stage, method in enumerate(methods):
+            gr.Markdown(f"**{method.name}** {controls.about(method)}", elem_classes="vtc-hint")
+            with gr.Row():
+                for control in found:
+                    if control.stage != stage:
+                        continue
+                    if control.name == "keep":
+                        self._draw_unit(method, stage)
+                    if control.kind != "text" or control.name != "keep":
+                        self._connect_control(control, _component(control, self.letter))
+
+    def _draw_unit(self, method: Method, stage: int) -> None:
+        choices = list(controls.units(method))
+        unit = gr.Radio(choices, value=controls.unit(method), label=f"{self.letter}: keep counts in", min_width=160)
+
+        def picked(chosen: str, text: str) -> tuple[Any, ...]:
+            return self._shown(lambda: controls.in_unit(self.parse(text), stage, chosen))
+
+        unit.input(
+            picked, [unit, self.spec], self.choice, show_progress="hidden", queue=False, api_visibility="private"
+        )
+
+    def _connect_control(self, control: Control, component: Any) -> None:
+        def used(given: Any, text: str) -> tuple[Any, Any]:
+            from vtc.demo.showing import refused
+
+            try:
+                return controls.to_text(controls.changed(self.parse(text), control, given)), ""
+            except InputError as error:
+                return gr.skip(), refused(str(error))
+
+        event = component.blur if control.kind == "text" else component.input
+        event(
+            used,
+            [component, self.spec],
+            [self.spec, self.refusal],
+            show_progress="hidden",
+            queue=False,
+            trigger_mode="always_last",
+            api_visibility="private",
+        )
+
+
+def _component(control: Control, letter: str) -> Any:
+    """The component that shows a control."""
+    given: dict[str, Any] = {"label": f"{letter}: {control.name}", "min_width": 140}
+    about = control.about if len(control.about) < 90 else None
+    if control.kind == "switch":
+        return gr.Checkbox(control.value, info=about, **given)
+    given["info"] = about
+    if control.kind == "keep":
+        return gr.Slider(0.01, 1.0, value=control.value, step=0.01, **given)
+    if control.kind == "choice":
+        return gr.Dropdown(list(control.choices), value=control.value, **given)
+    if control.kind == "count":
+        return gr.Number(control.value, precision=0, minimum=1, **given)
+    if control.kind == "number":
+        return gr.Number(control.value, precision=0 if isinstance(control.value, int) else None, **given)
+    return gr.Textbox(control.value, max_length=100, max_lines=1, **given)

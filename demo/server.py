@@ -1,0 +1,117 @@
+"""The page behind its guard, on a port."""
+
+import contextlib
+import os
+import shutil
+import socket
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+from starlette.middleware import Middleware
+
+from vtc.demo.guard import Guard, Janitor
+from vtc.demo.limits import Limits
+from vtc.eval.errors import InputError
+
+
+class Server:
+    """Serves in a `with` block. What it writes is in one temporary folder, which goes with it.
+
+    Args:
+        args: of `vtc demo`.
+        limits: what visitors may ask.
+
+    Attributes:
+        address: of the page.
+        folder: where uploads land.
+    """
+
+    def __init__(self, args: Any, limits: Limits | None = None):
+        self._args, self._limits = args, limits or Limits()
+        self._over = threading.Event()
+
+    def __enter__(self) -> "Server":
+        """Load the model and open the port.
+
+        Raises:
+            InputError: the model can't be loaded, or the port is taken.
+        """
+        args, limits = self._args, self._limits
+        port = _free_port(args.host, args.port)
+        with contextlib.ExitStack() as stack:
+            self.folder = Path(tempfile.mkdtemp(prefix="vtc-demo-"))
+            stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            for name, value in (
+                ("GRADIO_TEMP_DIR", str(self.folder)),
+                ("GRADIO_ANALYTICS_ENABLED", "False"),
+                ("HF_HUB_DISABLE_TELEMETRY", "1"),
+            ):
+                stack.callback(_put_back, name, os.environ.get(name))
+                os.environ[name] = value
+            from vtc.demo.page import Page, css, head, theme
+            from vtc.demo.service import Service
+
+            service = Service(args, limits)
+            stack.callback(service.close)
+            service.models.of("image")
+            blocks = Page(service).blocks
+            blocks.queue(max_size=2 * limits.jobs, default_concurrency_limit=8, api_open=False)
+            guard = Middleware(Guard, limits=limits, folder=self.folder)  # type: ignore[arg-type]
+            _, self.address, _ = blocks.launch(
+                server_name=args.host,
+                server_port=port,
+                share=False,
+                inbrowser=False,
+                quiet=True,
+                prevent_thread_lock=True,
+                max_threads=80,
+                max_file_size=limits.file_bytes,
+                state_session_capacity=limits.sessions,
+                allowed_paths=[],
+                app_kwargs={"middleware": [guard], "docs_url": None, "redoc_url": None, "openapi_url": None},
+                ssr_mode=False,
+                pwa=False,
+                mcp_server=False,
+                enable_monitoring=False,
+                run_history=False,
+                show_error=True,
+                footer_links=["gradio"],
+                theme=theme(),
+                css=css(),
+                head=head(),
+            )
+            stack.callback(blocks.close, verbose=False)
+            janitor = Janitor(self.folder, limits.upload_age_s)
+            janitor.start()
+            stack.callback(janitor.close)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def wait(self) -> None:
+        """Until Ctrl-C."""
+        self._over.wait()
+
+
+def _free_port(host: str, port: int) -> int:
+    """The port, or a free one for 0.
+
+    Raises:
+        InputError: it can't be had.
+    """
+    try:
+        with socket.create_server((host, port)) as taken:
+            return taken.getsockname()[1]
+    except (OSError, OverflowError) as error:
+        raise InputError(f"argument --port: {port} on {host} can't be had ({error}); give another, or 0") from None
+
+
+def _put_back(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value

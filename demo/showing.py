@@ -1,0 +1,212 @@
+"""Pictures and numbers as HTML. Everything that a visitor typed is escaped; pictures are in the page itself."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+
+from PIL import Image
+
+from vtc.demo.asking import Answer, Media
+from vtc.demo.comparing import Numbers
+from vtc.demo.gallery import Card
+from vtc.demo.sweeping import Point
+from vtc.eval.benchmarks import example
+from vtc.eval.picture import View
+from vtc.eval.settings import NONE
+
+SIDES = ("A", "B")
+_NOTHING = "–"
+
+
+def picture(image: Image.Image, alt: str, side: int | None = None) -> str:
+    """An `<img>` that holds its pixels, at most `side` wide and high."""
+    if side is not None and max(image.size) > side:
+        image = image.copy()
+        image.thumbnail((side, side))
+    file = io.BytesIO()
+    image.save(file, "WEBP", quality=88)
+    data = base64.b64encode(file.getvalue()).decode()
+    size = f'width="{image.width}" height="{image.height}"'
+    return f'<img src="data:image/webp;base64,{data}" alt="{html.escape(alt, quote=True)}" {size}>'
+
+
+def preview(media: Media | None, frame: int = 0) -> str:
+    """What is asked about."""
+    if media is None:
+        return '<p class="vtc-hint">Pick an example, or upload a picture or a video.</p>'
+    if media.kind == "image":
+        shown, what = media.shown, "Picture"
+    else:
+        frames = getattr(media.shown, "frames", media.shown)
+        shown, what = Image.fromarray(frames[min(frame, len(frames) - 1)]), f"Frame {frame + 1} of {len(frames)}"
+    caption = f"{what}: {html.escape(media.name)}"
+    return f'<figure class="vtc-picture">{picture(shown, caption, 640)}<figcaption>{caption}</figcaption></figure>'
+
+
+def examples(names: Sequence[str], chosen: str | None = None) -> str:
+    """Buttons with the bundled questions."""
+    made = []
+    for name in names:
+        kind, question = example(name)
+        (shown,) = question.shown()
+        image = shown if kind == "image" else Image.fromarray(shown[len(shown) // 2])
+        mark = "" if kind == "image" else '<span class="vtc-badge" aria-hidden="true">video</span>'
+        label = html.escape(f"{'Picture' if kind == 'image' else 'Video'}: {question.text}", quote=True)
+        made.append(
+            f'<button type="button" data-example="{name}" aria-pressed="{"true" if name == chosen else "false"}" '
+            f'title="{label}" aria-label="{label}">{picture(image, "", 112)}{mark}</button>'
+        )
+    return f'<div class="vtc-examples" role="group" aria-label="Examples">{"".join(made)}</div>'
+
+
+def said(text: str, done: bool = True) -> str:
+    """An answer, or as much of it as is there."""
+    cursor = "" if done else '<span class="vtc-cursor" aria-hidden="true"></span>'
+    return (
+        f'<p class="vtc-answer" aria-live="polite">{html.escape(text) or ("" if not done else "(nothing)")}{cursor}</p>'
+    )
+
+
+def refused(reason: str) -> str:
+    """Why a setting was not used."""
+    return f'<p class="vtc-refused" role="alert">{html.escape(reason)}</p>'
+
+
+def waiting(ahead: int) -> str:
+    """How many are in front."""
+    return f'<p class="vtc-hint" role="status">Waiting: {ahead} {"turn" if ahead == 1 else "turns"} before yours.</p>'
+
+
+def kept(answer: Answer, side: str, layer: int, frame: int) -> str:
+    """The picture, or a frame, as it is in front of a decoder layer."""
+    layers = len(answer.trace.tokens_per_layer)
+    if not answer.views:
+        return '<p class="vtc-hint">Which patches this model\'s tokens stand for is not known, so nothing is drawn.</p>'
+    view = answer.views[min(frame, len(answer.views) - 1)]
+    at = min(layer, layers)
+    where = f"before layer {at} of {layers}" if at < layers else f"after layer {layers - 1}, the last"
+    number = at if at < layers else -1
+    return _figure(view, number, f"{side}: {where}", len(answer.views), frame)
+
+
+def _figure(view: View, layer: int, title: str, frames: int, frame: int) -> str:
+    alive, given, merged = view.kept(layer), view.tokens.numel(), view.merged(layer)
+    of_video = f", frame {min(frame, frames - 1) + 1} of {frames}" if frames > 1 else ""
+    at = "" if view.time is None else f" ({view.time:.2f} s)"
+    rest = f", {merged} merged into them" if merged else ""
+    caption = f"{title}{of_video}{at}: <b>{alive}</b> of {given} tokens alive{rest}"
+    alt = caption.replace("<b>", "").replace("</b>", "") + ". Kept patches are bright, dropped ones dark"
+    alt += ", merged ones outlined." if merged else "."
+    return f'<figure class="vtc-picture">{picture(view.marked(layer), alt)}<figcaption>{caption}</figcaption></figure>'
+
+
+def numbers(sides: Sequence[Numbers | None], specs: Sequence[str]) -> str:
+    """What both sides cost, and the ratio A : B."""
+    a, b = sides
+    if a is None and b is None:
+        return ""
+    rows = [
+        ("Visual tokens", "visual_tokens", lambda n: f"{n.visual_tokens}", lambda n: n.visual_tokens),
+        ("… kept at the last layer", "kept_tokens", lambda n: f"{n.kept_tokens}", lambda n: n.kept_tokens),
+        ("Equivalent tokens", "equivalent", lambda n: f"{n.equivalent_tokens:.1f}", lambda n: n.equivalent_tokens),
+        ("Prefill, ms", "prefill", _prefill, lambda n: n.prefill_ms[1]),
+        ("Time to first token, ms", "ttft", lambda n: f"{n.first_token_ms:.1f}", lambda n: n.first_token_ms),
+        ("Decode, tokens/s", "decode", _decode, lambda n: n.decode_tokens_per_s),
+        ("KV memory, MiB", "kv", lambda n: f"{n.kv_bytes / 2**20:.2f}", lambda n: n.kv_bytes),
+        ("Prefill, GFLOP", "flops", lambda n: f"{n.flops / 1e9:.2f}", lambda n: n.flops),
+        ("… of it deciding, ms", "selection", lambda n: f"{n.selection_ms:.2f}", None),
+    ]
+    lines = []
+    for label, name, shown, value in rows:
+        cells = "".join(f"<td>{_NOTHING if side is None else shown(side)}</td>" for side in (a, b))
+        ratio = _ratio(value(a), value(b)) if value and a is not None and b is not None else _NOTHING
+        lines.append(
+            f'<tr data-number="{name}"><th scope="row">{label}</th>{cells}<td class="vtc-ratio">{ratio}</td></tr>'
+        )
+    heads = "".join(
+        f'<th scope="col" class="vtc-{side.lower()}">{side}<small>{html.escape(spec)}</small></th>'
+        for side, spec in zip(SIDES, specs)
+    )
+    rounds = max(side.rounds for side in (a, b) if side is not None)
+    times = (
+        f"Times: medians of {rounds} rounds in turn, quartiles in brackets." if rounds else "Times: of one run each."
+    )
+    return (
+        '<table class="vtc-numbers"><caption>What each setting costs</caption>'
+        f'<thead><tr><td></td>{heads}<th scope="col">A : B</th></tr></thead><tbody>{"".join(lines)}</tbody></table>'
+        f'<p class="vtc-hint">{times} Untouched model where the method is none.</p>'
+    )
+
+
+def _prefill(of: Numbers) -> str:
+    low, middle, high = of.prefill_ms
+    return f"{middle:.1f}" + (f" <small>({low:.1f}{_NOTHING}{high:.1f})</small>" if of.rounds > 1 else "")
+
+
+def _decode(of: Numbers) -> str:
+    return _NOTHING if of.decode_tokens_per_s is None else f"{of.decode_tokens_per_s:.0f}"
+
+
+def _ratio(a: float | None, b: float | None) -> str:
+    return _NOTHING if a is None or not b else f"{a / b:.2f}"
+
+
+def progress(done: int, total: int, what: str) -> str:
+    """A bar with its count."""
+    return (
+        f'<div class="vtc-progress"><progress max="{total}" value="{done}" aria-label="{html.escape(what)}"></progress>'
+        f"<span>{done} of {total} {html.escape(what)}</span></div>"
+    )
+
+
+def points(found: Sequence[Point], of_benchmark: bool) -> str:
+    """The curve as a table."""
+    said_or_right = "right, 95 % interval" if of_benchmark else "chance of the untouched answer"
+    heads = [
+        "setting",
+        "equivalent tokens",
+        said_or_right,
+        "prefill, times as fast",
+        *([] if of_benchmark else ["answer"]),
+    ]
+    lines = []
+    for point in found:
+        name = f'<th scope="row">{html.escape(point.setting.name)}</th>'
+        if point.refused:
+            lines.append(
+                f'<tr>{name}<td colspan="{len(heads) - 1}" class="vtc-refused">{html.escape(point.refused)}</td></tr>'
+            )
+            continue
+        if not point.values:
+            continue
+        low, high = point.interval
+        right = f"{100 * point.value:.0f} % <small>({100 * low:.0f}{_NOTHING}{100 * high:.0f}) of {len(point.values)}</small>"
+        cells = [f"{point.equivalent:.1f}", right if of_benchmark else f"{100 * point.value:.0f} %"]
+        cells.append(_NOTHING if point.setting.name == NONE or point.speedup is None else f"{point.speedup:.2f}")
+        cells += [] if of_benchmark else [html.escape(point.answer)]
+        lines.append(f"<tr>{name}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    head = "".join(f'<th scope="col">{each}</th>' for each in heads)
+    return f'<table class="vtc-numbers"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+
+
+def cards(dealt: Sequence[Card]) -> str:
+    """What each method keeps, after its last removal; of a video the frame in the middle."""
+    return f'<div class="vtc-cards">{"".join(map(_card, dealt))}</div>'
+
+
+def _card(card: Card) -> str:
+    name = f"<h3>{html.escape(card.method)}</h3>"
+    if card.answer is None:
+        return f'<article class="vtc-card">{name}{refused(card.refused)}</article>'
+    answer, trace = card.answer, card.answer.trace
+    shown = ""
+    if answer.views:
+        view = answer.views[len(answer.views) // 2]
+        alt = f"{card.method}: {view.kept()} of {view.tokens.numel()} tokens kept here"
+        shown = picture(view.marked(), alt, 224)
+    tokens = f"{int(trace.original_tokens[0])} → {int(trace.tokens_per_layer[-1, 0])}"
+    return (
+        f'<article class="vtc-card">{name}{shown}<p class="vtc-answer">{html.escape(answer.text) or "(nothing)"}</p>'
+        f'<p class="vtc-hint">{tokens} tokens, equivalent {float(trace.equivalent_tokens[0]):.1f}</p></article>'
+    )
