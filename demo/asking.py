@@ -2,7 +2,7 @@
 
 import functools
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ from vtc.tracing import Trace
 REFUSALS = (TypeError, ValueError, RuntimeError, NotImplementedError)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # each is itself: Gradio looks whether it is another
 class Media:
     """What is asked about.
 
@@ -57,7 +57,7 @@ class Timing:
     decode_tokens_per_s: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Answer:
     """One answer.
 
@@ -217,7 +217,6 @@ def probability(
         loaded.model.generate(
             **inputs,
             max_new_tokens=answer.shape[1],
-            min_new_tokens=answer.shape[1],
             do_sample=False,
             num_beams=1,
             logits_processor=[told],
@@ -287,6 +286,7 @@ class Checking(StoppingCriteria):
         self._ticket = ticket
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        """Called by `generate` after each token; never stops it otherwise."""
         self._ticket.check()
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
@@ -304,11 +304,3 @@ class _Telling(LogitsProcessor):
         told = torch.full_like(scores, float("-inf"))
         told[:, token] = 0.0
         return told
-
-
-def rounds(most: int, budget_s: float, spent: Callable[[], float]) -> Iterator[int]:
-    """Numbers from 0 while there are fewer than `most` and `spent()` is below the budget; at least one."""
-    for number in range(most):
-        if number and spent() > budget_s:
-            return
-        yield number

@@ -87,7 +87,9 @@ def compare(models: Models, media: Media, question: str, sides: Sequence[Sequenc
             yield Answered(side, answer)
         timings: dict[int, list[Timing]] = {side: [] for side in tokens}
         spent = 0.0
-        for number in asking.rounds(ROUNDS if tokens else 0, ROUNDS_S, lambda: spent):
+        for number in range(ROUNDS if tokens else 0):
+            if spent > ROUNDS_S:
+                break
             begun = time.perf_counter()
             for side in list(tokens)[:: -1 if number % 2 else 1]:
                 timings[side].append(asking.time_once(loaded, inputs, sides[side], tokens[side], ticket))

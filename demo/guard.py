@@ -25,7 +25,7 @@ _GET = re.compile(
 _POST = re.compile(rf"{_API}/(queue/join|cancel|reset|call(/v2)?/\w+|run/\w+|upload)")
 _UPLOAD = f"{_API}/upload"
 
-#: The page takes nothing from elsewhere and sends nothing elsewhere. Gradio's own scripts are inline and compile styles.
+#: The page takes nothing from elsewhere and sends nothing elsewhere. Gradio's scripts are inline, and compile.
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; object-src 'none'; base-uri 'self'; "
@@ -83,10 +83,7 @@ class Guard:
                 return None
             body += message.get("body", b"")
             if len(body) > most:
-                what = (
-                    f"the file has more than {self._limits.file_bytes / 2**20:g} MiB" if upload else "that is too long"
-                )
-                await _answer(send, 413, f"{what}; send less")
+                await _answer(send, 413, f"more than {most / 2**20:.2f} MiB were sent; send less")
                 return None
             if not message.get("more_body"):
                 break

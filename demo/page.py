@@ -87,7 +87,7 @@ class Page:
             else f"Model: <code>{showing.html.escape(model)}</code>."
         )
         return (
-            "<h1>Visual token compression, side by side</h1>"
+            "<h1>Two settings, side by side</h1>"
             f"<p>One picture, one question, two settings of the same weights. {about}</p>"
         )
 
@@ -106,17 +106,18 @@ class Page:
                     elem_id="vtc-frame",
                 )
             with gr.Column(scale=3, min_width=320):
-                gr.HTML("<p class='vtc-hint'>Examples: pictures and clips of the bundled benchmark</p>")
+                gr.HTML("<p class='vtc-hint'>Pick an example, pictures or clips, or bring your own</p>")
                 self._examples = gr.HTML(
                     showing.examples(EXAMPLES, media.example), js_on_load=_PICK, elem_id="vtc-examples"
                 )
                 megabytes = self._service.limits.file_bytes / 2**20
                 self._upload = gr.File(
-                    label=f"or your own picture or video (up to {megabytes:g} MiB; it is read and removed at once)",
+                    label="Your own picture or video",
                     file_types=["image", "video"],
-                    height=110,
+                    height=130,
                     elem_id="vtc-upload",
                 )
+                gr.HTML(f"<p class='vtc-hint'>Up to {megabytes:g} MiB. It is read, then removed from the disk.</p>")
                 self._note = gr.HTML(elem_id="vtc-note")
                 self._question = gr.Textbox(
                     question,
@@ -131,11 +132,14 @@ class Page:
                 self._status = gr.HTML(elem_id="vtc-status")
 
     def _build_compare(self) -> None:
-        with gr.Row(equal_height=False):
+        with gr.Row(equal_height=True):
             self._panels = (
                 Panel("A", OPENING["a"], self._service.limits),
                 Panel("B", OPENING["b"], self._service.limits),
             )
+        with gr.Row(equal_height=True):
+            for panel in self._panels:
+                panel.build_result()
         self._numbers = gr.HTML(elem_id="vtc-numbers", elem_classes="vtc-scroll")
         with gr.Row():
             self._copies = {
@@ -149,13 +153,31 @@ class Page:
             "in code it is read from a file of its name.</p>"
         )
         self._python = gr.Code(
-            language="python", label="Python", interactive=False, elem_id="vtc-python", wrap_lines=True
+            language="python",
+            label="Python",
+            interactive=False,
+            elem_id="vtc-python",
+            wrap_lines=True,
+            show_line_numbers=False,
+            lines=2,
         )
         self._command = gr.Code(
-            language="shell", label="Commands", interactive=False, elem_id="vtc-command", wrap_lines=True
+            language="shell",
+            label="Commands",
+            interactive=False,
+            elem_id="vtc-command",
+            wrap_lines=True,
+            show_line_numbers=False,
+            lines=2,
         )
         self._client = gr.Code(
-            language="python", label="This server's API", interactive=False, elem_id="vtc-client", wrap_lines=True
+            language="python",
+            label="This server's API",
+            interactive=False,
+            elem_id="vtc-client",
+            wrap_lines=True,
+            show_line_numbers=False,
+            lines=2,
         )
         self._link = gr.Textbox(label="Link", interactive=False, elem_id="vtc-link", buttons=["copy"])
         self._query = gr.Textbox(visible="hidden")
@@ -179,26 +201,7 @@ class Page:
             self._sweep_run = gr.Button("Sweep", variant="primary", elem_id="vtc-sweep", min_width=140)
             self._sweep_stop = gr.Button("Cancel", elem_id="vtc-sweep-stop", min_width=90)
         self._sweep_progress = gr.HTML(elem_id="vtc-sweep-progress")
-        with gr.Row():
-            self._curve = gr.LinePlot(
-                x="equivalent tokens",
-                y="%",
-                color="method",
-                height=320,
-                label="Quality",
-                y_lim=[0, 100],
-                min_width=320,
-                elem_id="vtc-curve",
-            )
-            self._speed = gr.LinePlot(
-                x="equivalent tokens",
-                y="times as fast",
-                color="method",
-                height=320,
-                label="Prefill",
-                min_width=320,
-                elem_id="vtc-speed",
-            )
+        self._curves = gr.HTML(elem_id="vtc-curves")
         self._points = gr.HTML(elem_id="vtc-points", elem_classes="vtc-scroll")
 
     def _build_methods(self) -> None:
@@ -287,7 +290,7 @@ class Page:
         swept = self._sweep_run.click(
             self._sweep,
             [self._media, self._question, self._sweep_methods, self._sweep_keeps, self._sweep_about, self._sweep_count],
-            [self._sweep_progress, self._curve, self._speed, self._points],
+            [self._sweep_progress, self._curves, self._points],
             **model,
         )
         self._sweep_stop.click(self._cancelled, None, [self._sweep_progress], cancels=[swept], **_QUIET)
@@ -428,19 +431,19 @@ class Page:
         request: gr.Request,
     ) -> AsyncIterator[tuple[Any, ...]]:
         of_benchmark = about != "this question"
-        yield showing.progress(0, 1, "turns"), None, None, ""
+        yield showing.progress(0, 1, "turns"), "", ""
         try:
             run = self._service.sweep(
                 _user(request), media, question, methods, keeps, int(count) if of_benchmark else 0
             )
             async for item in run:
                 if isinstance(item, Waiting):
-                    yield showing.waiting(item.ahead), gr.skip(), gr.skip(), gr.skip()
+                    yield showing.waiting(item.ahead), gr.skip(), gr.skip()
                     continue
                 bar = showing.progress(item.done, item.total, "turns")
-                yield bar, *_plots(item.points), showing.points(item.points, of_benchmark)
+                yield bar, showing.chart(item.points, of_benchmark), showing.points(item.points, of_benchmark)
         except InputError as error:
-            yield showing.refused(str(error)), gr.skip(), gr.skip(), gr.skip()
+            yield showing.refused(str(error)), gr.skip(), gr.skip()
 
     async def _deal(
         self, media: Media | None, question: str, keep: float, request: gr.Request
@@ -496,26 +499,3 @@ def _method_choices() -> list[tuple[str, str]]:
     from vtc.eval.settings import NONE
 
     return [(label, name) for label, name in first_names() if name != NONE]
-
-
-def _plots(points: Any) -> tuple[Any, Any]:
-    """The two curves; the untouched model is the right end of each line."""
-    import pandas as pd
-
-    untouched = next((point for point in points if not point.setting.methods and point.values), None)
-    rows = []
-    for name in dict.fromkeys(point.setting.series for point in points if point.setting.methods):
-        mine = [point for point in points if point.setting.series == name and point.values]
-        for point in [*mine, *([untouched] if untouched and mine else [])]:
-            rows.append(
-                {
-                    "equivalent tokens": round(point.equivalent, 1),
-                    "%": round(100 * point.value, 1),
-                    "times as fast": round(point.speedup or 1.0, 2) if point.setting.methods else 1.0,
-                    "method": name,
-                }
-            )
-    if not rows:
-        return None, None
-    table = pd.DataFrame(rows)
-    return table.drop(columns="times as fast"), table.drop(columns="%")

@@ -24,9 +24,12 @@ class Panel:
 
     def __init__(self, letter: str, spec: str, limits: Limits):
         self.letter, self._limits = letter, limits
-        with gr.Column(elem_id=f"vtc-{letter.lower()}", elem_classes="vtc-panel", min_width=320):
+        self._build_controls(letter, spec)
+
+    def _build_controls(self, letter: str, spec: str) -> None:
+        with gr.Column(elem_classes=["vtc-panel", f"vtc-side-{letter.lower()}"], min_width=280):
             gr.HTML(f"<h2>{letter}</h2>", elem_classes="vtc-letter")
-            methods = controls.parse(spec, limits.spec_chars)
+            methods = controls.parse(spec, self._limits.spec_chars)
             with gr.Row():
                 self.first = gr.Dropdown(
                     controls.first_names(), value=methods[0].name, label=f"{letter}: method", min_width=180, scale=2
@@ -35,21 +38,26 @@ class Panel:
                     controls.second_names(), value=NONE, label=f"{letter}: then", min_width=120, scale=1
                 )
             self.form = gr.State(spec)
-            self.refusal = gr.HTML()
+            self.refusal = gr.HTML(elem_classes="vtc-note")
             with gr.Accordion(f"{letter}: parameters", open=True):
-                gr.render(inputs=[self.form], triggers=[self.form.change], show_progress="hidden", queue=False)(
-                    self._draw_controls
-                )
+                gr.render(inputs=[self.form], show_progress="hidden", queue=False)(self._draw_controls)
             self.spec = gr.Textbox(
                 spec,
                 label=f"{letter}: spec",
                 info="the same in one line; paste one and press Enter",
-                max_length=limits.spec_chars,
+                max_length=self._limits.spec_chars,
                 elem_id=f"vtc-spec-{letter.lower()}",
                 max_lines=1,
                 buttons=["copy"],
             )
-            self.answer = gr.HTML(elem_id=f"vtc-answer-{letter.lower()}")
+        self._connect()
+
+    def build_result(self) -> None:
+        """What comes out, below what goes in: made apart, so that both sides' pictures stand in line."""
+        with gr.Column(elem_classes=["vtc-panel", f"vtc-side-{self.letter.lower()}"], min_width=280):
+            letter = self.letter
+            hint = f"<p class='vtc-hint'>{letter} answers here: press “Ask both”.</p>"
+            self.answer = gr.HTML(hint, elem_id=f"vtc-answer-{letter.lower()}")
             self.kept = gr.HTML(elem_id=f"vtc-kept-{letter.lower()}")
             self.layer = gr.Slider(
                 0,
@@ -61,7 +69,6 @@ class Panel:
                 visible=False,
                 elem_id=f"vtc-layer-{letter.lower()}",
             )
-        self._connect()
 
     @property
     def choice(self) -> list[Any]:
@@ -90,7 +97,8 @@ class Panel:
         return controls.parse(text, self._limits.spec_chars)
 
     def _connect(self) -> None:
-        quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+        # queued, for outside of the queue the change of a state is not told to what depends on it
+        quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
         self.first.input(self._picked_first, [self.first, self.spec], self.choice, **quiet)
         self.second.input(self._picked_second, [self.second, self.spec], self.choice, **quiet)
         self.spec.submit(self._pasted, [self.spec], self.choice, **quiet)
@@ -135,13 +143,18 @@ class Panel:
 
     def _draw_unit(self, method: Method, stage: int) -> None:
         choices = list(controls.units(method))
-        unit = gr.Radio(choices, value=controls.unit(method), label=f"{self.letter}: keep counts in", min_width=160)
+        unit = gr.Radio(choices, value=controls.unit(method), label=f"{self.letter}: unit of keep", min_width=160)
 
         def picked(chosen: str, text: str) -> tuple[Any, ...]:
             return self._shown(lambda: controls.in_unit(self.parse(text), stage, chosen))
 
         unit.input(
-            picked, [unit, self.spec], self.choice, show_progress="hidden", queue=False, api_visibility="private"
+            picked,
+            [unit, self.spec],
+            self.choice,
+            show_progress="hidden",
+            concurrency_limit=None,
+            api_visibility="private",
         )
 
     def _connect_control(self, control: Control, component: Any) -> None:
@@ -167,13 +180,13 @@ class Panel:
 
 def _component(control: Control, letter: str) -> Any:
     """The component that shows a control."""
-    given: dict[str, Any] = {"label": f"{letter}: {control.name}", "min_width": 140}
+    given: dict[str, Any] = {"label": f"{letter}: {control.name}", "min_width": 170}
     about = control.about if len(control.about) < 90 else None
     if control.kind == "switch":
         return gr.Checkbox(control.value, info=about, **given)
     given["info"] = about
     if control.kind == "keep":
-        return gr.Slider(0.01, 1.0, value=control.value, step=0.01, **given)
+        return gr.Slider(min(0.005, control.value), 1.0, value=control.value, step=0.005, **given)
     if control.kind == "choice":
         return gr.Dropdown(list(control.choices), value=control.value, **given)
     if control.kind == "count":

@@ -49,7 +49,8 @@ def python(source: Source, media: Media, question: str, specs: Sequence[str]) ->
             f"inputs = loaded.inputs([[shown]], [{question!r}])",
             f"for spec in {tuple(specs)!r}:",
             "    with vtc.patched(loaded.model, spec):",
-            f"        out = loaded.model.generate(**inputs, max_new_tokens={source.longest}, do_sample=False, num_beams=1)",
+            f"        out = loaded.model.generate(**inputs, max_new_tokens={source.longest}, do_sample=False, "
+            "num_beams=1)",
             "        print(spec, loaded.answers(out, inputs)[0], vtc.trace(loaded.model), sep='\\n')",
             "",
         ]
@@ -58,9 +59,8 @@ def python(source: Source, media: Media, question: str, specs: Sequence[str]) ->
 
 def commands(source: Source, media: Media, question: str, specs: Sequence[str]) -> str:
     """`vtc ask`, a line for each setting, which draws a picture of it too."""
-    return (
-        "\n".join(_command(source, media, question, spec, f"kept-{'ab'[i]}.png") for i, spec in enumerate(specs)) + "\n"
-    )
+    lines = (_command(source, media, question, spec, f"kept-{side}.png") for side, spec in zip("ab", specs))
+    return "".join(f"{line}\n" for line in lines)
 
 
 def client(address: str, media: Media, question: str, specs: Sequence[str]) -> str:

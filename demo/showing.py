@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from vtc.demo import curves
 from vtc.demo.asking import Answer, Media
 from vtc.demo.comparing import Numbers
 from vtc.demo.gallery import Card
@@ -63,9 +64,8 @@ def examples(names: Sequence[str], chosen: str | None = None) -> str:
 def said(text: str, done: bool = True) -> str:
     """An answer, or as much of it as is there."""
     cursor = "" if done else '<span class="vtc-cursor" aria-hidden="true"></span>'
-    return (
-        f'<p class="vtc-answer" aria-live="polite">{html.escape(text) or ("" if not done else "(nothing)")}{cursor}</p>'
-    )
+    shown = html.escape(text) or ("(nothing)" if done else "")
+    return f'<p class="vtc-answer" aria-live="polite">{shown}{cursor}</p>'
 
 
 def refused(reason: str) -> str:
@@ -129,9 +129,7 @@ def numbers(sides: Sequence[Numbers | None], specs: Sequence[str]) -> str:
         for side, spec in zip(SIDES, specs)
     )
     rounds = max(side.rounds for side in (a, b) if side is not None)
-    times = (
-        f"Times: medians of {rounds} rounds in turn, quartiles in brackets." if rounds else "Times: of one run each."
-    )
+    times = f"Times: medians of {rounds} rounds, quartiles in brackets." if rounds else "Times: of one run each."
     return (
         '<table class="vtc-numbers"><caption>What each setting costs</caption>'
         f'<thead><tr><td></td>{heads}<th scope="col">A : B</th></tr></thead><tbody>{"".join(lines)}</tbody></table>'
@@ -181,13 +179,38 @@ def points(found: Sequence[Point], of_benchmark: bool) -> str:
         if not point.values:
             continue
         low, high = point.interval
-        right = f"{100 * point.value:.0f} % <small>({100 * low:.0f}{_NOTHING}{100 * high:.0f}) of {len(point.values)}</small>"
+        interval = f"({100 * low:.0f}{_NOTHING}{100 * high:.0f}) of {len(point.values)}"
+        right = f"{100 * point.value:.0f} % <small>{interval}</small>"
         cells = [f"{point.equivalent:.1f}", right if of_benchmark else f"{100 * point.value:.0f} %"]
         cells.append(_NOTHING if point.setting.name == NONE or point.speedup is None else f"{point.speedup:.2f}")
         cells += [] if of_benchmark else [html.escape(point.answer)]
         lines.append(f"<tr>{name}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     head = "".join(f'<th scope="col">{each}</th>' for each in heads)
     return f'<table class="vtc-numbers"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+
+
+def chart(found: Sequence[Point], of_benchmark: bool) -> str:
+    """The two curves beside each other: what is lost, what is won. The untouched model is the right end of each."""
+    untouched = next((point for point in found if not point.setting.methods and point.values), None)
+    quality: dict[str, list[curves.Dot]] = {}
+    speed: dict[str, list[curves.Dot]] = {}
+    for point in found:
+        if not point.setting.methods or not point.values:
+            continue
+        series = point.setting.series
+        for each in (point, *([untouched] if untouched and series not in quality else [])):
+            name = each.setting.name
+            ends = tuple(100 * end for end in each.interval) if of_benchmark else (None, None)
+            about = f"{name}: {100 * each.value:.0f} % at {each.equivalent:.1f} equivalent tokens"
+            quality.setdefault(series, []).append(curves.Dot(each.equivalent, 100 * each.value, about, *ends))
+            times = (each.speedup or 1.0) if each.setting.methods else 1.0
+            speed.setdefault(series, []).append(
+                curves.Dot(each.equivalent, times, f"{name}: {times:.2f} times as fast")
+            )
+    x, y = "equivalent tokens", "right, %" if of_benchmark else "chance of the untouched answer, %"
+    left = curves.draw(quality, "What is lost" if of_benchmark else "Is it still sure?", x, y, (0, 105))
+    right = curves.draw(speed, "What is won", x, "prefill, times as fast")
+    return f'<div class="vtc-charts">{left}{right}</div>' if left else ""
 
 
 def cards(dealt: Sequence[Card]) -> str:

@@ -1,5 +1,6 @@
 """Files that visitors send: looked at by content, read in a process of their own, then removed."""
 
+import contextlib
 import json
 import os
 import re
@@ -66,10 +67,8 @@ def read_upload(path: Path, limits: Limits, frames: int) -> Media:
         return _read(path, display_name(path.name), limits, frames)
     finally:
         path.unlink(missing_ok=True)
-        try:
+        with contextlib.suppress(OSError):
             path.parent.rmdir()  # each upload has a folder of its own
-        except OSError:
-            pass
 
 
 def display_name(name: str) -> str:
