@@ -73,8 +73,10 @@ class Ticket:
             return True
         except StopIteration:
             self._send(_DONE)
-        except BaseException as error:  # whatever it is, it must not reach the other users' thread
+        except Exception as error:
             self._send(error)
+        except BaseException as error:  # such as SystemExit: it must end neither this thread nor the server
+            self._send(RuntimeError(f"{type(error).__name__}: {error}"))
         finally:
             self._left -= time.monotonic() - self._since
             self._since = None
