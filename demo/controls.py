@@ -1,7 +1,7 @@
 """Methods and their fields as controls: what each is, what it may be, and the spec that a change makes."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ from vtc import registry, spec
 from vtc.eval.errors import InputError
 from vtc.eval.page_docstring import describe
 from vtc.eval.settings import NONE, label
-from vtc.fields import choices, settable
+from vtc.fields import choices, settable, takes_text
 from vtc.method import Method
 
 #: Units of `keep`, as the control names them.
@@ -66,12 +66,12 @@ def parse(text: str, most: int) -> list[Method]:
     if len(text) > most:
         raise InputError(f"spec has {len(text)} characters; at most {most} are read")
     try:
-        methods = spec.parse(text)
+        for part in spec.split(text):
+            name, given = spec.read_one(part)
+            _check_opens_nothing(registry.method_class(name), given)  # before a method is made, which reads them
+        return spec.parse(text)
     except (TypeError, ValueError, RecursionError, MemoryError) as error:
         raise InputError(str(error)) from None
-    for method in methods:
-        _check_opens_nothing(method)
-    return methods
 
 
 def to_text(methods: Sequence[Method]) -> str:
@@ -162,20 +162,19 @@ def _has_keep(method: Method) -> bool:
     return any(field.name == "keep" for field in settable(method))
 
 
-def _check_opens_nothing(method: Method) -> None:
-    for field in settable(method):
-        value = getattr(method, field.name)
-        if isinstance(value, str) and not choices(method, field.name):
+def _check_opens_nothing(cls: type[Method], given: Mapping[str, Any]) -> None:
+    for name, value in given.items():
+        if isinstance(value, str) and takes_text(cls, name):
             raise InputError(
-                f"{field.name}={value!r} of {method.name} names a file or a model, which the demo opens for nobody; "
+                f"{name}={value!r} of {cls.name} names a file or a model, which the demo opens for nobody; "
                 "leave it out, or use the command line"
             )
 
 
 def _replaced(methods: Sequence[Method], stage: int, name: str, value: Any) -> list[Method]:
+    _check_opens_nothing(type(methods[stage]), {name: value})
     try:
         new = dataclasses.replace(methods[stage], **{name: value})  # type: ignore[type-var]
     except (TypeError, ValueError) as error:
         raise InputError(str(error)) from None
-    _check_opens_nothing(new)
     return [*methods[:stage], new, *methods[stage + 1 :]]

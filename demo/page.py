@@ -111,7 +111,7 @@ class Page:
                     showing.examples(EXAMPLES, media.example), js_on_load=_PICK, elem_id="vtc-examples"
                 )
                 megabytes = self._service.limits.file_bytes / 2**20
-                self._upload = gr.File(
+                self._upload = Upload(
                     label="Your own picture or video",
                     file_types=["image", "video"],
                     height=130,
@@ -189,7 +189,11 @@ class Page:
                 names, value=["divprune", "fastv", "random"], multiselect=True, label="Methods", scale=3, min_width=260
             )
             self._sweep_keeps = gr.Textbox(
-                "0.5, 0.25, 0.125, 0.0625", label="keep", info="shares or counts", min_width=180
+                "0.5, 0.25, 0.125, 0.0625",
+                label="keep",
+                info="shares or counts",
+                min_width=180,
+                elem_id="vtc-sweep-keeps",
             )
         with gr.Row():
             about = ["this question", "benchmark questions"]
@@ -216,7 +220,7 @@ class Page:
 
     def _build_api(self) -> None:
         """`/compare`, for `gradio_client`."""
-        file = gr.File(visible=False, label="file")
+        file = Upload(visible=False, label="file")
         example = gr.Textbox(visible=False, label="example", value="")
         question = gr.Textbox(visible=False, label="question", value="")
         a, b = (gr.Textbox(visible=False, label=side, value=OPENING[side]) for side in "ab")
@@ -255,7 +259,9 @@ class Page:
             )
         given = [self._media, self._question, a.spec, b.spec, self._frame]
         outputs = [a.answer, a.kept, a.layer, b.answer, b.kept, b.layer, self._numbers, self._status, self._answers]
-        asked = gr.on([self._ask.click, self._question.submit], self._compare, given, outputs, **model)
+        asked = gr.on(
+            [self._ask.click, self._question.submit], self._compare, given, outputs, trigger_mode="always_last", **model
+        )
         self._stop.click(self._stopped, None, [self._status], cancels=[asked], **_QUIET)
         sources = [self._media, self._question, a.spec, b.spec]
         code = [self._python, self._command, self._client, self._query]
@@ -370,7 +376,13 @@ class Page:
         return '<p class="vtc-hint" role="status">Stopped.</p>'
 
     async def _compare_for_client(
-        self, file: str | None, example: str, question: str, a: str, b: str, request: gr.Request
+        self,
+        file: str | None = None,
+        example: str = "",
+        question: str = "",
+        a: str = OPENING["a"],
+        b: str = OPENING["b"],
+        request: gr.Request | None = None,
     ) -> dict[str, Any]:
         try:
             if file:
@@ -462,8 +474,18 @@ class Page:
         return '<p class="vtc-hint" role="status">Cancelled; what was found stays.</p>'
 
 
-def _user(request: gr.Request) -> str:
-    return request.session_hash or str(request.client)
+class Upload(gr.File):
+    """A file as the path at which it landed; what it shows is looked at by `uploads` alone."""
+
+    is_template = True  # drawn as its parent is
+
+    def preprocess(self, payload: Any) -> str | None:
+        """The path; the parent would also make an empty file that nobody removes."""
+        return None if payload is None else payload.path
+
+
+def _user(request: gr.Request | None) -> str:
+    return (request and (request.session_hash or str(request.client))) or ""
 
 
 async def _in_thread(function: Any, *args: Any) -> Any:

@@ -143,7 +143,9 @@ class Panel:
 
     def _draw_unit(self, method: Method, stage: int) -> None:
         choices = list(controls.units(method))
-        unit = gr.Radio(choices, value=controls.unit(method), label=f"{self.letter}: unit of keep", min_width=160)
+        unit = gr.Radio(
+            choices, value=controls.unit(method), label=f"{self.letter}: unit of keep", min_width=160, interactive=True
+        )
 
         def picked(chosen: str, text: str) -> tuple[Any, ...]:
             return self._shown(lambda: controls.in_unit(self.parse(text), stage, chosen))
@@ -180,7 +182,7 @@ class Panel:
 
 def _component(control: Control, letter: str) -> Any:
     """The component that shows a control."""
-    given: dict[str, Any] = {"label": f"{letter}: {control.name}", "min_width": 170}
+    given: dict[str, Any] = {"label": f"{letter}: {control.name}", "min_width": 170, "interactive": True}
     about = control.about if len(control.about) < 90 else None
     if control.kind == "switch":
         return gr.Checkbox(control.value, info=about, **given)

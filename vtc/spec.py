@@ -84,6 +84,26 @@ def build(name: str, fields: dict[str, Any]) -> Method:
     return cls(**fields)
 
 
+def read_one(text: str) -> tuple[str, dict[str, Any]]:
+    """The name and the fields of one method as its string writes them; nothing is built or checked.
+
+    Raises:
+        ValueError: malformed, or no such preset.
+    """
+    if "/" in text and ":" not in text:  # the name of a preset
+        text = published(text.strip()).spec
+    name, colon, rest = text.strip().partition(":")
+    given: dict[str, Any] = {}
+    for item in _COMMA.split(rest) if colon else []:
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not key or not equals or not value:
+            raise ValueError(f"spec {text!r}: {item!r} is not key=value; write e.g. 'divprune:keep=0.25'")
+        if key in given:
+            raise ValueError(f"spec {text!r}: {key!r} is given twice; give it once")
+        given[key] = value_of(value)
+    return name.strip(), given
+
+
 def value_of(text: str) -> Any:
     """A field's value as it is written in a spec: a Python literal, or a bare word, which is a string."""
     try:
@@ -93,18 +113,11 @@ def value_of(text: str) -> Any:
 
 
 def _parse_one(text: str, fields: dict[str, Any]) -> Method:
-    if "/" in text and ":" not in text:  # the name of a preset
-        text = published(text.strip()).spec
-    name, colon, rest = text.strip().partition(":")
-    given: dict[str, Any] = {}
-    for item in _COMMA.split(rest) if colon else []:
-        key, equals, value = (part.strip() for part in item.partition("="))
-        if not key or not equals or not value:
-            raise ValueError(f"spec {text!r}: {item!r} is not key=value; write e.g. 'divprune:keep=0.25'")
-        if key in given or key in fields:
+    name, given = read_one(text)
+    for key in fields:
+        if key in given:
             raise ValueError(f"spec {text!r}: {key!r} is given twice; give it once")
-        given[key] = value_of(value)
-    return build(name.strip(), {**given, **fields})
+    return build(name, {**given, **fields})
 
 
 def _one_to_string(method: Method) -> str:

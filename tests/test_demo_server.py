@@ -1,0 +1,264 @@
+"""The server: what it answers and what not, its API, 32 users at once, and nothing left behind."""
+
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from demo_server import PATIENT, arguments, server
+from PIL import Image
+
+from vtc.demo.guard import sweep_folder
+from vtc.demo.limits import Limits
+from vtc.demo.server import Server
+from vtc.eval import cli
+from vtc.eval.errors import InputError
+
+SECRET = "nobody reads this"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A server in a working folder that holds a secret."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "secret.txt").write_text(SECRET)
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        with server() as running:
+            yield running
+    finally:
+        os.chdir(before)
+
+
+def get(demo, path, **options):
+    """As it stands: httpx would tidy a path up."""
+    url = httpx.URL(demo.address.rstrip("/")).copy_with(raw_path=path.encode())
+    return httpx.get(url, timeout=60, **options)
+
+
+def upload(demo, name, content):
+    return httpx.post(f"{demo.address}gradio_api/upload", files={"files": (name, content)}, timeout=60)
+
+
+def call(demo, data, timeout=600):
+    """`/compare` by plain HTTP: the event's name and what came, or the error."""
+    made = httpx.post(f"{demo.address}gradio_api/call/compare", json={"data": data}, timeout=timeout)
+    if made.status_code != 200:
+        return made.status_code, made.json()
+    events = httpx.get(f"{demo.address}gradio_api/call/compare/{made.json()['event_id']}", timeout=timeout).text
+    lines = [line for line in events.splitlines() if line]
+    return lines[-2].removeprefix("event: "), json.loads(lines[-1].removeprefix("data: "))
+
+
+def file_data(path, **more):
+    return {"path": path, "meta": {"_type": "gradio.FileData"}, **more}
+
+
+def files_in(folder):
+    return [file for file in folder.rglob("*") if file.is_file()]
+
+
+# -- what is served
+
+
+def test_it_listens_on_this_machine_alone_and_forbids_the_page_to_fetch_elsewhere(demo):
+    assert demo.address.startswith("http://127.0.0.1:")
+    assert arguments().host == "127.0.0.1"
+    page = get(demo, "/")
+    assert page.status_code == 200
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'self'" in policy and "connect-src 'self'" in policy and "http" not in policy
+    assert page.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/file=/etc/passwd",
+        "/gradio_api/file=secret.txt",
+        "/gradio_api/file={cwd}/secret.txt",
+        "/gradio_api/file/secret.txt",
+        "/gradio_api/file=http://127.0.0.1:1/",
+        "/gradio_api/proxy=http://127.0.0.1:1/",
+        "/file=/etc/passwd",
+        "/assets/../../../../../../etc/passwd",
+        "/assets/%2e%2e/%2e%2e/%2e%2e/%2e%2e/etc/passwd",
+        "/static/..%2f..%2f..%2f..%2fetc/passwd",
+        "/static//etc/passwd",
+        "/gradio_api/custom_component/x/client/component/..%2f..%2findex.js",
+        "/gradio_api/runs",
+        "/gradio_api/run-history/records",
+        "/monitoring",
+        "/gradio_api/dev/reload",
+        "/gradio_api/vibe-code",
+        "/openapi.json",
+        "/docs",
+    ],
+)
+def test_no_file_of_the_machine_is_served(demo, path):
+    answer = get(demo, path.format(cwd=Path.cwd()))
+    assert answer.status_code in (400, 403, 404)
+    assert SECRET not in answer.text and "root:" not in answer.text
+
+
+@pytest.mark.parametrize(
+    "path", ["component_server", "stream/1", "process_recording", "vibe-edit", "api/compare", "login"]
+)
+def test_nothing_is_posted_but_what_the_page_needs(demo, path):
+    assert httpx.post(f"{demo.address}gradio_api/{path}", json={}, timeout=60).status_code == 404
+    assert httpx.put(demo.address, timeout=60).status_code == 404
+
+
+# -- what is sent
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "secret.txt", "../../etc/passwd"])
+def test_the_api_takes_no_file_that_was_not_sent(demo, path):
+    kind, answer = call(demo, [file_data(path), "", "What?", "none", "none"])
+    assert kind == "error" and SECRET not in json.dumps(answer) and "root:" not in json.dumps(answer)
+    assert (Path.cwd() / "secret.txt").read_text() == SECRET
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        file_data("http://127.0.0.1:1/a.png"),
+        file_data("x", url="//127.0.0.1/a.png"),
+        {"deep": [file_data("ftp://x/a.png")]},
+    ],
+)
+def test_the_api_fetches_nothing(demo, sent):
+    status, answer = call(demo, [sent, "", "What?", "none", "none"])
+    if status != "error":  # an address of its own is not followed, whatever stands there
+        assert status == 400 and "files are uploaded, not fetched" in answer["detail"]
+
+
+def test_too_large_a_body_is_cut_off(demo):
+    status, answer = call(demo, [None, "", "a" * PATIENT.body_bytes, "none", "none"])
+    assert status == 413 and answer["detail"].endswith("send less")
+    answer = upload(demo, "a.png", b"\0" * (PATIENT.file_bytes + 2**17))
+    assert answer.status_code == 413
+    assert not files_in(demo.folder)
+
+
+def test_an_upload_is_gone_once_it_was_read(demo, tmp_path):
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (50, 40), "red").save(picture)
+    (path,) = upload(demo, "../../evil name.png", picture.read_bytes()).json()
+    assert Path(path).resolve().is_relative_to(demo.folder.resolve()) and Path(path).exists()
+    kind, answer = call(demo, [file_data(path), "", "What colour?", "none", "divprune:keep=0.25"])
+    assert kind == "complete" and answer[0]["b"]["kept_tokens"] == 64
+    assert not files_in(demo.folder)
+    kind, answer = call(demo, [file_data(path), "", "What colour?", "none", "none"])
+    assert kind == "error"
+
+
+def test_a_bad_upload_is_refused_and_gone(demo):
+    (path,) = upload(demo, "a.png", b"<svg/>").json()
+    kind, answer = call(demo, [file_data(path), "", "What?", "none", "none"])
+    assert kind == "error" and "no picture or video that is read here" in json.dumps(answer)
+    assert not files_in(demo.folder)
+
+
+def test_what_nobody_reads_is_swept_away(demo):
+    (path,) = upload(demo, "a.png", b"\x89PNG").json()
+    sweep_folder(demo.folder, 3600)
+    assert Path(path).exists()
+    old = time.time() - 7200
+    os.utime(path, (old, old))
+    sweep_folder(demo.folder, 3600)
+    assert not Path(path).exists() and not Path(path).parent.exists()
+
+
+# -- the API
+
+
+def test_the_comparison_by_gradio_client_in_three_lines(demo):
+    from gradio_client import Client
+
+    client = Client(demo.address, verbose=False)
+    answer = client.predict(example="images/5", question="", a="divprune:keep=0.25", b="none", api_name="/compare")
+    assert answer["a"]["answer"] == answer["b"]["answer"] == "9"
+    assert (answer["a"]["equivalent_tokens"], answer["b"]["equivalent_tokens"]) == (64, 256)
+    assert answer["a_to_b"]["equivalent_tokens"] == 0.25
+    assert answer["a"]["tokens_per_layer"] == [64] * 8
+    assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/compare"]
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        ([None, "images/5", "", "divprun", "none"], "A: unknown method 'divprun'"),
+        ([None, "images/five", "", "none", "none"], "example 'images/five' does not exist"),
+        ([None, "images/5", "a" * 501, "none", "none"], "question has 501 characters"),
+        ([None, "images/5", "", "atp:weights=secret.txt", "none"], "names a file or a model"),
+    ],
+)
+def test_what_the_api_can_t_do_it_says(demo, data, message):
+    kind, answer = call(demo, data)
+    assert kind == "error" and message in json.dumps(answer)
+
+
+def test_a_method_that_is_refused_is_told_beside_the_other_s_answer(demo):
+    kind, answer = call(demo, [None, "images/5", "", "fastv:layer=99", "none"])
+    assert kind == "complete" and "99" in answer[0]["a"]["refused"] and answer[0]["b"]["answer"] == "9"
+
+
+# -- many at once
+
+
+def test_32_users_at_once_get_their_own_answers(demo):
+    """Each asks something else; some ask what is refused. Everybody is served, and nobody gets another's answer."""
+    alone = {}
+    examples = ["images/0", "images/1", "images/5", "images/6"]
+    for name in examples:
+        _, answer = call(demo, [None, name, "", "divprune:keep=0.25", "none"])
+        alone[name] = answer[0]
+    jobs = [(user, examples[user % 4], "divprun" if user % 8 == 7 else "divprune:keep=0.25") for user in range(32)]
+
+    def ask(job):
+        user, name, text = job
+        return call(demo, [None, name, "", text, "none"])
+
+    with ThreadPoolExecutor(32) as pool:
+        answers = list(pool.map(ask, jobs))
+    for (_, name, text), (kind, answer) in zip(jobs, answers):
+        if text == "divprun":
+            assert kind == "error" and "did you mean" in json.dumps(answer)
+            continue
+        assert kind == "complete"
+        for side in "ab":
+            for key in ("spec", "answer", "tokens_per_layer", "kv_bytes", "flops"):
+                assert answer[0][side][key] == alone[name][side][key]
+
+
+# -- beginning and end
+
+
+def test_everything_is_as_it_was_when_it_ends():
+    before = {name: os.environ.get(name) for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED")}
+    with server() as running:
+        folder, address = running.folder, running.address
+        upload(running, "a.png", b"\x89PNG")
+        assert files_in(folder) and os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
+    assert not folder.exists()
+    assert {name: os.environ.get(name) for name in before} == before
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(address, timeout=10)
+
+
+def test_a_port_that_is_taken_and_a_model_that_is_missing_are_told(demo, capsys, tmp_path):
+    port = demo.address.rstrip("/").rpartition(":")[2]
+    with (
+        pytest.raises(InputError, match=f"argument --port: {port} on 127.0.0.1 can't be had"),
+        Server(arguments("--port", port), Limits()),
+    ):
+        pass
+    assert cli.main(["demo", "--port", "0", "--model", str(tmp_path / "missing")]) == 2
+    assert "argument --model: " in capsys.readouterr().err
+    assert cli.main(["demo", "--port", "99999"]) == 2
+    assert "argument --port: 99999" in capsys.readouterr().err
