@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
@@ -17,7 +18,6 @@ from vtc.demo.turns import BusyError, Stopped, Ticket
 from vtc.eval import models
 from vtc.eval.contact_sheet import views_of_video
 from vtc.eval.errors import InputError
-from vtc.eval.images import as_video
 from vtc.eval.models import Loaded
 from vtc.eval.picture import View, seen_by_model, view_of_picture
 from vtc.eval.settings import NONE
@@ -36,16 +36,19 @@ class Media:
     """What is asked about.
 
     Attributes:
-        kind: "image" or "video".
         shown: the picture, or the video.
         name: as the visitor knows it.
         example: its name where it is bundled; None for an upload.
     """
 
-    kind: str
-    shown: Shown
+    shown: Image.Image | Video
     name: str
     example: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """Which it is: "image" or "video"."""
+        return "video" if isinstance(self.shown, Video) else "image"
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Timing:
     prefill_ms: float
     first_token_ms: float
     decode_tokens_per_s: float | None
+    selection_ms: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +179,7 @@ def ask(
         sequences[:, inputs["input_ids"].shape[1] :],
         trace,
         watch.kv_bytes or 0,
-        _timing(watch),
+        _timing(watch, trace.selection_ms),
         _views(loaded, media, inputs, trace),
     )
 
@@ -183,7 +187,7 @@ def ask(
 def time_once(loaded: Loaded, inputs: dict[str, Any], methods: Sequence[Method], tokens: int, ticket: Ticket) -> Timing:
     """The same again, for the time alone; the untouched model where the setting is "none"."""
 
-    def run() -> Timing:
+    def run() -> Stopwatch:
         with Stopwatch(loaded) as watch:
             loaded.model.generate(
                 **inputs,
@@ -192,12 +196,12 @@ def time_once(loaded: Loaded, inputs: dict[str, Any], methods: Sequence[Method],
                 num_beams=1,
                 stopping_criteria=[watch, Checking(ticket)],
             )
-        return _timing(watch)
+        return watch
 
     if all(method.name == NONE for method in methods):
-        return run()
+        return _timing(run(), 0.0)
     with vtc.patched(loaded.model, methods):
-        return run()
+        return _timing(run(), vtc.trace(loaded.model).selection_ms)
 
 
 def probability(
@@ -246,16 +250,15 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _timing(watch: Stopwatch) -> Timing:
+def _timing(watch: Stopwatch, selection_ms: float) -> Timing:
     decoded = 1e3 * watch.decode_steps / watch.decode_ms if watch.decode_steps > 0 and watch.decode_ms else None
-    return Timing(watch.prefill_ms or 0.0, watch.first_token_ms or 0.0, decoded)
+    return Timing(watch.prefill_ms or 0.0, watch.first_token_ms or 0.0, decoded, selection_ms)
 
 
 def _views(loaded: Loaded, media: Media, inputs: dict[str, Any], trace: Trace) -> tuple[View, ...]:
     try:
-        if media.kind == "video":
-            video = media.shown if isinstance(media.shown, Video) else as_video(media.shown)
-            return tuple(views_of_video(video, inputs, loaded.processor, trace.images))
+        if isinstance(media.shown, Video):
+            return tuple(views_of_video(media.shown, inputs, loaded.processor, trace.images))
         return (view_of_picture(seen_by_model(media.shown, inputs, loaded.processor), trace.images[0]),)
     except (ValueError, IndexError):  # which patches are whose can't be told
         return ()

@@ -1,7 +1,7 @@
 """Two settings on the same question: answers, then times, in turns."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +67,7 @@ def compare(models: Models, media: Media, question: str, sides: Sequence[Sequenc
         InputError: by the work, where the question can't be asked.
     """
 
-    def work(ticket: Ticket) -> Iterator[Any]:
+    def work(ticket: Ticket) -> Generator[Any, None, None]:
         loaded = models.of(media.kind)
         inputs = asking.inputs_of(loaded, media.shown, question)
         tokens: dict[int, int] = {}
@@ -112,7 +112,7 @@ class Numbers:
         decode_tokens_per_s: median; None where the answer is a single token.
         kv_bytes: keys and values after prefill.
         flops: of the prefill, tower included.
-        selection_ms: of the decisions within the prefill.
+        selection_ms: of the decisions within the prefill, median.
         rounds: whose medians these are.
     """
 
@@ -123,7 +123,7 @@ class Numbers:
     first_token_ms: float
     decode_tokens_per_s: float | None
     kv_bytes: int
-    flops: int
+    flops: float
     selection_ms: float
     rounds: int
 
@@ -141,7 +141,7 @@ def numbers(answer: Answer, timings: Sequence[Timing]) -> Numbers:
         asking.median([run.decode_tokens_per_s for run in runs]),
         answer.kv_bytes,
         trace.flops().total,
-        trace.selection_ms,
+        asking.median([run.selection_ms for run in runs]) or 0.0,
         len(timings),
     )
 

@@ -1,6 +1,6 @@
 """All methods at one budget: what each keeps of one picture or video, and what it answers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from vtc import registry, spec
@@ -56,7 +56,7 @@ def deal(models: Models, media: Media, question: str, keep: Keep, longest: int) 
         longest: tokens of an answer at most.
     """
 
-    def work(ticket: Ticket) -> Iterator[Dealt]:
+    def work(ticket: Ticket) -> Generator[Dealt, None, None]:
         loaded = models.of(media.kind)
         inputs = asking.inputs_of(loaded, media.shown, question)
         cards: list[Card] = []

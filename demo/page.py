@@ -13,6 +13,7 @@ from vtc.demo.service import EXAMPLES, MOST_QUESTIONS, Service
 from vtc.demo.turns import Waiting
 from vtc.eval.arguments import EMBEDDED
 from vtc.eval.errors import InputError
+from vtc.eval.video_file import Video
 
 #: What the page opens with.
 OPENING = {"example": "images/5", "a": "divprune:keep=0.25", "b": "none"}
@@ -111,7 +112,7 @@ class Page:
                     showing.examples(EXAMPLES, media.example), js_on_load=_PICK, elem_id="vtc-examples"
                 )
                 megabytes = self._service.limits.file_bytes / 2**20
-                self._upload = Upload(
+                self._upload = _upload(
                     label="Your own picture or video",
                     file_types=["image", "video"],
                     height=130,
@@ -220,7 +221,7 @@ class Page:
 
     def _build_api(self) -> None:
         """`/compare`, for `gradio_client`."""
-        file = Upload(visible=False, label="file")
+        file = _upload(visible=False, label="file")
         example = gr.Textbox(visible=False, label="example", value="")
         question = gr.Textbox(visible=False, label="question", value="")
         a, b = (gr.Textbox(visible=False, label=side, value=OPENING[side]) for side in "ab")
@@ -239,7 +240,9 @@ class Page:
         model: dict[str, Any] = {**_QUIET, "concurrency_limit": None}
         shown = [self._media, self._question, self._preview, self._frame, self._note]
         self._examples.pick(self._picked, None, shown, **_QUIET)
-        self._upload.upload(self._uploaded, [self._upload], [*shown, self._upload], **_QUIET, concurrency_limit=2)
+        self._upload.upload(
+            self._uploaded, [self._upload], [*shown, self._upload, self._examples], **_QUIET, concurrency_limit=2
+        )
         self._frame.input(
             self._moved_frame,
             [self._media, self._answers, self._frame, a.layer, b.layer],
@@ -318,12 +321,12 @@ class Page:
 
     def _uploaded(self, path: str | None) -> tuple[Any, ...]:
         if path is None:
-            return (gr.skip(),) * 6
+            return (gr.skip(),) * 7
         try:
             media = self._service.open_upload(path)
         except InputError as error:
-            return gr.skip(), gr.skip(), gr.skip(), gr.skip(), showing.refused(str(error)), None
-        return media, gr.skip(), showing.preview(media), _frames(media), "", None
+            return gr.skip(), gr.skip(), gr.skip(), gr.skip(), showing.refused(str(error)), None, gr.skip()
+        return media, gr.skip(), showing.preview(media), _frames(media), "", None, showing.examples(EXAMPLES)
 
     def _moved_frame(
         self, media: Media | None, answers: dict[int, Answer], frame: int, *layers: int
@@ -358,13 +361,13 @@ class Page:
             return {self._numbers: _numbers(answers, specs, item.timings)}
         panel = self._panels[item.side]
         if isinstance(item, comparing.Heard):
-            return {panel.answer: showing.said(item.text, done=False), self._status: ""}
+            return {panel.answer: showing.said(item.text, panel.letter, done=False), self._status: ""}
         if isinstance(item, comparing.Refused):
             return {panel.answer: showing.refused(item.reason), self._status: ""}
         answer = answers[item.side] = item.answer
         layers = len(answer.trace.tokens_per_layer)
         return {
-            panel.answer: showing.said(answer.text),
+            panel.answer: showing.said(answer.text, panel.letter),
             panel.kept: showing.kept(answer, panel.letter, layers, frame),
             panel.layer: gr.Slider(maximum=layers, value=layers, visible=bool(answer.views)),
             self._numbers: _numbers(answers, specs, {}),
@@ -398,7 +401,7 @@ class Page:
     def _write_code(self, media: Media | None, question: str, a: str, b: str, request: gr.Request) -> tuple[str, ...]:
         if media is None:
             return "", "", "", ""
-        address = f"{request.request.url.scheme}://{request.headers.get('host', 'localhost')}/"
+        address = _address(request)
         source, specs = self._service.source, [a, b]
         return (
             reproduce.python(source, media, question, specs),
@@ -409,7 +412,7 @@ class Page:
 
     def _opened(self, request: gr.Request) -> tuple[Any, ...]:
         """What a link says; what of it can't be used is told, and left as it was."""
-        given, wrong = dict(request.query_params), []
+        given, wrong = dict(request.query_params), list[str]()
         media, question = self._service.open_example(OPENING["example"])
         try:
             if "example" in given:
@@ -417,7 +420,7 @@ class Page:
         except InputError as error:
             wrong.append(str(error))
         question = given.get("q", question)[: self._service.limits.question_chars]
-        sides = []
+        sides: list[Any] = []
         for side, panel in zip("ab", self._panels):
             methods = panel.parse(OPENING[side])
             try:
@@ -474,18 +477,26 @@ class Page:
         return '<p class="vtc-hint" role="status">Cancelled; what was found stays.</p>'
 
 
-class Upload(gr.File):
+def _upload(**given: Any) -> gr.File:
     """A file as the path at which it landed; what it shows is looked at by `uploads` alone."""
+    made = gr.File(**given)
+    # Its own method makes an empty file as well, that nobody removes; a subclass would write a stub beside this module.
+    made.preprocess = _path  # type: ignore[method-assign, assignment]
+    return made
 
-    is_template = True  # drawn as its parent is
 
-    def preprocess(self, payload: Any) -> str | None:
-        """The path; the parent would also make an empty file that nobody removes."""
-        return None if payload is None else payload.path
+def _path(payload: Any) -> str | None:
+    return None if payload is None else payload.path
 
 
 def _user(request: gr.Request | None) -> str:
     return (request and (request.session_hash or str(request.client))) or ""
+
+
+def _address(request: gr.Request) -> str:
+    """Under which the visitor sees this server."""
+    scheme = request.request.url.scheme if request.request is not None else "http"
+    return f"{scheme}://{request.headers.get('host', 'localhost')}/"
 
 
 async def _in_thread(function: Any, *args: Any) -> Any:
@@ -495,9 +506,8 @@ async def _in_thread(function: Any, *args: Any) -> Any:
 
 
 def _frames(media: Media) -> Any:
-    if media.kind == "image":
-        return gr.Slider(maximum=1, value=0, visible=False)
-    return gr.Slider(maximum=max(1, len(media.shown.frames) - 1), value=0, visible=len(media.shown.frames) > 1)
+    frames = len(media.shown.frames) if isinstance(media.shown, Video) else 1
+    return gr.Slider(maximum=max(1, frames - 1), value=0, visible=frames > 1)
 
 
 def _redrawing(side: int, letter: str) -> Any:

@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vtc.budget import Keep
 from vtc.demo import comparing, controls, gallery, sweeping, uploads
 from vtc.demo.asking import Answer, Media, Models, Timing
@@ -59,10 +61,9 @@ class Service:
         Raises:
             InputError: there is no such example.
         """
-        kind, question = example(str(name))
+        _, question = example(str(name))
         (shown,) = question.shown()
-        media = Media(kind, shown if kind == "image" else as_video(shown), name, name)
-        return media, question.text
+        return Media(as_video(shown) if isinstance(shown, np.ndarray) else shown, name, name), question.text
 
     def open_upload(self, path: str | Path) -> Media:
         """What a visitor's file shows; the file is removed.

@@ -5,6 +5,7 @@ import html
 import io
 from collections.abc import Sequence
 
+import numpy as np
 from PIL import Image
 
 from vtc.demo import curves
@@ -15,6 +16,7 @@ from vtc.demo.sweeping import Point
 from vtc.eval.benchmarks import example
 from vtc.eval.picture import View
 from vtc.eval.settings import NONE
+from vtc.eval.video_file import Video
 
 SIDES = ("A", "B")
 _NOTHING = "–"
@@ -36,11 +38,11 @@ def preview(media: Media | None, frame: int = 0) -> str:
     """What is asked about."""
     if media is None:
         return '<p class="vtc-hint">Pick an example, or upload a picture or a video.</p>'
-    if media.kind == "image":
-        shown, what = media.shown, "Picture"
-    else:
-        frames = getattr(media.shown, "frames", media.shown)
+    if isinstance(media.shown, Video):
+        frames = media.shown.frames
         shown, what = Image.fromarray(frames[min(frame, len(frames) - 1)]), f"Frame {frame + 1} of {len(frames)}"
+    else:
+        shown, what = media.shown, "Picture"
     caption = f"{what}: {html.escape(media.name)}"
     return f'<figure class="vtc-picture">{picture(shown, caption, 640)}<figcaption>{caption}</figcaption></figure>'
 
@@ -51,21 +53,23 @@ def examples(names: Sequence[str], chosen: str | None = None) -> str:
     for name in names:
         kind, question = example(name)
         (shown,) = question.shown()
-        image = shown if kind == "image" else Image.fromarray(shown[len(shown) // 2])
+        if isinstance(shown, np.ndarray):
+            shown = Image.fromarray(shown[len(shown) // 2])
+        assert isinstance(shown, Image.Image)
         mark = "" if kind == "image" else '<span class="vtc-badge" aria-hidden="true">video</span>'
         label = html.escape(f"{'Picture' if kind == 'image' else 'Video'}: {question.text}", quote=True)
         made.append(
             f'<button type="button" data-example="{name}" aria-pressed="{"true" if name == chosen else "false"}" '
-            f'title="{label}" aria-label="{label}">{picture(image, "", 112)}{mark}</button>'
+            f'title="{label}" aria-label="{label}">{picture(shown, "", 112)}{mark}</button>'
         )
     return f'<div class="vtc-examples" role="group" aria-label="Examples">{"".join(made)}</div>'
 
 
-def said(text: str, done: bool = True) -> str:
+def said(text: str, side: str, done: bool = True) -> str:
     """An answer, or as much of it as is there."""
     cursor = "" if done else '<span class="vtc-cursor" aria-hidden="true"></span>'
     shown = html.escape(text) or ("(nothing)" if done else "")
-    return f'<p class="vtc-answer" aria-live="polite">{shown}{cursor}</p>'
+    return f'<p class="vtc-hint">{side} answers</p><p class="vtc-answer" aria-live="polite">{shown}{cursor}</p>'
 
 
 def refused(reason: str) -> str:

@@ -1,6 +1,6 @@
 """One question, or some of the bundled benchmark, over methods and budgets: a curve that grows while it runs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,7 +89,7 @@ def sweep_question(models: Models, media: Media, question: str, settings: Sequen
         longest: tokens of an answer at most.
     """
 
-    def work(ticket: Ticket) -> Iterator[Progress]:
+    def work(ticket: Ticket) -> Generator[Progress, None, None]:
         loaded = models.of(media.kind)
         inputs = asking.inputs_of(loaded, media.shown, question)
         points = [Point(setting) for setting in settings]
@@ -118,7 +118,7 @@ def sweep_benchmark(models: Models, kind: str, count: int, settings: Sequence[Se
     Each batch goes through all settings before the next, so that the whole curve is there early, and gets sharper.
     """
 
-    def work(ticket: Ticket) -> Iterator[Progress]:
+    def work(ticket: Ticket) -> Generator[Progress, None, None]:
         loaded = models.of(kind)
         task = bundled_task(kind, count, "test", 0)
         points = [Point(setting) for setting in settings]

@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +88,7 @@ class Ticket:
 
 
 #: A generator: what it yields is handed on, and each yield ends a turn. The model must be as it was by then.
-Work = Callable[[Ticket], Iterator[Any]]
+Work = Callable[[Ticket], Generator[Any, None, None]]
 
 _DONE = object()
 

@@ -106,10 +106,10 @@ def _read(path: Path, name: str, limits: Limits, frames: int) -> Media:
     header, pixels = _decoded(path, name, found, limits, frames)
     array = np.frombuffer(pixels, np.uint8).reshape(header["shape"])
     if found.kind == "image":
-        return Media("image", Image.fromarray(array), name)
+        return Media(Image.fromarray(array), name)
     times = header["times"]
     video = Video(array, None if times is None else tuple(times), header["fps"], header["count"])
-    return Media("video", video, name)
+    return Media(video, name)
 
 
 def _decoded(path: Path, name: str, found: Format, limits: Limits, frames: int) -> tuple[dict, bytes]:

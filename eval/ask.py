@@ -82,6 +82,8 @@ def main(args: argparse.Namespace) -> None:
 
 def _opened(args: argparse.Namespace) -> "tuple[str, Image.Image | Video, str]":
     """What is asked about, and what is asked: "image" or "video", the picture or video, the question."""
+    import numpy as np
+
     from vtc.eval.benchmarks import example
     from vtc.eval.images import as_video, open_image, open_video
 
@@ -93,7 +95,7 @@ def _opened(args: argparse.Namespace) -> "tuple[str, Image.Image | Video, str]":
         return "video", open_video(args.video, args.frames), args.question
     kind, found = example(args.example)
     (shown,) = found.shown()
-    return kind, shown if kind == "image" else as_video(shown), args.question or found.text
+    return kind, as_video(shown) if isinstance(shown, np.ndarray) else shown, args.question or found.text
 
 
 def _draw(out: Path, shown: "Image.Image | Video", inputs: dict[str, Any], processor: Any, trace: "Trace") -> None:

@@ -272,7 +272,7 @@ def _setting_result(
 
 def _flips(samples: Sequence[SampleRecord], without: Sequence[SampleRecord]) -> Flips:
     flips = stats.flips([bool(s["correct"]) for s in without], [bool(s["correct"]) for s in samples])
-    return Flips(**dataclasses.asdict(flips))
+    return Flips(**dataclasses.asdict(flips))  # type: ignore[typeddict-item]
 
 
 def _per_frame(samples: Sequence[SampleRecord]) -> list[float] | None:

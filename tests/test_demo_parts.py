@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+import itertools
 import shlex
 
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 
 import vtc
 from vtc import registry, spec
-from vtc.demo import asking, comparing, controls, curves, gallery, reproduce, showing, sweeping
+from vtc.demo import asking, comparing, controls, curves, gallery, reproduce, showing
 from vtc.demo.asking import Media
 from vtc.demo.service import EXAMPLES, MOST_SETTINGS, Service
 from vtc.demo.turns import Waiting
@@ -133,7 +134,7 @@ def test_answers_come_token_by_token_then_times_of_the_same_rounds(service):
         heard = [item.text for item in found if isinstance(item, comparing.Heard) and item.side == side]
         (answer,) = (item.answer for item in found if isinstance(item, comparing.Answered) and item.side == side)
         assert len(heard) == answer.ids.shape[1] and heard[-1] == answer.text
-        assert all(later.startswith(former) for former, later in zip(heard, heard[1:]))
+        assert all(later.startswith(former) for former, later in itertools.pairwise(heard))
     timings = found[-1].timings
     assert len(timings[0]) == len(timings[1]) >= 1
 
@@ -292,11 +293,11 @@ def test_all_methods_at_one_budget_each_with_its_answer_or_its_reason(service):
 
 def test_whatever_a_visitor_typed_is_escaped():
     evil = "<script>alert(1)</script>\"'"
-    media = Media("image", Image.new("RGB", (8, 8)), evil)
+    media = Media(Image.new("RGB", (8, 8)), evil)
     dot = curves.Dot(1, 1, evil)
     drawn = curves.draw({evil: [dot]}, evil, evil, evil)
     for page in (
-        showing.said(evil),
+        showing.said(evil, "A"),
         showing.refused(evil),
         showing.preview(media),
         drawn,
@@ -360,7 +361,7 @@ def test_the_copied_lines_give_the_answers_on_the_screen(service, tmp_path, monk
         question = "-Is it \"red\" or $blue; 'what'?"
         picture = example("images/1")[1].shown()[0]
         picture.save("my photo's.png")
-        media = Media("image", picture, "my photo's.png")
+        media = Media(picture, "my photo's.png")
     else:
         media, question = service.open_example(name)
     specs = ["divprune:keep=0.1", "fastv:layer=2,keep=0.25"]

@@ -221,7 +221,7 @@ def test_32_users_at_once_get_their_own_answers(demo):
     jobs = [(user, examples[user % 4], "divprun" if user % 8 == 7 else "divprune:keep=0.25") for user in range(32)]
 
     def ask(job):
-        user, name, text = job
+        _, name, text = job
         return call(demo, [None, name, "", text, "none"])
 
     with ThreadPoolExecutor(32) as pool:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vtc import fields
 from vtc.budget import Keep
+from vtc.dividing import Per
 from vtc.host import on
 from vtc.layout import Grid
 from vtc.method import Selector
@@ -70,7 +71,7 @@ class NoCompression(Selector):
     """
 
     keep: Keep = field(default=1.0, init=False, repr=False)
-    per: str = field(default="input", init=False, repr=False)
+    per: Per = field(default="input", init=False, repr=False)
 
 
 @register("random")
