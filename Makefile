@@ -15,13 +15,18 @@ COMPOSED ?= divprune:keep=0.5+pyramiddrop:keep=0.25 hiprune:keep=0.25+fastv:laye
 VIDEO_LIMIT ?= 12
 VIDEO_METHODS ?= none,random,frame_stride,pool,divprune,evs,holitom,fastv
 
-.PHONY: run test test-gpu test-lmms bench lint clean
+.PHONY: run demo test test-gpu test-lmms bench lint clean
 
 run: $(VENV)/.done
 	$(BIN)/vtc eval --model embedded --methods $(METHODS) \
 		--keep 0.5,0.25,0.125,0.0625 $(addprefix --compress ,$(COMPOSED)) --limit $(LIMIT) --output $(OUT)
 	$(BIN)/vtc eval --tasks video --methods $(VIDEO_METHODS) \
 		--keep 0.25,0.0625 --limit $(VIDEO_LIMIT) --output $(OUT)-video
+
+# Two settings side by side in a browser.
+PORT ?= 7860
+demo: $(VENV)/.done
+	$(BIN)/vtc demo --port $(PORT)
 
 test: $(VENV)/.done $(VENV)/.llava
 	$(BIN)/python -m pytest -n auto tests

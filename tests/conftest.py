@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from vtc.budget import Keep
-from vtc.method import Prune, Rows, Selector
-from vtc.reduction import Reduction
+from vtc.method import Prune, Rows
 from vtc.registry import register
-from vtc.visual import VisualTokens
 
 torch.set_num_threads(1)
 
@@ -46,14 +44,3 @@ class PackedNormPrune(NormPrune):
     """The same, numbered anew."""
 
     positions: ClassVar[str] = "packed"
-
-
-@register("test-refused")
-@dataclass
-class Refused(Selector):
-    """A method that goes with no picture."""
-
-    keep: Keep = 0.5
-
-    def select(self, visual: VisualTokens, k: int) -> Reduction:
-        raise ValueError("this picture will not do")

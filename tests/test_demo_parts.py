@@ -5,6 +5,7 @@ import contextlib
 import io
 import itertools
 import shlex
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from PIL import Image
 
 import vtc
 from vtc import registry, spec
+from vtc.budget import Keep
 from vtc.demo import asking, comparing, controls, curves, gallery, reproduce, showing
 from vtc.demo.asking import Media
 from vtc.demo.service import EXAMPLES, MOST_SETTINGS, Service
@@ -21,6 +23,7 @@ from vtc.eval import cli
 from vtc.eval.benchmarks import bundled_task, example
 from vtc.eval.errors import InputError
 from vtc.eval.models import load
+from vtc.method import Selector
 
 METHODS = [name for name in registry.METHODS if name != "none"]
 
@@ -35,6 +38,21 @@ def service():
 @pytest.fixture(scope="module")
 def loaded():
     return load("embedded", None, "cpu", None, "image")
+
+
+@pytest.fixture
+def refused_method(monkeypatch):
+    """A method that goes with no picture, for the length of a test: what is registered for good is in every matrix."""
+
+    @dataclass
+    class Refused(Selector):
+        keep: Keep = 0.5
+        name = "test-refused"
+
+        def select(self, visual, k):
+            raise ValueError("this picture will not do")
+
+    monkeypatch.setitem(registry._registered, "test-refused", Refused)
 
 
 def items(iterator):
@@ -247,7 +265,7 @@ def test_a_sweep_over_the_benchmark_counts_right_answers_as_the_harness_does(ser
         assert low - 1e-9 <= point.value <= high + 1e-9
 
 
-def test_a_setting_that_is_refused_does_not_end_a_sweep(service):
+def test_a_setting_that_is_refused_does_not_end_a_sweep(service, refused_method):
     media, question = service.open_example("images/5")
     for about, count in ((media, 0), (None, 9)):
         found = items(service.sweep("a", about, question, ["evs", "test-refused"], "0.5", count))
@@ -275,7 +293,7 @@ def test_a_sweep_that_can_t_be_is_refused(service, methods, keeps, count, messag
         items(service.sweep("a", media, question, methods, keeps, count))
 
 
-def test_all_methods_at_one_budget_each_with_its_answer_or_its_reason(service):
+def test_all_methods_at_one_budget_each_with_its_answer_or_its_reason(service, refused_method):
     media, question = service.open_example("images/5")
     found = items(service.deal("a", media, question, 0.25))
     cards = found[-1].cards
