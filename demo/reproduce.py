@@ -77,12 +77,19 @@ def client(address: str, media: Media, question: str, specs: Sequence[str]) -> s
     )
 
 
-def query(media: Media | None, question: str, specs: Sequence[str], tab: str = "") -> str:
-    """The part of a link behind "?" that opens the page with these settings; an upload is not part of it."""
-    given = {"a": specs[0], "b": specs[1], "q": question}
+def query(media: Media | None, question: str, given: Mapping[str, str], usual: Mapping[str, str]) -> str:
+    """The part of a link behind "?" that opens the page as it is; an upload is not part of it.
+
+    Args:
+        media: what is asked about.
+        question: what is asked.
+        given: the page's other settings.
+        usual: those that it opens with anyway, and that a link need not name.
+    """
+    told = {name: value for name, value in given.items() if value != usual.get(name)}
     if media is not None and media.example:
-        given["example"] = media.example
-    return urlencode({**given, "tab": tab} if tab else given)
+        told["example"] = media.example
+    return urlencode({**told, "q": question})
 
 
 def _shown(source: Source, media: Media) -> tuple[str, list[str]]:

@@ -14,7 +14,6 @@ from vtc.demo.comparing import Numbers
 from vtc.demo.gallery import Card
 from vtc.demo.sweeping import Point
 from vtc.eval.benchmarks import example
-from vtc.eval.picture import View
 from vtc.eval.settings import NONE
 from vtc.eval.video_file import Video
 
@@ -34,13 +33,14 @@ def picture(image: Image.Image, alt: str, side: int | None = None) -> str:
     return f'<img src="data:image/webp;base64,{data}" alt="{html.escape(alt, quote=True)}" {size}>'
 
 
-def preview(media: Media | None, frame: int = 0) -> str:
+def preview(media: Media | None, frame: float = 0) -> str:
     """What is asked about."""
     if media is None:
         return '<p class="vtc-hint">Pick an example, or upload a picture or a video.</p>'
     if isinstance(media.shown, Video):
         frames = media.shown.frames
-        shown, what = Image.fromarray(frames[min(frame, len(frames) - 1)]), f"Frame {frame + 1} of {len(frames)}"
+        at = _within(frame, len(frames))
+        shown, what = Image.fromarray(frames[at]), f"Frame {at + 1} of {len(frames)}"
     else:
         shown, what = media.shown, "Picture"
     caption = f"{what}: {html.escape(media.name)}"
@@ -77,32 +77,43 @@ def refused(reason: str) -> str:
     return f'<p class="vtc-refused" role="alert">{html.escape(reason)}</p>'
 
 
+def hint(text: str) -> str:
+    """A sentence beside the results."""
+    return f'<p class="vtc-hint" role="status">{html.escape(text)}</p>'
+
+
+def cancelled() -> str:
+    """What stands where a progress bar stood."""
+    return hint("Cancelled; what was found stays.")
+
+
 def waiting(ahead: int) -> str:
     """How many are in front."""
-    return f'<p class="vtc-hint" role="status">Waiting: {ahead} {"turn" if ahead == 1 else "turns"} before yours.</p>'
+    return hint(f"Waiting: {ahead} {'turn' if ahead == 1 else 'turns'} before yours.")
 
 
-def kept(answer: Answer, side: str, layer: int, frame: int) -> str:
-    """The picture, or a frame, as it is in front of a decoder layer."""
-    layers = len(answer.trace.tokens_per_layer)
+def kept(answer: Answer, side: str, layer: float, frame: float) -> str:
+    """The picture, or a frame, as it is in front of a decoder layer; behind the last where `layer` is their number."""
     if not answer.views:
-        return '<p class="vtc-hint">Which patches this model\'s tokens stand for is not known, so nothing is drawn.</p>'
-    view = answer.views[min(frame, len(answer.views) - 1)]
-    at = min(layer, layers)
-    where = f"before layer {at} of {layers}" if at < layers else f"after layer {layers - 1}, the last"
-    number = at if at < layers else -1
-    return _figure(view, number, f"{side}: {where}", len(answer.views), frame)
+        return hint("Which patches this model's tokens stand for is not known, so nothing is drawn.")
+    layers, frames = len(answer.trace.tokens_per_layer), len(answer.views)
+    at, number = _within(layer, layers + 1), _within(frame, frames)
+    view, last = answer.views[number], at == layers
+    title = f"{side}: " + (f"after layer {layers - 1}, the last" if last else f"before layer {at} of {layers}")
+    at = -1 if last else at
+    of_video = f", frame {number + 1} of {frames}" if frames > 1 else ""
+    time = "" if view.time is None else f" ({view.time:.2f} s)"
+    merged = f", {view.merged(at)} merged into them" if view.merged(at) else ""
+    alive, given = view.kept(at), view.tokens.numel()
+    told = f"{title}{of_video}{time}: {alive} of {given} tokens alive{merged}"
+    alt = f"{told}. Kept patches are bright, dropped ones dark{', merged ones outlined' if merged else ''}."
+    caption = told.replace(f": {alive} of", f": <b>{alive}</b> of")
+    return f'<figure class="vtc-picture">{picture(view.marked(at), alt)}<figcaption>{caption}</figcaption></figure>'
 
 
-def _figure(view: View, layer: int, title: str, frames: int, frame: int) -> str:
-    alive, given, merged = view.kept(layer), view.tokens.numel(), view.merged(layer)
-    of_video = f", frame {min(frame, frames - 1) + 1} of {frames}" if frames > 1 else ""
-    at = "" if view.time is None else f" ({view.time:.2f} s)"
-    rest = f", {merged} merged into them" if merged else ""
-    caption = f"{title}{of_video}{at}: <b>{alive}</b> of {given} tokens alive{rest}"
-    alt = caption.replace("<b>", "").replace("</b>", "") + ". Kept patches are bright, dropped ones dark"
-    alt += ", merged ones outlined." if merged else "."
-    return f'<figure class="vtc-picture">{picture(view.marked(layer), alt)}<figcaption>{caption}</figcaption></figure>'
+def _within(value: float | None, count: int) -> int:
+    """A slider's value as an index below `count`."""
+    return min(max(int(value or 0), 0), count - 1)
 
 
 def numbers(sides: Sequence[Numbers | None], specs: Sequence[str]) -> str:

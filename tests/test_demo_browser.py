@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
     CHROMIUM is None and "CI" not in os.environ, reason="needs a browser: apt-get install chromium"
 )
 SHOTS = Path(__file__).parent.parent / "build" / "demo"
-PATIENCE = 120_000
+PATIENCE = 40_000
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,12 @@ class Visit:
         if not request.url.startswith((self.address, "data:", "blob:")):
             self.elsewhere.append(request.url)
 
-    def open(self, query=""):
+    def go(self, query):
         self.page.goto(self.address + query)
+        return self
+
+    def open(self, query=""):
+        self.go(query)
         self.page.wait_for_selector("#vtc-ask")
         self.page.get_by_text("unit of keep").first.wait_for()  # the controls are drawn after the page
         return self
@@ -306,6 +310,13 @@ def test_a_link_opens_what_is_on_the_screen_and_the_code_is_copied(visit):
     seen.paste("a", "kcenter:keep=48,rule=max-sum")
     seen.page.get_by_label("Question", exact=True).fill("What does the sign say & why?")
     seen.ask()
+    seen.tab("Sweep")
+    seen.page.get_by_label("benchmark questions", exact=True).check()
+    seen.page.locator("#vtc-sweep-keeps input, #vtc-sweep-keeps textarea").fill("0.75, 12")
+    seen.page.wait_for_function("new URLSearchParams(location.search).get('keeps') === '0.75, 12'")
+    linked = seen.page.url
+    seen.tab("Compare")
+    seen.page.wait_for_function("!location.search.includes('tab=')")
     seen.page.click("#vtc-copy-link")
     seen.page.get_by_role("button", name="Copied").wait_for()
     link = seen.page.evaluate("navigator.clipboard.readText()")
@@ -318,6 +329,10 @@ def test_a_link_opens_what_is_on_the_screen_and_the_code_is_copied(visit):
     other.page.get_by_label("A: rule", exact=True).wait_for()
     other.ask()
     assert (other.answer("a"), other.answer("b"), other.number("kept_tokens")) == answers
+    third = visit().go(linked.removeprefix(seen.address))
+    third.page.wait_for_selector("#vtc-sweep")
+    assert third.page.locator("#vtc-sweep-keeps input, #vtc-sweep-keeps textarea").input_value() == "0.75, 12"
+    assert third.page.get_by_label("benchmark questions", exact=True).is_checked()
     seen.page.click("#vtc-copy-Python")
     seen.page.wait_for_function("navigator.clipboard.readText().then((text) => text.startsWith('import vtc'))")
     python = seen.page.evaluate("navigator.clipboard.readText()")
@@ -336,12 +351,14 @@ def test_a_link_opens_what_is_on_the_screen_and_the_code_is_copied(visit):
     [
         ("?a=nonsense&b=fastv", "A: unknown method 'nonsense'"),
         ("?example=images/999999999", "example 'images/999999999' does not exist"),
+        ("?methods=divprune,nonsense", "sweep: unknown method 'nonsense'"),
+        ("?questions=-4&keep=7", "sweep: '-4' questions; give 0 to 90 all methods: keep='7'"),
         ("?a=%3Cimg%20src=x%20onerror=alert(1)%3E", "A: unknown method '<img src=x onerror=alert(1)>'"),
     ],
 )
 def test_a_link_that_is_wrong_opens_the_page_and_says_so(visit, query, message):
     seen = visit().open(query)
-    seen.wait_for_text("status", re.escape(message))
+    seen.wait_for_text("note", re.escape(message))
     seen.wait_for_spec("b", "fastv:keep=0.5" if "b=fastv" in query else "none")
     seen.wait_for_spec("a", "divprune:keep=0.25")
 

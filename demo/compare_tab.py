@@ -1,0 +1,141 @@
+"""The tab that compares: two sides, and what each costs."""
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import gradio as gr
+
+from vtc.demo import comparing, showing
+from vtc.demo.asked import Asked
+from vtc.demo.asking import Answer, Media, Timing
+from vtc.demo.events import MODEL, OPENING, QUIET, user_of
+from vtc.demo.panel import Panel
+from vtc.demo.service import Service
+from vtc.demo.turns import Waiting
+from vtc.eval.errors import InputError
+
+_COPIES = ("Python", "command", "link")
+
+
+class CompareTab:
+    """Both sides.
+
+    Attributes:
+        panels: A and B.
+        specs: their spec strings.
+        outputs: what `open` gives values for.
+        copies: buttons that copy the code, by what they copy.
+    """
+
+    def __init__(self, service: Service, asked: Asked):
+        self._service = service
+        self._answers = gr.State({}, time_to_live=service.limits.session_s)
+        with gr.Row(equal_height=True):
+            self.panels = (Panel("A", OPENING["a"], service.limits), Panel("B", OPENING["b"], service.limits))
+        with gr.Row():
+            ask = gr.Button("Ask both", variant="primary", elem_id="vtc-ask", scale=3, min_width=160)
+            stop = gr.Button("Stop", elem_id="vtc-stop", scale=1, min_width=90)
+        self._status = gr.HTML(elem_id="vtc-status")
+        with gr.Row(equal_height=True):
+            for panel in self.panels:
+                panel.build_result()
+        self._numbers = gr.HTML(elem_id="vtc-numbers", elem_classes="vtc-scroll")
+        with gr.Row():
+            self.copies = {
+                name: gr.Button(f"Copy {name}", size="sm", elem_id=f"vtc-copy-{name}", min_width=120)
+                for name in _COPIES
+            }
+        a, b = self.panels
+        self.specs = [a.spec, b.spec]
+        self.outputs = [*a.choice, *b.choice]
+        outputs = [a.answer, a.kept, a.layer, b.answer, b.kept, b.layer, self._numbers, self._status, self._answers]
+        running = gr.on(
+            [ask.click, asked.question.submit],
+            self._compare,
+            [asked.media, asked.question, *self.specs, asked.frame],
+            outputs,
+            trigger_mode="always_last",
+            **MODEL,
+        )
+        stop.click(lambda: showing.hint("Stopped."), None, [self._status], cancels=[running], **QUIET)
+        live: dict[str, Any] = {"trigger_mode": "always_last", "queue": False, **QUIET}
+        for side, panel in enumerate(self.panels):
+            panel.layer.input(_redrawing(side), [self._answers, panel.layer, asked.frame], [panel.kept], **live)
+        asked.frame.input(
+            _moved_frame,
+            [asked.media, self._answers, asked.frame, a.layer, b.layer],
+            [asked.preview, a.kept, b.kept],
+            **live,
+        )
+
+    def open(self, given: Mapping[str, str], wrong: list[str]) -> list[Any]:
+        """Values for `outputs` from a link; what can't be used is added to `wrong`."""
+        values: list[Any] = []
+        for name, panel in zip("ab", self.panels):
+            methods = panel.parse(OPENING[name])
+            try:
+                methods = panel.parse(given.get(name, OPENING[name]))
+            except InputError as error:
+                wrong.append(f"{panel.letter}: {error}")
+            values += panel.show(methods)
+        return values
+
+    async def _compare(
+        self, media: Media | None, question: str, spec_a: str, spec_b: str, frame: float, request: gr.Request
+    ) -> AsyncIterator[dict[Any, Any]]:
+        answers: dict[int, Answer] = {}
+        specs = [spec_a, spec_b]
+        blank: dict[Any, Any] = {each: "" for panel in self.panels for each in (panel.answer, panel.kept)}
+        hidden = {panel.layer: gr.Slider(visible=False) for panel in self.panels}
+        yield {**blank, **hidden, self._numbers: "", self._status: "", self._answers: {}}
+        try:
+            async for item in self._service.compare(user_of(request), media, question, specs):
+                yield self._seen(item, answers, specs, frame)
+        except InputError as error:
+            yield {self._status: showing.refused(str(error))}
+        except Exception as error:  # a fault of ours or of the model: it is told, and the others go on
+            yield {self._status: showing.refused(f"this failed: {type(error).__name__}: {error}")}
+            raise
+
+    def _seen(self, item: Any, answers: dict[int, Answer], specs: list[str], frame: float) -> dict[Any, Any]:
+        """What changes on the page by one piece of news."""
+        if isinstance(item, Waiting):
+            return {self._status: showing.waiting(item.ahead)}
+        if isinstance(item, comparing.Timed):
+            return {self._numbers: _numbers(answers, specs, item.timings)}
+        panel = self.panels[item.side]
+        if isinstance(item, comparing.Heard):
+            return {panel.answer: showing.said(item.text, panel.letter, done=False), self._status: ""}
+        if isinstance(item, comparing.Refused):
+            return {panel.answer: showing.refused(item.reason), self._status: ""}
+        answer = answers[item.side] = item.answer
+        layers = len(answer.trace.tokens_per_layer)
+        return {
+            panel.answer: showing.said(answer.text, panel.letter),
+            panel.kept: showing.kept(answer, panel.letter, layers, frame),
+            panel.layer: gr.Slider(maximum=layers, value=layers, visible=bool(answer.views)),
+            self._numbers: _numbers(answers, specs, {}),
+            self._answers: dict(answers),
+            self._status: "",
+        }
+
+
+def _moved_frame(media: Media | None, answers: dict[int, Answer], frame: float, *layers: float) -> tuple[str, str, str]:
+    a, b = (_kept(answers, side, layer, frame) for side, layer in enumerate(layers))
+    return showing.preview(media, frame), a, b
+
+
+def _redrawing(side: int) -> Any:
+    def redraw(answers: dict[int, Answer], layer: float, frame: float) -> str:
+        return _kept(answers, side, layer, frame)
+
+    return redraw
+
+
+def _kept(answers: dict[int, Answer], side: int, layer: float, frame: float) -> str:
+    return showing.kept(answers[side], showing.SIDES[side], layer, frame) if side in answers else ""
+
+
+def _numbers(answers: dict[int, Answer], specs: list[str], timings: dict[int, list[Timing]]) -> str:
+    costs = [comparing.numbers(answers[i], timings.get(i, ())) if i in answers else None for i in (0, 1)]
+    return showing.numbers(costs, specs)

@@ -1,0 +1,45 @@
+"""What the parts of the page share: how events are answered, and who asks."""
+
+from typing import Any
+
+import gradio as gr
+
+#: Of events that are answered quickly and are of no use to clients of the API.
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+#: Of events that wait for the model; how many may is for `Turns` to say.
+MODEL: dict[str, Any] = {**QUIET, "concurrency_limit": None}
+
+#: What the page opens with: the values of a link that says nothing.
+OPENING = {
+    "example": "images/5",
+    "a": "divprune:keep=0.25",
+    "b": "none",
+    "methods": "divprune,fastv,random",
+    "keeps": "0.5, 0.25, 0.125, 0.0625",
+    "questions": "0",
+    "keep": "0.25",
+    "tab": "compare",
+}
+
+
+def user_of(request: gr.Request | None) -> str:
+    """Whose turns are taken: a visitor's tab, or a client."""
+    return (request and (request.session_hash or str(request.client))) or ""
+
+
+def address_of(request: gr.Request) -> str:
+    """Under which the visitor sees this server."""
+    scheme = request.request.url.scheme if request.request is not None else "http"
+    return f"{scheme}://{request.headers.get('host', 'localhost')}/"
+
+
+def upload(**given: Any) -> gr.File:
+    """A file as the path at which it landed; what it shows is looked at by `uploads` alone."""
+    made = gr.File(**given)
+    # Its own method makes an empty file as well, that nobody removes; a subclass would write a stub beside this module.
+    made.preprocess = _path  # type: ignore[method-assign, assignment]
+    return made
+
+
+def _path(payload: Any) -> str | None:
+    return None if payload is None else payload.path
