@@ -1,6 +1,7 @@
 """`vtc demo`: the page on this machine."""
 
 import argparse
+import signal
 
 from vtc.eval.arguments import add_model_arguments, positive
 from vtc.eval.errors import InputError
@@ -17,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Serve until Ctrl-C.
+    """Serve until Ctrl-C, or until the process is told to end.
 
     Raises:
         InputError: an argument can't be used, or Gradio is missing.
@@ -29,6 +30,7 @@ def main(args: argparse.Namespace) -> None:
     from vtc.demo.server import Server
 
     with Server(args) as server:
+        signal.signal(signal.SIGTERM, lambda *_: server.stop())
         print(f"vtc demo: {server.address} (Ctrl-C ends it)", flush=True)
         if args.open:
             import webbrowser

@@ -24,6 +24,8 @@ _GET = re.compile(
 )
 _POST = re.compile(rf"{_API}/(queue/join|cancel|reset|call(/v2)?/\w+|run/\w+|upload)")
 _UPLOAD = f"{_API}/upload"
+#: This machine's names.
+LOCAL = ("127.0.0.1", "localhost", "[::1]")
 
 #: The page takes nothing from elsewhere and sends nothing elsewhere. Gradio's scripts are inline, and compile.
 POLICY = (
@@ -45,16 +47,20 @@ class Guard:
         app: what it stands in front of.
         limits: what is allowed.
         folder: where uploads land.
+        local: whether only this machine is let in; a page from elsewhere that has its name point here is not then.
     """
 
-    def __init__(self, app: Asgi, limits: Limits, folder: Path):
-        self._app, self._limits, self._folder = app, limits, folder
+    def __init__(self, app: Asgi, limits: Limits, folder: Path, local: bool):
+        self._app, self._limits, self._folder, self._local = app, limits, folder, local
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it."""
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
+            return
+        if self._local and _host(scope) not in LOCAL:
+            await _answer(send, 400, f"this server answers to {' and '.join(LOCAL)} alone; start it with --host")
             return
         path, method = scope["path"].rstrip("/") or "/", scope["method"]
         allowed = _GET if method in ("GET", "HEAD") else _POST if method == "POST" else None
@@ -91,6 +97,12 @@ class Guard:
             await _answer(send, 400, "files are uploaded, not fetched; send the file itself")
             return None
         return _replay(bytes(body), receive)
+
+
+def _host(scope: Scope) -> str:
+    """What the request calls this server, without the port."""
+    given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
+    return re.sub(r":\d+$", "", given)
 
 
 def _points_elsewhere(body: bytes) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.middleware import Middleware
 
-from vtc.demo.guard import Guard, Janitor
+from vtc.demo.guard import LOCAL, Guard, Janitor
 from vtc.demo.limits import Limits
 from vtc.eval.errors import InputError
 
@@ -58,7 +58,8 @@ class Server:
             service.models.of("image")
             blocks = Page(service).blocks
             blocks.queue(max_size=2 * limits.jobs, default_concurrency_limit=8, api_open=False)
-            guard = Middleware(Guard, limits=limits, folder=self.folder)  # type: ignore[arg-type]
+            local = args.host in (*LOCAL, "::1")
+            guard = Middleware(Guard, limits=limits, folder=self.folder, local=local)  # type: ignore[arg-type]
             _, self.address, _ = blocks.launch(
                 server_name=args.host,
                 server_port=port,
@@ -93,8 +94,12 @@ class Server:
         self._stack.close()
 
     def wait(self) -> None:
-        """Until Ctrl-C."""
+        """Until Ctrl-C, or `stop`."""
         self._over.wait()
+
+    def stop(self) -> None:
+        """End `wait`."""
+        self._over.set()
 
 
 def _free_port(host: str, port: int) -> int:

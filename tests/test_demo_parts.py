@@ -11,6 +11,7 @@ import pytest
 import torch
 from demo_server import PATIENT, arguments
 from PIL import Image
+from tiny_checkpoints import checkpoint
 
 import vtc
 from vtc import registry, spec
@@ -304,6 +305,24 @@ def test_all_methods_at_one_budget_each_with_its_answer_or_its_reason(service, r
     assert "will not" in next(card.refused for card in cards if card.method == "test-refused")
     page = showing.cards(cards)
     assert page.count("<article") == len(cards) and page.count("<img") == sum(card.answer is not None for card in cards)
+
+
+def test_a_model_of_one_s_own_with_pictures_in_tiles(tmp_path):
+    folder = str(checkpoint("llava_next", tmp_path / "next"))
+    own = Service(arguments("--model", folder, "--max-new-tokens", "4"), PATIENT)
+    media, question = own.open_example("images/5")
+    found = items(own.compare("a", media, question, ["divprune:keep=0.5", "fastv:layer=1,keep=0.5"]))
+    answers = [item.answer for item in found if isinstance(item, comparing.Answered)]
+    for answer in answers:
+        given = int(answer.trace.original_tokens[0])
+        assert int(answer.trace.tokens_per_layer[-1, 0]) == round(given / 2)
+        (view,) = answer.views  # the thumbnail
+        assert 0 < view.kept() < view.tokens.numel() < given
+    assert f"--model {folder} --example images/5" in reproduce.commands(own.source, media, question, ["none", "none"])
+    assert f"load({folder!r}, " in reproduce.python(own.source, media, question, ["none", "none"])
+    with pytest.raises(InputError, match="LlavaNextProcessor takes no videos"):
+        items(own.compare("a", own.open_example("video/0")[0], question, ["none", "none"]))
+    own.close()
 
 
 # -- what is shown

@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -73,6 +76,12 @@ def test_it_listens_on_this_machine_alone_and_forbids_the_page_to_fetch_elsewher
     policy = page.headers["content-security-policy"]
     assert "default-src 'self'" in policy and "connect-src 'self'" in policy and "http" not in policy
     assert page.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_page_from_elsewhere_can_t_ask_it_by_a_name_of_its_own(demo):
+    assert get(demo, "/", headers={"host": "evil.example:80"}).status_code == 400
+    assert get(demo, "/config", headers={"host": "evil.example"}).status_code == 400
+    assert get(demo, "/", headers={"host": "localhost:1234"}).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -239,6 +248,23 @@ def test_32_users_at_once_get_their_own_answers(demo):
 # -- beginning and end
 
 
+def test_nothing_is_sent_anywhere():
+    """Neither while it starts, nor while it answers: every connection of this process stays on this machine."""
+    reached, watching = [], [True]
+
+    def watch(event, args):
+        if watching and event in ("socket.connect", "socket.getaddrinfo"):
+            address = args[1] if event == "socket.connect" else args[:2]
+            reached.append(str(address[0]) if isinstance(address, tuple) else str(address))
+
+    sys.addaudithook(watch)
+    with server() as running:
+        kind, _ = call(running, [None, "images/5", "", "divprune:keep=0.25", "none"])
+        assert kind == "complete"
+    watching.clear()
+    assert reached and set(reached) <= {"127.0.0.1", "localhost"}
+
+
 def test_everything_is_as_it_was_when_it_ends():
     before = {name: os.environ.get(name) for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED")}
     with server() as running:
@@ -249,6 +275,19 @@ def test_everything_is_as_it_was_when_it_ends():
     assert {name: os.environ.get(name) for name in before} == before
     with pytest.raises(httpx.ConnectError):
         httpx.get(address, timeout=10)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_ends_when_it_is_told_to_and_leaves_nothing(number, tmp_path):
+    command = [sys.executable, "-m", "vtc.eval.cli", "demo", "--port", "0"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    said = running.stdout.readline()
+    assert said.startswith("vtc demo: http://127.0.0.1:") and list(tmp_path.glob("vtc-demo-*"))
+    running.send_signal(number)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == (0 if number == signal.SIGTERM else 130) and "Traceback" not in errors
+    assert not list(tmp_path.glob("vtc-demo-*"))
 
 
 def test_a_port_that_is_taken_and_a_model_that_is_missing_are_told(demo, capsys, tmp_path):
