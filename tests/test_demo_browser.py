@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
     CHROMIUM is None and "CI" not in os.environ, reason="needs a browser: apt-get install chromium"
 )
 SHOTS = Path(__file__).parent.parent / "build" / "demo"
-PATIENCE = 40_000
+PATIENCE = 120_000
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +263,7 @@ def test_sweep_cancel_and_sweep_again(visit):
     seen.tab("Sweep")
     seen.page.get_by_label("benchmark questions", exact=True).check()
     seen.page.click("#vtc-sweep")
-    seen.wait_for_text("sweep-progress", r"^[2-9] of 39 turns|^1\d of 39 turns")
+    seen.wait_for_text("sweep-progress", r"^([2-9]|[12]\d) of 39 turns")
     seen.page.locator("#vtc-curves svg[role=img]").first.wait_for()
     seen.page.click("#vtc-sweep-stop")
     seen.wait_for_text("sweep-progress", "Cancelled; what was found stays")
@@ -286,7 +286,7 @@ def test_all_methods_on_one_sheet(visit):
     seen = visit().open()
     seen.tab("All methods")
     seen.page.click("#vtc-deal")
-    seen.wait_for_text("deal-progress", r"^[3-9] of \d+ methods")
+    seen.wait_for_text("deal-progress", r"^([3-9]|[12]\d) of \d+ methods")
     seen.page.click("#vtc-deal-stop")
     seen.wait_for_text("deal-progress", "Cancelled")
     seen.page.click("#vtc-deal")
