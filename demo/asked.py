@@ -26,7 +26,7 @@ class Asked:
     """What is asked about, and what is asked.
 
     Attributes:
-        media: the picture or video.
+        key: of the picture or video, by which the server knows it: what is on the page is what is asked about.
         question: what is asked.
         frame: of a video, that all pictures show.
         preview: the picture, or that frame.
@@ -36,7 +36,7 @@ class Asked:
     def __init__(self, service: Service):
         self._service = service
         media, question = service.open_example(OPENING["example"])
-        self.media = gr.State(media, time_to_live=service.limits.session_s)
+        self.key = gr.Textbox(OPENING["example"], visible="hidden")
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
                 self.preview = gr.HTML(showing.preview(media), elem_id="vtc-preview")
@@ -67,7 +67,7 @@ class Asked:
                     max_lines=3,
                     elem_id="vtc-question",
                 )
-        self.outputs = [self.media, self.question, self.preview, self.frame, self._note, self._examples]
+        self.outputs = [self.key, self.question, self.preview, self.frame, self._note, self._examples]
         self._examples.pick(self._picked, None, self.outputs[:-1], **QUIET)
         self._upload.upload(self._uploaded, [self._upload], [*self.outputs, self._upload], concurrency_limit=2, **QUIET)
 
@@ -92,10 +92,10 @@ class Asked:
 
     def _picked(self, event: gr.EventData) -> tuple[Any, ...]:
         try:
-            media, question = self._service.open_example(event._data.get("name", ""))
-        except InputError as error:
+            media, question = self._service.open_example(dict(event._data or {}).get("name", ""))
+        except (InputError, TypeError, ValueError) as error:
             return gr.skip(), gr.skip(), gr.skip(), gr.skip(), showing.refused(str(error))
-        return media, question, showing.preview(media), _frames(media), ""
+        return media.example, question, showing.preview(media), _frames(media), ""
 
     def _uploaded(self, path: str | None) -> tuple[Any, ...]:
         """The box is emptied, whatever came, so that it takes the next file."""
@@ -105,7 +105,8 @@ class Asked:
             media = self._service.open_upload(path)
         except InputError as error:
             return gr.skip(), gr.skip(), gr.skip(), gr.skip(), showing.refused(str(error)), gr.skip(), None
-        return media, gr.skip(), showing.preview(media), _frames(media), "", showing.examples(EXAMPLES), None
+        key = self._service.keep_upload(media)
+        return key, gr.skip(), showing.preview(media), _frames(media), "", showing.examples(EXAMPLES), None
 
 
 def _frames(media: Media) -> Any:

@@ -14,7 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 
 import vtc
 from vtc import spec
-from vtc.demo.turns import BusyError, Stopped, Ticket
+from vtc.demo.turns import BusyError, Ticket
 from vtc.eval import models
 from vtc.eval.contact_sheet import views_of_video
 from vtc.eval.errors import InputError
@@ -44,6 +44,13 @@ class Media:
     shown: Image.Image | Video
     name: str
     example: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of its pixels."""
+        if isinstance(self.shown, Video):
+            return self.shown.frames.nbytes
+        return 3 * self.shown.width * self.shown.height
 
     @property
     def kind(self) -> str:
@@ -82,6 +89,11 @@ class Answer:
     kv_bytes: int
     timing: Timing
     views: tuple[View, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the pixels of its views."""
+        return sum(3 * view.picture.width * view.picture.height for view in self.views)
 
 
 class Models:
@@ -241,9 +253,15 @@ def said(error: BaseException) -> str:
     return text if isinstance(error, ValueError | TypeError) and text else f"{type(error).__name__}: {text}"
 
 
-def is_refusal(error: BaseException) -> bool:
-    """Whether a setting, a model and a picture don't go together, rather than that nobody waits or time is up."""
-    return isinstance(error, REFUSALS) and not isinstance(error, BusyError | Stopped)
+def refusal(error: BaseException) -> str:
+    """Why a setting, a model and a picture don't go together.
+
+    Raises:
+        BaseException: the error itself, where it says instead that time is up.
+    """
+    if isinstance(error, BusyError):
+        raise error
+    return said(error)
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,10 +6,10 @@ import gradio as gr
 
 from vtc.demo import reproduce
 from vtc.demo.asked import Asked
-from vtc.demo.asking import Media
 from vtc.demo.compare_tab import CompareTab
 from vtc.demo.events import QUIET, address_of
 from vtc.demo.service import Service
+from vtc.eval.errors import InputError
 
 
 class CodeTab:
@@ -29,7 +29,7 @@ class CodeTab:
         command = _code("Commands", "shell", "vtc-command")
         client = _code("This server's API", "python", "vtc-client")
         self.link = gr.Textbox(label="Link", interactive=False, elem_id="vtc-link", buttons=["copy"])
-        given = [asked.media, asked.question, *compare.specs]
+        given = [asked.key, asked.question, *compare.specs]
         gr.on(  # whenever one of them changes, and when the page is opened
             None,
             self._write,
@@ -44,8 +44,10 @@ class CodeTab:
             compare.copies[name].click(fn=None, inputs=[box], js=copy)
         compare.copies["link"].click(fn=None, js="() => { window.vtcCopy(window.location.href, 'vtc-copy-link') }")
 
-    def _write(self, media: Media | None, question: str, a: str, b: str, request: gr.Request) -> tuple[str, ...]:
-        if media is None:
+    def _write(self, key: str, question: str, a: str, b: str, request: gr.Request) -> tuple[str, ...]:
+        try:
+            media = self._service.media(key)
+        except InputError:
             return "", "", ""
         source, specs = self._service.source, [a, b]
         return (

@@ -1,14 +1,16 @@
 """The tab that compares: two sides, and what each costs."""
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
 from typing import Any
 
 import gradio as gr
 
 from vtc.demo import comparing, showing
 from vtc.demo.asked import Asked
-from vtc.demo.asking import Answer, Media, Timing
-from vtc.demo.events import MODEL, OPENING, QUIET, user_of
+from vtc.demo.asking import Answer, Timing
+from vtc.demo.events import MODEL, OPENING, QUIET, Trouble, news, user_of
 from vtc.demo.panel import Panel
 from vtc.demo.service import Service
 from vtc.demo.turns import Waiting
@@ -29,7 +31,7 @@ class CompareTab:
 
     def __init__(self, service: Service, asked: Asked):
         self._service = service
-        self._answers = gr.State({}, time_to_live=service.limits.session_s)
+        self._answers = gr.Textbox(visible="hidden")  # the key of what is shown
         with gr.Row(equal_height=True):
             self.panels = (Panel("A", OPENING["a"], service.limits), Panel("B", OPENING["b"], service.limits))
         with gr.Row():
@@ -52,18 +54,19 @@ class CompareTab:
         running = gr.on(
             [ask.click, asked.question.submit],
             self._compare,
-            [asked.media, asked.question, *self.specs, asked.frame],
+            [asked.key, asked.question, *self.specs, asked.frame],
             outputs,
             trigger_mode="always_last",
             **MODEL,
         )
         stop.click(lambda: showing.hint("Stopped."), None, [self._status], cancels=[running], **QUIET)
+        asked.key.change(self._blank, None, outputs, cancels=[running], **QUIET)  # these answers are of something else
         live: dict[str, Any] = {"trigger_mode": "always_last", "queue": False, **QUIET}
         for side, panel in enumerate(self.panels):
-            panel.layer.input(_redrawing(side), [self._answers, panel.layer, asked.frame], [panel.kept], **live)
+            panel.layer.input(self._redrawing(side), [self._answers, panel.layer, asked.frame], [panel.kept], **live)
         asked.frame.input(
-            _moved_frame,
-            [asked.media, self._answers, asked.frame, a.layer, b.layer],
+            self._moved_frame,
+            [asked.key, self._answers, asked.frame, a.layer, b.layer],
             [asked.preview, a.kept, b.kept],
             **live,
         )
@@ -80,25 +83,29 @@ class CompareTab:
             values += panel.show(methods)
         return values
 
+    def _blank(self) -> dict[Any, Any]:
+        blank: dict[Any, Any] = {each: "" for panel in self.panels for each in (panel.answer, panel.kept)}
+        hidden = {panel.layer: gr.Slider(visible=False) for panel in self.panels}
+        return {**blank, **hidden, self._numbers: "", self._status: "", self._answers: ""}
+
     async def _compare(
-        self, media: Media | None, question: str, spec_a: str, spec_b: str, frame: float, request: gr.Request
+        self, key: str, question: str, spec_a: str, spec_b: str, frame: float, request: gr.Request
     ) -> AsyncIterator[dict[Any, Any]]:
         answers: dict[int, Answer] = {}
         specs = [spec_a, spec_b]
-        blank: dict[Any, Any] = {each: "" for panel in self.panels for each in (panel.answer, panel.kept)}
-        hidden = {panel.layer: gr.Slider(visible=False) for panel in self.panels}
-        yield {**blank, **hidden, self._numbers: "", self._status: "", self._answers: {}}
-        try:
-            async for item in self._service.compare(user_of(request), media, question, specs):
-                yield self._seen(item, answers, specs, frame)
-        except InputError as error:
-            yield {self._status: showing.refused(str(error))}
-        except Exception as error:  # a fault of ours or of the model: it is told, and the others go on
-            yield {self._status: showing.refused(f"this failed: {type(error).__name__}: {error}")}
-            raise
+        yield self._blank()
+
+        def start() -> AsyncGenerator[Any, None]:
+            return self._service.compare(user_of(request), self._service.media(key), question, specs)
+
+        async with aclosing(news(start)) as items:
+            async for item in items:
+                yield await asyncio.to_thread(self._seen, item, answers, specs, frame)
 
     def _seen(self, item: Any, answers: dict[int, Answer], specs: list[str], frame: float) -> dict[Any, Any]:
         """What changes on the page by one piece of news."""
+        if isinstance(item, Trouble):
+            return {self._status: showing.refused(item.reason)}
         if isinstance(item, Waiting):
             return {self._status: showing.waiting(item.ahead)}
         if isinstance(item, comparing.Timed):
@@ -115,21 +122,24 @@ class CompareTab:
             panel.kept: showing.kept(answer, panel.letter, layers, frame),
             panel.layer: gr.Slider(maximum=layers, value=layers, visible=bool(answer.views)),
             self._numbers: _numbers(answers, specs, {}),
-            self._answers: dict(answers),
+            self._answers: self._service.keep_answers(answers),
             self._status: "",
         }
 
+    def _moved_frame(self, key: str, answers: str, frame: float, *layers: float) -> tuple[str, str, str]:
+        found = self._service.answers_of(answers)
+        a, b = (_kept(found, side, layer, frame) for side, layer in enumerate(layers))
+        try:
+            return showing.preview(self._service.media(key), frame), a, b
+        except InputError as error:
+            return showing.refused(str(error)), a, b
 
-def _moved_frame(media: Media | None, answers: dict[int, Answer], frame: float, *layers: float) -> tuple[str, str, str]:
-    a, b = (_kept(answers, side, layer, frame) for side, layer in enumerate(layers))
-    return showing.preview(media, frame), a, b
+    def _redrawing(self, side: int) -> Any:
+        def redraw(answers: str, layer: float, frame: float) -> str:
+            found = self._service.answers_of(answers)
+            return _kept(found, side, layer, frame) or showing.hint("These answers are gone; ask again.")
 
-
-def _redrawing(side: int) -> Any:
-    def redraw(answers: dict[int, Answer], layer: float, frame: float) -> str:
-        return _kept(answers, side, layer, frame)
-
-    return redraw
+        return redraw
 
 
 def _kept(answers: dict[int, Answer], side: int, layer: float, frame: float) -> str:

@@ -78,13 +78,11 @@ def compare(models: Models, media: Media, question: str, sides: Sequence[Sequenc
 
             try:
                 answer = asking.ask(loaded, media, inputs, methods, longest, ticket, heard)
+                tokens[side] = answer.ids.shape[1]
+                news: Answered | Refused = Answered(side, answer)
             except asking.REFUSALS as error:
-                if not asking.is_refusal(error):
-                    raise
-                yield Refused(side, asking.said(error))
-                continue
-            tokens[side] = answer.ids.shape[1]
-            yield Answered(side, answer)
+                news = Refused(side, asking.refusal(error))
+            yield news  # behind the error, whose frames hold what the model had computed
         timings: dict[int, list[Timing]] = {side: [] for side in tokens}
         spent = 0.0
         for number in range(ROUNDS if tokens else 0):

@@ -9,7 +9,7 @@ from vtc import registry, spec
 from vtc.eval.errors import InputError
 from vtc.eval.page_docstring import describe
 from vtc.eval.settings import NONE, label
-from vtc.fields import choices, settable, takes_text
+from vtc.fields import choices, settable, takes
 from vtc.method import Method
 
 #: Units of `keep`, as the control names them.
@@ -25,7 +25,7 @@ class Control:
     Attributes:
         stage: which method of the spec it belongs to.
         name: of the field.
-        kind: "keep" (a share), "count", "choice", "switch", "number", or "text" (a literal, as a spec has it).
+        kind: "keep" (a share), "count", "choice", "switch", "whole", "number", or "text" (a literal, as a spec has it).
         value: as it is now; text for "text".
         default: as Python writes it.
         choices: of a "choice".
@@ -47,9 +47,9 @@ class Control:
             InputError: it holds nothing that the field could take.
         """
         try:
-            if self.kind == "keep" or (self.kind == "number" and not isinstance(self.value, int)):
+            if self.kind in ("keep", "number"):
                 return float(given)
-            if self.kind in ("count", "number"):
+            if self.kind in ("count", "whole"):
                 return int(given)
         except (TypeError, ValueError):
             raise InputError(f"{self.name} is {given!r}; give a number") from None
@@ -143,19 +143,19 @@ def about(method: Method) -> str:
 def _control(stage: int, method: Method, field: dataclasses.Field) -> Control:
     value, allowed = getattr(method, field.name), choices(method, field.name)
     described = {each.name: each.text for each in describe(type(method)).fields}
-    kind = _kind(field.name, value, allowed)
+    kind = "choice" if allowed else _kind(field.name, value, takes(method, field.name, float))
     shown = str(value).replace(" ", "") if kind == "text" else value
     return Control(stage, field.name, kind, shown, repr(field.default), allowed, described.get(field.name, ""))
 
 
-def _kind(name: str, value: Any, allowed: tuple[str, ...]) -> str:
-    if allowed:
-        return "choice"
+def _kind(name: str, value: Any, fractions: bool) -> str:
     if isinstance(value, bool):
         return "switch"
-    if name == "keep" and value is not None:
+    if not isinstance(value, int | float) or abs(value) > 2**53:  # more than a browser's numbers hold
+        return "text"
+    if name == "keep":
         return "count" if isinstance(value, int) else "keep"
-    return "number" if isinstance(value, int | float) else "text"
+    return "number" if fractions else "whole"
 
 
 def _has_keep(method: Method) -> bool:
@@ -164,7 +164,7 @@ def _has_keep(method: Method) -> bool:
 
 def _check_opens_nothing(cls: type[Method], given: Mapping[str, Any]) -> None:
     for name, value in given.items():
-        if isinstance(value, str) and takes_text(cls, name):
+        if isinstance(value, str) and takes(cls, name, str):
             raise InputError(
                 f"{name}={value!r} of {cls.name} names a file or a model, which the demo opens for nobody; "
                 "leave it out, or use the command line"
@@ -172,6 +172,8 @@ def _check_opens_nothing(cls: type[Method], given: Mapping[str, Any]) -> None:
 
 
 def _replaced(methods: Sequence[Method], stage: int, name: str, value: Any) -> list[Method]:
+    if stage >= len(methods) or all(field.name != name for field in settable(methods[stage])):
+        raise InputError(f"the spec has no {name} there any more; press Enter in it, to see what it has")
     _check_opens_nothing(type(methods[stage]), {name: value})
     try:
         new = dataclasses.replace(methods[stage], **{name: value})  # type: ignore[type-var]

@@ -1,8 +1,14 @@
 """What the parts of the page share: how events are answered, and who asks."""
 
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+
+from vtc.eval.errors import InputError
 
 #: Of events that are answered quickly and are of no use to clients of the API.
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -20,6 +26,26 @@ OPENING = {
     "keep": "0.25",
     "tab": "compare",
 }
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why work ended early."""
+
+    reason: str
+
+
+async def news(start: Callable[[], AsyncGenerator[Any, None]]) -> AsyncGenerator[Any, None]:
+    """What work hands on, and at its end `Trouble`, where it could not begin or go on; others' work goes on."""
+    try:
+        async with aclosing(start()) as run:
+            async for item in run:
+                yield item
+    except InputError as error:
+        yield Trouble(str(error))
+    except Exception as error:  # a fault of ours, or of the model
+        logging.getLogger(__name__).exception("a visitor's request failed")
+        yield Trouble(f"this failed: {type(error).__name__}: {error}")
 
 
 def user_of(request: gr.Request | None) -> str:

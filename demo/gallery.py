@@ -11,7 +11,7 @@ from vtc.demo.turns import Ticket, Work
 from vtc.eval.settings import NONE, fields_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Card:
     """One method.
 
@@ -66,9 +66,7 @@ def deal(models: Models, media: Media, question: str, keep: Keep, longest: int) 
                 answer = asking.ask(loaded, media, inputs, spec.parse(text), longest, ticket)
                 cards.append(Card(name, text, answer))
             except asking.REFUSALS as error:
-                if not asking.is_refusal(error):
-                    raise
-                cards.append(Card(name, text, None, asking.said(error)))
+                cards.append(Card(name, text, None, asking.refusal(error)))
             yield Dealt(tuple(cards), len(specs))
 
     return work

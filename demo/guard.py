@@ -1,6 +1,9 @@
 """What stands in front of the web server: a list of what may be asked of it, and bounds on what may be sent."""
 
+import asyncio
+import contextlib
 import json
+import os
 import re
 import threading
 import time
@@ -25,7 +28,7 @@ _GET = re.compile(
 _POST = re.compile(rf"{_API}/(queue/join|cancel|reset|call(/v2)?/\w+|run/\w+|upload)")
 _UPLOAD = f"{_API}/upload"
 #: This machine's names.
-LOCAL = ("127.0.0.1", "localhost", "[::1]")
+LOCAL = ("127.0.0.1", "localhost")
 
 #: The page takes nothing from elsewhere and sends nothing elsewhere. Gradio's scripts are inline, and compile.
 POLICY = (
@@ -52,6 +55,7 @@ class Guard:
 
     def __init__(self, app: Asgi, limits: Limits, folder: Path, local: bool):
         self._app, self._limits, self._folder, self._local = app, limits, folder, local
+        self._arriving = 0  # bytes that requests under way may come to
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it."""
@@ -68,35 +72,41 @@ class Guard:
             await _answer(send, 404, "there is nothing here")
             return
         if method == "POST":
-            given = await self._checked(path, receive, send)
+            given = await self._checked(path, scope, receive, send)
             if given is None:
                 return
             receive = given
         await self._app(scope, receive, _with_headers(send))
 
-    async def _checked(self, path: str, receive: Receive, send: Send) -> Receive | None:
+    async def _checked(self, path: str, scope: Scope, receive: Receive, send: Send) -> Receive | None:
         """The request's body, if it may pass; else it is answered and None returned."""
         upload = path == _UPLOAD
-        if upload and _size(self._folder) > self._limits.folder_bytes:
+        if upload and self._arriving + _size(self._folder) > self._limits.folder_bytes:
             await _answer(send, 503, "too many uploads wait; try again in a moment")
             return None
         # an upload's body has the form's borders and names beside the file
         most = self._limits.file_bytes + 64 * 2**10 if upload else self._limits.body_bytes
-        body = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            body += message.get("body", b"")
-            if len(body) > most:
-                await _answer(send, 413, f"more than {most / 2**20:.2f} MiB were sent; send less")
-                return None
-            if not message.get("more_body"):
-                break
-        if not upload and _points_elsewhere(bytes(body)):
+        self._arriving += most
+        try:
+            async with asyncio.timeout(self._limits.body_s):
+                body = await _read(receive, most)
+        except TimeoutError:
+            await _answer(send, 408, f"not all was sent within {self._limits.body_s:.0f} s; try again")
+            return None
+        finally:
+            self._arriving -= most
+        if body is None:
+            return None
+        if len(body) > most:
+            await _answer(send, 413, f"more than {most / 2**20:.2f} MiB were sent; send less")
+            return None
+        if not upload and _points_elsewhere(body):
             await _answer(send, 400, "files are uploaded, not fetched; send the file itself")
             return None
-        return _replay(bytes(body), receive)
+        if upload and _parts(scope, body) > 1:
+            await _answer(send, 400, "several files were sent; send one")
+            return None
+        return _replay(body, receive)
 
 
 def _host(scope: Scope) -> str:
@@ -111,11 +121,13 @@ def _points_elsewhere(body: bytes) -> bool:
         found = json.loads(body or b"null")
     except ValueError:
         return False
+    except RecursionError:  # nothing of ours is as deep
+        return True
     return any("://" in text or text.startswith("//") for text in _places(found))
 
 
 def _places(value: Any) -> Iterator[str]:
-    """What stands under "path" or "url" of anything in a JSON value that looks like a file."""
+    """What stands under "path" anywhere in a JSON value: by it Gradio knows a file."""
     if isinstance(value, dict):
         if isinstance(value.get("path"), str):
             yield value["path"]
@@ -124,6 +136,26 @@ def _places(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for each in value:
             yield from _places(each)
+
+
+async def _read(receive: Receive, most: int) -> bytes | None:
+    """A request's body, or a little more than `most` of it; None where the sender went away."""
+    body = bytearray()
+    while len(body) <= most:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        body += message.get("body", b"")
+        if not message.get("more_body"):
+            break
+    return bytes(body)
+
+
+def _parts(scope: Scope, body: bytes) -> int:
+    """How many parts a form has."""
+    kind = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
+    border = re.search(rb'boundary="?([^";]+)', kind)
+    return body.count(b"--" + border[1]) - 1 if border else 1
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
@@ -157,29 +189,23 @@ async def _answer(send: Send, status: int, text: str) -> None:
 
 
 def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in _files(folder))
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    for file in folder.rglob("*"):
-        if file.is_file():
-            yield file
+    total = 0
+    for place, _, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(OSError):  # somebody read it in between
+                total += os.stat(os.path.join(place, name)).st_size
+    return total
 
 
 def sweep_folder(folder: Path, age_s: float) -> None:
-    """Remove files that are older than `age_s`, and folders that are empty."""
+    """Remove files that are older than `age_s`, and folders as old that are empty."""
     latest = time.time() - age_s
-    for file in [*_files(folder)]:
-        try:
-            if file.stat().st_mtime < latest:
-                file.unlink()
-        except FileNotFoundError:  # somebody read it in between
-            continue
-    for place in sorted(folder.rglob("*"), reverse=True):
-        try:
-            place.rmdir()
-        except OSError:  # no folder, or not empty
-            continue
+    for place, folders, files in os.walk(folder, topdown=False):
+        for name in (*files, *folders):
+            path = os.path.join(place, name)
+            with contextlib.suppress(OSError):  # gone, or not empty
+                if os.lstat(path).st_mtime < latest:
+                    (os.rmdir if name in folders else os.unlink)(path)
 
 
 class Janitor(threading.Thread):
@@ -192,7 +218,8 @@ class Janitor(threading.Thread):
     def run(self) -> None:
         """Sweep four times an age."""
         while not self._over.wait(self._age_s / 4):
-            sweep_folder(self._folder, self._age_s)
+            with contextlib.suppress(OSError):
+                sweep_folder(self._folder, self._age_s)
 
     def close(self) -> None:
         """End the thread."""

@@ -1,17 +1,17 @@
 """The tab with all methods at one budget."""
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
 from typing import Any
 
 import gradio as gr
 
 from vtc.demo import showing
 from vtc.demo.asked import Asked
-from vtc.demo.asking import Media
-from vtc.demo.events import MODEL, OPENING, QUIET, user_of
+from vtc.demo.events import MODEL, OPENING, QUIET, Trouble, news, user_of
 from vtc.demo.service import Service
 from vtc.demo.turns import Waiting
-from vtc.eval.errors import InputError
 
 _LEAST = 0.02
 
@@ -42,7 +42,8 @@ class MethodsTab:
         progress = gr.HTML(elem_id="vtc-deal-progress")
         cards = gr.HTML(elem_id="vtc-cards")
         self.linked = self.outputs = [keep]
-        running = run.click(self._deal, [asked.media, asked.question, keep], [progress, cards], **MODEL)
+        running = run.click(self._deal, [asked.key, asked.question, keep], [progress, cards], **MODEL)
+        asked.key.change(lambda: ("", ""), None, [progress, cards], cancels=[running], **QUIET)
         stop.click(showing.cancelled, None, [progress], cancels=[running], **QUIET)
 
     def open(self, given: Mapping[str, str], wrong: list[str]) -> list[Any]:
@@ -61,15 +62,21 @@ class MethodsTab:
         """What a link says of `linked`."""
         return {"keep": f"{keep:g}"}
 
-    async def _deal(
-        self, media: Media | None, question: str, keep: float, request: gr.Request
-    ) -> AsyncIterator[tuple[Any, ...]]:
+    async def _deal(self, key: str, question: str, keep: float, request: gr.Request) -> AsyncIterator[tuple[Any, ...]]:
         yield showing.progress(0, 1, "methods"), ""
-        try:
-            async for item in self._service.deal(user_of(request), media, question, keep):
-                if isinstance(item, Waiting):
-                    yield showing.waiting(item.ahead), gr.skip()
-                    continue
-                yield showing.progress(len(item.cards), item.total, "methods"), showing.cards(item.cards)
-        except InputError as error:
-            yield showing.refused(str(error)), gr.skip()
+
+        def start() -> AsyncGenerator[Any, None]:
+            return self._service.deal(user_of(request), self._service.media(key), question, keep)
+
+        async with aclosing(news(start)) as items:
+            async for item in items:
+                yield await asyncio.to_thread(_seen, item)
+
+
+def _seen(item: Any) -> tuple[Any, ...]:
+    """What changes on the page by one piece of news."""
+    if isinstance(item, Trouble):
+        return showing.refused(item.reason), gr.skip()
+    if isinstance(item, Waiting):
+        return showing.waiting(item.ahead), gr.skip()
+    return showing.progress(len(item.cards), item.total, "methods"), showing.cards(item.cards)

@@ -8,12 +8,11 @@ import gradio as gr
 
 from vtc.demo import reproduce, showing
 from vtc.demo.asked import Asked
-from vtc.demo.asking import Media
 from vtc.demo.code_tab import CodeTab
 from vtc.demo.compare_tab import CompareTab
-from vtc.demo.events import OPENING, QUIET, upload, user_of
+from vtc.demo.events import OPENING, QUIET, upload
 from vtc.demo.methods_tab import MethodsTab
-from vtc.demo.service import Service
+from vtc.demo.service import UPLOAD, Service
 from vtc.demo.sweep_tab import SweepTab
 from vtc.eval.arguments import EMBEDDED
 from vtc.eval.errors import InputError
@@ -73,21 +72,23 @@ class Page:
         tab, query = gr.Textbox(OPENING["tab"], visible="hidden"), gr.Textbox(visible="hidden")
         for name, each in zip(TABS, tabs):
             each.select(lambda name=name: name, None, [tab], queue=False, **QUIET)
-        shown: list[Any] = [tab, self._asked.media, self._asked.question, *self._compare.specs]
+        shown: list[Any] = [tab, self._asked.key, self._asked.question, *self._compare.specs]
         shown += [*self._sweep.linked, *self._methods.linked]
         live: dict[str, Any] = {"queue": False, "trigger_mode": "always_last", **QUIET}
         written = gr.on([each.change for each in shown], self._query, shown, [query], **live)
         written.then(fn=None, inputs=[query], outputs=[self._code.link], js="(query) => window.vtcLink(query)")
         self.blocks.load(fn=None, outputs=[self._code.link], js="() => window.location.href")
+        # an answer is to be seen
+        self._asked.question.submit(lambda: (gr.Tabs(selected="compare"), "compare"), None, [self._tabs, tab], **live)
         parts = (self._compare, self._sweep, self._methods, self._asked)
         outputs = [*(each for part in parts for each in part.outputs), self._tabs, tab]
         self._linked = len(outputs)
         self.blocks.load(self._opened, None, outputs, **QUIET)
 
-    def _query(self, tab: str, media: Media | None, question: str, a: str, b: str, *rest: Any) -> str:
+    def _query(self, tab: str, key: str, question: str, a: str, b: str, *rest: Any) -> str:
         swept = len(self._sweep.linked)
         given = {"a": a, "b": b, "tab": tab, **self._sweep.values(*rest[:swept]), **self._methods.values(*rest[swept:])}
-        return reproduce.query(media, question, given, OPENING)
+        return reproduce.query("" if key.startswith(UPLOAD) else key, question, given, OPENING)
 
     def _opened(self, request: gr.Request) -> list[Any]:
         """What a link says; what of it can't be used is told, and left as it was."""
@@ -126,8 +127,10 @@ class Page:
             if file:
                 media, asked = await asyncio.to_thread(self._service.open_upload, file), ""
             else:
-                media, asked = self._service.open_example(example or OPENING["example"])
-            return await self._service.answers(user_of(request), media, question or asked, [a, b])
+                media, asked = await asyncio.to_thread(self._service.open_example, example or OPENING["example"])
+            # every call has a session of its own: those from one address are one visitor's
+            user = "" if request is None or request.client is None else request.client.host
+            return await self._service.answers(user, media, question or asked, [a, b])
         except InputError as error:
             raise gr.Error(str(error), print_exception=False) from None
 

@@ -13,6 +13,13 @@ from vtc.eval.settings import NONE
 from vtc.method import Method
 
 
+class Form:
+    """A spec whose fields are shown as controls; each is another, so that pasting the same spec again shows it anew."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+
 class Panel:
     """Components of one side.
 
@@ -37,7 +44,7 @@ class Panel:
                 self.second = gr.Dropdown(
                     controls.second_names(), value=NONE, label=f"{letter}: then", min_width=120, scale=1
                 )
-            self.form = gr.State(spec)
+            self.form = gr.State(Form(spec))
             self.refusal = gr.HTML(elem_classes="vtc-note")
             with gr.Accordion(f"{letter}: parameters", open=True):
                 gr.render(inputs=[self.form], show_progress="hidden", queue=False)(self._draw_controls)
@@ -80,7 +87,7 @@ class Panel:
         text = controls.to_text(methods)
         second = NONE if len(methods) == 1 else methods[1].name if len(methods) == 2 else None
         known = {name for _, name in controls.second_names()}
-        return methods[0].name, second if second in known else None, text, text, ""
+        return methods[0].name, second if second in known else None, Form(text), text, ""
 
     def refuse(self, error: Exception) -> tuple[Any, ...]:
         """Values for `choice` that say why nothing changes."""
@@ -102,7 +109,7 @@ class Panel:
         self.first.input(self._picked_first, [self.first, self.spec], self.choice, **quiet)
         self.second.input(self._picked_second, [self.second, self.spec], self.choice, **quiet)
         self.spec.submit(self._pasted, [self.spec], self.choice, **quiet)
-        self.spec.blur(self._pasted, [self.spec], self.choice, **quiet)
+        self.spec.blur(self._left, [self.spec, self.form], self.choice, **quiet)
 
     def _picked_first(self, name: str, text: str) -> tuple[Any, ...]:
         try:
@@ -117,16 +124,20 @@ class Panel:
     def _pasted(self, text: str) -> tuple[Any, ...]:
         return self._shown(lambda: self.parse(text))
 
+    def _left(self, text: str, form: Form) -> tuple[Any, ...]:
+        """The field was left; where it says what the controls say, they stay as they are."""
+        return (gr.skip(),) * 5 if text == form.text else self._pasted(text)
+
     def _shown(self, make: Callable[[], Sequence[Method]]) -> tuple[Any, ...]:
         try:
             return self.show(make())
         except (InputError, TypeError, ValueError) as error:
             return self.refuse(error)
 
-    def _draw_controls(self, text: str) -> None:
+    def _draw_controls(self, form: Form) -> None:
         """The controls of a spec's fields, each of which changes the spec when it is used."""
         try:
-            methods = self.parse(text)
+            methods = self.parse(form.text)
         except InputError:
             return
         found = controls.controls(methods)
@@ -160,18 +171,19 @@ class Panel:
         )
 
     def _connect_control(self, control: Control, component: Any) -> None:
-        def used(given: Any, text: str) -> tuple[Any, Any]:
+        def used(given: Any, text: str, form: Form) -> tuple[Any, Any]:
             from vtc.demo.showing import refused
 
             try:
-                return controls.to_text(controls.changed(self.parse(text), control, given)), ""
+                form.text = controls.to_text(controls.changed(self.parse(text), control, given))
             except InputError as error:
                 return gr.skip(), refused(str(error))
+            return form.text, ""
 
         event = component.blur if control.kind == "text" else component.input
         event(
             used,
-            [component, self.spec],
+            [component, self.spec, self.form],
             [self.spec, self.refusal],
             show_progress="hidden",
             queue=False,
@@ -193,6 +205,6 @@ def _component(control: Control, letter: str) -> Any:
         return gr.Dropdown(list(control.choices), value=control.value, **given)
     if control.kind == "count":
         return gr.Number(control.value, precision=0, minimum=1, **given)
-    if control.kind == "number":
-        return gr.Number(control.value, precision=0 if isinstance(control.value, int) else None, **given)
+    if control.kind in ("whole", "number"):
+        return gr.Number(control.value, precision=0 if control.kind == "whole" else None, **given)
     return gr.Textbox(control.value, max_length=100, max_lines=1, **given)

@@ -77,18 +77,18 @@ def client(address: str, media: Media, question: str, specs: Sequence[str]) -> s
     )
 
 
-def query(media: Media | None, question: str, given: Mapping[str, str], usual: Mapping[str, str]) -> str:
+def query(example: str, question: str, given: Mapping[str, str], usual: Mapping[str, str]) -> str:
     """The part of a link behind "?" that opens the page as it is; an upload is not part of it.
 
     Args:
-        media: what is asked about.
+        example: what is asked about, where it is bundled; else empty.
         question: what is asked.
         given: the page's other settings.
         usual: those that it opens with anyway, and that a link need not name.
     """
     told = {name: value for name, value in given.items() if value != usual.get(name)}
-    if media is not None and media.example:
-        told["example"] = media.example
+    if example:
+        told["example"] = example
     return urlencode({**told, "q": question})
 
 

@@ -58,7 +58,7 @@ class Server:
             service.models.of("image")
             blocks = Page(service).blocks
             blocks.queue(max_size=2 * limits.jobs, default_concurrency_limit=8, api_open=False)
-            local = args.host in (*LOCAL, "::1")
+            local = args.host in LOCAL
             guard = Middleware(Guard, limits=limits, folder=self.folder, local=local)  # type: ignore[arg-type]
             _, self.address, _ = blocks.launch(
                 server_name=args.host,

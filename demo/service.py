@@ -1,7 +1,10 @@
 """What the page and the API ask for: everything but how it looks."""
 
 import dataclasses
-from collections.abc import AsyncIterator, Sequence
+import functools
+import threading
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from vtc.demo.asking import Answer, Media, Models, Timing
 from vtc.demo.comparing import Numbers
 from vtc.demo.limits import Limits
 from vtc.demo.reproduce import Source
+from vtc.demo.store import OnceEach, Store
 from vtc.demo.turns import Turns
 from vtc.eval import arguments
 from vtc.eval.benchmarks import example
@@ -35,6 +39,10 @@ EXAMPLES = (
 )
 #: Most questions of a sweep over the benchmark, and most settings of any sweep.
 MOST_QUESTIONS, MOST_SETTINGS = 90, 40
+#: Uploads that are read at once, and latest ones that equal uploads are not read again for.
+DECODERS, KEPT_DECODED = 2, 8
+#: What a key of an upload starts with.
+UPLOAD = "upload:"
 
 
 class Service:
@@ -50,6 +58,9 @@ class Service:
         self.source = Source.of(args)
         self.models = Models(args)
         self.turns = Turns(limits.jobs, limits.wait_s, limits.work_s)
+        self._kept = Store(limits.kept_bytes, limits.kept_s)
+        self._decoding = threading.BoundedSemaphore(DECODERS)
+        self._decoded = OnceEach(KEPT_DECODED)
 
     def close(self) -> None:
         """End the model's thread."""
@@ -61,33 +72,64 @@ class Service:
         Raises:
             InputError: there is no such example.
         """
-        _, question = example(str(name))
-        (shown,) = question.shown()
-        return Media(as_video(shown) if isinstance(shown, np.ndarray) else shown, name, name), question.text
+        return _example(str(name))
 
     def open_upload(self, path: str | Path) -> Media:
         """What a visitor's file shows; the file is removed.
 
+        Equal files of several visitors land in the same place: whoever asks while the first is read, or soon after,
+        gets what that one got.
+
         Raises:
             InputError: it can't be used.
         """
-        return uploads.read_upload(Path(path), self.limits, self.source.frames)
 
-    async def compare(self, user: str, media: Media | None, question: str, specs: Sequence[str]) -> AsyncIterator[Any]:
+        def read() -> Media:
+            with self._decoding:
+                return uploads.read_upload(Path(path), self.limits, self.source.frames)
+
+        return self._decoded.get(str(path), read)
+
+    def keep_upload(self, media: Media) -> str:
+        """The key under which `media` finds it."""
+        return UPLOAD + self._kept.put(media, media.size)
+
+    def media(self, key: str) -> Media:
+        """What a key stands for: that of an upload, or an example's name.
+
+        Raises:
+            InputError: there is no such example, or the upload was not looked at for long.
+        """
+        key = str(key or "")
+        if not key.startswith(UPLOAD):
+            return self.open_example(key)[0]
+        found = self._kept.get(key.removeprefix(UPLOAD))
+        if found is None:
+            raise InputError("this upload was not looked at for long and is gone; upload it again")
+        return found
+
+    def keep_answers(self, answers: Mapping[int, Answer]) -> str:
+        """The key under which `answers_of` finds them."""
+        return self._kept.put(dict(answers), sum(answer.size for answer in answers.values()))
+
+    def answers_of(self, key: str) -> dict[int, Answer]:
+        """Answers by side; none where they were not looked at for long."""
+        return self._kept.get(key) or {}
+
+    def compare(self, user: str, media: Media, question: str, specs: Sequence[str]) -> AsyncGenerator[Any, None]:
         """What `comparing.compare` hands on, and `Waiting` before it.
 
         Raises:
             InputError: the question, a spec or what is asked about can't be used, or too many ask.
         """
-        media, question = self._checked(media, question)
+        question = comparing.check_question(question, self.limits.question_chars)
         sides = [self._methods(spec, side) for spec, side in zip(specs, "AB")]
         work = comparing.compare(self.models, media, question, sides, self.source.longest)
-        async for item in self.turns.run(user, work):
-            yield item
+        return self.turns.run(user, work)
 
-    async def sweep(
-        self, user: str, media: Media | None, question: str, methods: Sequence[str], keeps: str, count: int
-    ) -> AsyncIterator[Any]:
+    def sweep(
+        self, user: str, media: Media, question: str, methods: Sequence[str], keeps: str, count: int
+    ) -> AsyncGenerator[Any, None]:
         """`sweeping.Progress` over methods × keeps, and `Waiting` before it.
 
         Args:
@@ -109,25 +151,21 @@ class Service:
         if count:
             if not 1 <= count <= MOST_QUESTIONS:
                 raise InputError(f"{count} questions; give 1 to {MOST_QUESTIONS}")
-            kind = "image" if media is None else media.kind
-            work = sweeping.sweep_benchmark(self.models, kind, count, settings, self.source.longest)
+            work = sweeping.sweep_benchmark(self.models, media.kind, count, settings, self.source.longest)
         else:
-            media, question = self._checked(media, question)
+            question = comparing.check_question(question, self.limits.question_chars)
             work = sweeping.sweep_question(self.models, media, question, settings, self.source.longest)
-        async for item in self.turns.run(user, work):
-            yield item
+        return self.turns.run(user, work)
 
-    async def deal(self, user: str, media: Media | None, question: str, keep: float) -> AsyncIterator[Any]:
+    def deal(self, user: str, media: Media, question: str, keep: float) -> AsyncGenerator[Any, None]:
         """`gallery.Dealt`, and `Waiting` before it.
 
         Raises:
             InputError: as `compare`.
         """
-        media, question = self._checked(media, question)
+        question = comparing.check_question(question, self.limits.question_chars)
         (budget,) = self._keeps(str(float(keep)))
-        work = gallery.deal(self.models, media, question, budget, self.source.longest)
-        async for item in self.turns.run(user, work):
-            yield item
+        return self.turns.run(user, gallery.deal(self.models, media, question, budget, self.source.longest))
 
     async def answers(self, user: str, media: Media, question: str, specs: Sequence[str]) -> dict[str, Any]:
         """The whole comparison at once, as JSON.
@@ -138,13 +176,14 @@ class Service:
         found: dict[int, Answer] = {}
         refused: dict[int, str] = {}
         timings: dict[int, list[Timing]] = {}
-        async for item in self.compare(user, media, question, specs):
-            if isinstance(item, comparing.Answered):
-                found[item.side] = item.answer
-            elif isinstance(item, comparing.Refused):
-                refused[item.side] = item.reason
-            elif isinstance(item, comparing.Timed):
-                timings = item.timings
+        async with aclosing(self.compare(user, media, question, specs)) as run:
+            async for item in run:
+                if isinstance(item, comparing.Answered):
+                    found[item.side] = item.answer
+                elif isinstance(item, comparing.Refused):
+                    refused[item.side] = item.reason
+                elif isinstance(item, comparing.Timed):
+                    timings = item.timings
         costs = {side: comparing.numbers(answer, timings.get(side, ())) for side, answer in found.items()}
         made: dict[str, Any] = {}
         for side, letter in enumerate("ab"):
@@ -160,11 +199,6 @@ class Service:
         made["a_to_b"] = _ratios(costs[0], costs[1]) if len(costs) == 2 else None
         return made
 
-    def _checked(self, media: Media | None, question: str) -> tuple[Media, str]:
-        if media is None:
-            raise InputError("nothing is asked about; pick an example, or upload a picture or a video")
-        return media, comparing.check_question(question, self.limits.question_chars)
-
     def _methods(self, text: str, side: str) -> list[Any]:
         try:
             return controls.parse(text, self.limits.spec_chars)
@@ -178,6 +212,13 @@ class Service:
             return arguments.keeps(text)
         except argparse.ArgumentTypeError as error:
             raise InputError(f"keep: {error}") from None
+
+
+@functools.lru_cache(maxsize=64)
+def _example(name: str) -> tuple[Media, str]:
+    _, question = example(name)
+    (shown,) = question.shown()
+    return Media(as_video(shown) if isinstance(shown, np.ndarray) else shown, name, name), question.text
 
 
 def _ratios(a: Numbers, b: Numbers) -> dict[str, float | None]:

@@ -1,6 +1,7 @@
 """Pictures and numbers as HTML. Everything that a visitor typed is escaped; pictures are in the page itself."""
 
 import base64
+import functools
 import html
 import io
 from collections.abc import Sequence
@@ -108,7 +109,8 @@ def kept(answer: Answer, side: str, layer: float, frame: float) -> str:
     told = f"{title}{of_video}{time}: {alive} of {given} tokens alive{merged}"
     alt = f"{told}. Kept patches are bright, dropped ones dark{', merged ones outlined' if merged else ''}."
     caption = told.replace(f": {alive} of", f": <b>{alive}</b> of")
-    return f'<figure class="vtc-picture">{picture(view.marked(at), alt)}<figcaption>{caption}</figcaption></figure>'
+    shown = picture(view.marked(at), alt, 1024)
+    return f'<figure class="vtc-picture">{shown}<figcaption>{caption}</figcaption></figure>'
 
 
 def _within(value: float | None, count: int) -> int:
@@ -233,6 +235,7 @@ def cards(dealt: Sequence[Card]) -> str:
     return f'<div class="vtc-cards">{"".join(map(_card, dealt))}</div>'
 
 
+@functools.lru_cache(maxsize=256)  # a sheet is shown anew with every card that is added
 def _card(card: Card) -> str:
     name = f"<h3>{html.escape(card.method)}</h3>"
     if card.answer is None:

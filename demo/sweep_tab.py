@@ -1,6 +1,8 @@
 """The tab that sweeps over methods and budgets, and draws the curve while it runs."""
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
 from typing import Any
 
 import gradio as gr
@@ -8,11 +10,9 @@ import gradio as gr
 from vtc import registry
 from vtc.demo import showing
 from vtc.demo.asked import Asked
-from vtc.demo.asking import Media
-from vtc.demo.events import MODEL, OPENING, QUIET, user_of
+from vtc.demo.events import MODEL, OPENING, QUIET, Trouble, news, user_of
 from vtc.demo.service import MOST_QUESTIONS, Service
 from vtc.demo.turns import Waiting
-from vtc.eval.errors import InputError
 from vtc.eval.settings import NONE
 
 _THIS, _BENCHMARK = "this question", "benchmark questions"
@@ -52,18 +52,19 @@ class SweepTab:
         points = gr.HTML(elem_id="vtc-points", elem_classes="vtc-scroll")
         self.linked = self.outputs = [methods, keeps, about, count]
         about.input(lambda chosen: gr.Slider(visible=chosen != _THIS), [about], [count], queue=False, **QUIET)
-        given = [asked.media, asked.question, methods, keeps, about, count]
+        given = [asked.key, asked.question, methods, keeps, about, count]
         running = run.click(self._sweep, given, [progress, drawn, points], **MODEL)
+        asked.key.change(lambda: ("", "", ""), None, [progress, drawn, points], cancels=[running], **QUIET)
         stop.click(showing.cancelled, None, [progress], cancels=[running], **QUIET)
 
     def open(self, given: Mapping[str, str], wrong: list[str]) -> list[Any]:
         """Values for `outputs` from a link; what can't be used is added to `wrong`."""
-        names = given.get("methods", OPENING["methods"]).split(",")
+        names = [name for name in given.get("methods", OPENING["methods"]).split(",") if name]
         if unknown := [name for name in names if name not in self._names]:
             wrong.append(f"sweep: unknown method {unknown[0]!r}")
             names = OPENING["methods"].split(",")
         count = given.get("questions", OPENING["questions"])
-        if not count.isdecimal() or int(count) > MOST_QUESTIONS:
+        if not count.isdecimal() or len(count) > 4 or int(count) > MOST_QUESTIONS:
             wrong.append(f"sweep: {count!r} questions; give 0 to {MOST_QUESTIONS}")
             count = OPENING["questions"]
         number = int(count)
@@ -76,7 +77,7 @@ class SweepTab:
 
     async def _sweep(
         self,
-        media: Media | None,
+        key: str,
         question: str,
         methods: list[str],
         keeps: str,
@@ -85,15 +86,22 @@ class SweepTab:
         request: gr.Request,
     ) -> AsyncIterator[tuple[Any, ...]]:
         of_benchmark = about != _THIS
+        number = int(count) if of_benchmark else 0
         yield showing.progress(0, 1, "turns"), "", ""
-        try:
-            async for item in self._service.sweep(
-                user_of(request), media, question, methods, keeps, int(count) if of_benchmark else 0
-            ):
-                if isinstance(item, Waiting):
-                    yield showing.waiting(item.ahead), gr.skip(), gr.skip()
-                    continue
-                bar = showing.progress(item.done, item.total, "turns")
-                yield bar, showing.chart(item.points, of_benchmark), showing.points(item.points, of_benchmark)
-        except InputError as error:
-            yield showing.refused(str(error)), gr.skip(), gr.skip()
+
+        def start() -> AsyncGenerator[Any, None]:
+            return self._service.sweep(user_of(request), self._service.media(key), question, methods, keeps, number)
+
+        async with aclosing(news(start)) as items:
+            async for item in items:
+                yield await asyncio.to_thread(_seen, item, of_benchmark)
+
+
+def _seen(item: Any, of_benchmark: bool) -> tuple[Any, ...]:
+    """What changes on the page by one piece of news."""
+    if isinstance(item, Trouble):
+        return showing.refused(item.reason), gr.skip(), gr.skip()
+    if isinstance(item, Waiting):
+        return showing.waiting(item.ahead), gr.skip(), gr.skip()
+    bar = showing.progress(item.done, item.total, "turns")
+    return bar, showing.chart(item.points, of_benchmark), showing.points(item.points, of_benchmark)

@@ -1,7 +1,7 @@
 """One question, or some of the bundled benchmark, over methods and budgets: a curve that grows while it runs."""
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import vtc
@@ -11,6 +11,7 @@ from vtc.demo.asking import Answer, Media, Models
 from vtc.demo.turns import Ticket, Work
 from vtc.eval import stats
 from vtc.eval.benchmarks import bundled_task
+from vtc.eval.errors import InputError
 from vtc.eval.models import Loaded
 from vtc.eval.settings import NONE, Setting
 from vtc.eval.stopwatch import Stopwatch
@@ -98,16 +99,14 @@ def sweep_question(models: Models, media: Media, question: str, settings: Sequen
             methods = _methods(point.setting)
             try:
                 answer = asking.ask(loaded, media, inputs, methods, longest, ticket)
-                whole = whole or answer
-                point.values.append(asking.probability(loaded, inputs, methods, whole.ids, ticket))
-                point.speedups += _speedups(loaded, inputs, methods, ticket)
-                point.equivalents.append(float(answer.trace.equivalent_tokens[0]))
-                point.answer = answer.text
+                whole = whole or answer  # that of the untouched model, which is the first
+                likelihood = asking.probability(loaded, inputs, methods, whole.ids, ticket)
+                point.speedups = _speedups(loaded, inputs, methods, ticket)
+                point.values, point.answer = [likelihood], answer.text
+                point.equivalents = [float(answer.trace.equivalent_tokens[0])]
             except asking.REFUSALS as error:
-                if not asking.is_refusal(error):
-                    raise
                 _refuse(point, error)
-            yield Progress(number + 1, len(points), points)
+            yield _progress(number + 1, len(points), points)
 
     return work
 
@@ -134,10 +133,8 @@ def sweep_benchmark(models: Models, kind: str, count: int, settings: Sequence[Se
                         untouched = untouched or prefill_ms
                         point.speedups.append(untouched / prefill_ms)
                     except asking.REFUSALS as error:
-                        if not asking.is_refusal(error):
-                            raise
                         _refuse(point, error)
-                yield Progress(turn * len(points) + number + 1, len(batches) * len(points), points)
+                yield _progress(turn * len(points) + number + 1, len(batches) * len(points), points)
 
     return work
 
@@ -170,8 +167,24 @@ def _speedups(loaded: Loaded, inputs: dict[str, Any], methods: Sequence[Method],
     return found
 
 
+def _progress(done: int, total: int, points: Sequence[Point]) -> Progress:
+    """The points as they are now: the next turn changes them while these are drawn."""
+    copied = [
+        replace(each, values=[*each.values], equivalents=[*each.equivalents], speedups=[*each.speedups])
+        for each in points
+    ]
+    return Progress(done, total, copied)
+
+
 def _refuse(point: Point, error: BaseException) -> None:
-    point.refused = asking.said(error)
+    """Leave a setting out.
+
+    Raises:
+        InputError: it is the untouched model, beside which all others are measured.
+    """
+    point.refused = asking.refusal(error)
+    if not point.setting.methods:
+        raise InputError(f"the untouched model can't do this: {point.refused}") from error
     point.values, point.equivalents, point.speedups = [], [], []
 
 

@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,7 +97,7 @@ class Turns:
     """Runs the work of all users on one thread, a turn at a time, each user after the other.
 
     Args:
-        jobs: pieces of work that wait or run; more are refused.
+        jobs: pieces of work that wait; more are refused, and of one user more than half as many.
         wait_s: seconds that one may wait for its first turn.
         work_s: seconds of turns that one may take altogether.
     """
@@ -111,7 +111,7 @@ class Turns:
         self._thread = threading.Thread(target=self._serve, name="vtc-demo-model", daemon=True)
         self._thread.start()
 
-    async def run(self, user: str, work: Work) -> AsyncIterator[Any]:
+    async def run(self, user: str, work: Work) -> AsyncGenerator[Any, None]:
         """What the work hands on, and `Waiting` until it begins. Closing this iterator stops the work.
 
         Raises:
@@ -124,10 +124,10 @@ class Turns:
             try:
                 loop.call_soon_threadsafe(items.put_nowait, item)
             except RuntimeError:  # the loop is closed: the server goes down
-                raise Stopped from None
+                ticket.stopped.set()
 
         ticket = Ticket(user, work, self._work_s, send)
-        self._enter(ticket)
+        self._enter(ticket)  # nothing is sent before
         latest = time.monotonic() + self._wait_s
         try:
             while True:
@@ -154,6 +154,8 @@ class Turns:
         """End the thread after the present turn."""
         with self._changed:
             self._closed = True
+            if self._now is not None:
+                self._now.stopped.set()
             self._changed.notify()
         self._thread.join(timeout=10)
 
@@ -161,6 +163,8 @@ class Turns:
         with self._changed:
             if sum(map(len, self._lines.values())) >= self._jobs:
                 raise BusyError(f"{self._jobs} requests wait already; try again in a moment")
+            if len(self._lines.get(ticket.user, ())) >= max(self._jobs // 2, 1):
+                raise BusyError(f"{self._jobs // 2} requests of yours wait already; let them end first")
             self._lines.setdefault(ticket.user, deque()).append(ticket)
             self._changed.notify()
 

@@ -1,6 +1,5 @@
 """Files that visitors send: looked at by content, read in a process of their own, then removed."""
 
-import contextlib
 import json
 import os
 import re
@@ -44,8 +43,11 @@ SIGNATURES = (
     (re.compile(rb"\xff\xd8\xff"), Format("JPEG", "image", "JPEG", _PICTURES)),
     (re.compile(rb"RIFF....WEBP", re.DOTALL), Format("WebP", "image", "WEBP", _PICTURES)),
     (re.compile(rb"GIF8[79]a"), Format("GIF", "image", "GIF", _PICTURES)),
-    (re.compile(rb"BM.{8}[\x36-\x8a]\0\0\0", re.DOTALL), Format("BMP", "image", "BMP", _PICTURES)),
-    (re.compile(rb"....ftyp(?!heic|heix|mif1|msf1|avif|avis)", re.DOTALL), Format("MP4", "video", "", _VIDEOS)),
+    (re.compile(rb"BM.{4}\0{4}.{2}\0\0", re.DOTALL), Format("BMP", "image", "BMP", _PICTURES)),
+    (
+        re.compile(rb"....(ftyp(?!heic|heix|mif1|msf1|avif|avis)|moov|mdat|wide)", re.DOTALL),
+        Format("MP4", "video", "", _VIDEOS),
+    ),
     (re.compile(rb"\x1a\x45\xdf\xa3"), Format("WebM or Matroska", "video", "", _VIDEOS)),
     (re.compile(rb"RIFF....AVI ", re.DOTALL), Format("AVI", "video", "", _VIDEOS)),
 )
@@ -63,12 +65,12 @@ def read_upload(path: Path, limits: Limits, frames: int) -> Media:
     Raises:
         InputError: it is too large, no picture or video, not what its ending says, or damaged.
     """
+    if not path.is_file():
+        raise InputError("the upload is gone; send it again")
     try:
         return _read(path, display_name(path.name), limits, frames)
     finally:
         path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            path.parent.rmdir()  # each upload has a folder of its own
 
 
 def display_name(name: str) -> str:
@@ -128,7 +130,8 @@ def _decoded(path: Path, name: str, found: Format, limits: Limits, frames: int) 
     try:
         done = subprocess.run(
             [sys.executable, "-I", str(script), json.dumps(arguments)],
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             timeout=limits.decode_seconds,
             env={"MALLOC_ARENA_MAX": "2", "OMP_NUM_THREADS": "1", "PATH": os.defpath},
             check=False,

@@ -48,7 +48,7 @@ def example(name: str) -> tuple[str, Question]:
         InputError: there is no such question.
     """
     task, _, number = name.partition("/")
-    if task not in TASKS or not number.isdecimal() or len(number) > 6:
+    if task not in TASKS or not number.isdecimal() or len(number) > 4:
         raise InputError(f"example {name!r} does not exist; give e.g. images/5 or video/0")
     return TASKS[task], bundled_task(TASKS[task], int(number) + 1, "test", 0).get(int(number))
 

@@ -44,10 +44,10 @@ def choices(method: Any, name: str) -> tuple[str, ...]:
     return get_args(declared) if get_origin(declared) is Literal else ()
 
 
-def takes_text(method: Any, name: str) -> bool:
-    """Whether the field `name` of a method, or its class, may be any text; also where its type is not known."""
-    declared = _types(method if isinstance(method, type) else type(method)).get(name, str)
-    return str in (declared, *get_args(declared))
+def takes(method: Any, name: str, kind: type) -> bool:
+    """Whether the field `name` of a method, or its class, may be of a `kind`; also where its type is not known."""
+    declared = _types(method if isinstance(method, type) else type(method)).get(name, kind)
+    return kind in (declared, *get_args(declared))
 
 
 def check_choices(method: Any) -> None:
