@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
+import os
 import threading
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,10 @@ class Service:
             with self._decoding:
                 return uploads.read_upload(Path(path), self.limits, self.source.frames)
 
-        return self._decoded.get(str(path), read)
+        media = self._decoded.get(str(path), read)
+        with suppress(OSError):
+            os.unlink(path)  # the same again, which was not read again
+        return media
 
     def keep_upload(self, media: Media) -> str:
         """The key under which `media` finds it."""

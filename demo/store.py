@@ -84,5 +84,7 @@ class OnceEach:
             try:
                 future.set_result(make())
             except BaseException as error:
+                with self._lock:
+                    self._begun.pop(name, None)  # another try may do better
                 future.set_exception(error)
         return future.result()

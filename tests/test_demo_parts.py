@@ -2,9 +2,13 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import io
 import itertools
 import shlex
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
@@ -19,11 +23,13 @@ from vtc.budget import Keep
 from vtc.demo import asking, comparing, controls, curves, gallery, reproduce, showing
 from vtc.demo.asking import Media
 from vtc.demo.service import EXAMPLES, MOST_SETTINGS, Service
+from vtc.demo.store import OnceEach, Store
 from vtc.demo.turns import Waiting
 from vtc.eval import cli
 from vtc.eval.benchmarks import bundled_task, example
 from vtc.eval.errors import InputError
 from vtc.eval.models import load
+from vtc.eval.picture import View
 from vtc.method import Selector
 
 METHODS = [name for name in registry.METHODS if name != "none"]
@@ -131,6 +137,27 @@ def test_a_control_can_t_name_a_file_either():
         controls.changed(methods, clip, "/etc/passwd")
 
 
+def test_a_control_takes_what_its_field_is_declared_as_not_what_it_is_now():
+    for text, name, given, spec_text in (
+        ("tome:keep=0.5,inflection=0", "inflection", 0.5, "tome:keep=0.5,inflection=0.5"),
+        ("hiprune:keep=0.5,alpha=1", "alpha", 0.25, "hiprune:keep=0.5,alpha=0.25"),
+        ("random:keep=0.5", "seed", 3.0, "random:keep=0.5,seed=3"),
+    ):
+        methods = controls.parse(text, 400)
+        control = next(each for each in controls.controls(methods) if each.name == name)
+        assert controls.to_text(controls.changed(methods, control, given)) == spec_text
+    huge = controls.controls(controls.parse("random:keep=0.5,seed=99999999999999999999", 400))[1]
+    assert (huge.kind, huge.value) == ("text", "99999999999999999999")
+
+
+def test_a_control_of_a_method_that_is_gone_says_so():
+    methods = controls.parse("divprune:keep=0.5+fastv:keep=0.25", 400)
+    layer = next(each for each in controls.controls(methods) if each.name == "layer")
+    for left in (methods[:1], controls.parse("divprune+transprune", 400)):
+        with pytest.raises(InputError, match="the spec has no layer there any more"):
+            controls.changed(left, layer, 3)
+
+
 def test_a_control_that_holds_nothing_usable_says_so():
     methods = controls.parse("fastv", 400)
     layer, keep = controls.controls(methods)
@@ -189,7 +216,8 @@ def test_a_setting_that_is_refused_leaves_the_other_side_alone(service):
 @pytest.mark.parametrize(
     "media, question, specs, message",
     [
-        (None, "What?", ["none", "none"], "nothing is asked about"),
+        ("images/five", "What?", ["none", "none"], "example 'images/five' does not exist"),
+        ("upload:nonsense", "What?", ["none", "none"], "this upload was not looked at for long and is gone"),
         ("images/0", "  ", ["none", "none"], "question is empty"),
         ("images/0", "a" * 501, ["none", "none"], "question has 501 characters"),
         ("images/0", "What?", ["none", "divprun"], "B: unknown method 'divprun'"),
@@ -197,9 +225,8 @@ def test_a_setting_that_is_refused_leaves_the_other_side_alone(service):
     ],
 )
 def test_what_can_t_be_asked_is_told_before_anything_runs(service, media, question, specs, message):
-    shown = media and service.open_example(media)[0]
     with pytest.raises(InputError, match=message):
-        items(service.compare("a", shown, question, specs))
+        items(service.compare("a", service.media(media), question, specs))
 
 
 def test_a_video_has_a_view_for_each_frame_at_each_layer(service):
@@ -215,6 +242,52 @@ def test_a_video_has_a_view_for_each_frame_at_each_layer(service):
     assert sum(view.kept(0) for view in fastv.views) > sum(view.kept(last) for view in fastv.views)
     first, later = (showing.kept(fastv, "A", layer, 2) for layer in (0, last))
     assert "frame 3 of 8" in first and "before layer 0" in first and first != later
+
+
+def test_what_a_visitor_looks_at_is_kept_until_it_was_not_used_for_long_or_the_store_is_full():
+    store = Store(100, 0.3)
+    first, second = store.put("first", 40), store.put("second", 40)
+    assert store.get(first) == "first"
+    third = store.put("third", 40)  # too much: what was not used for longest goes
+    assert (store.get(first), store.get(second), store.get(third)) == ("first", None, "third")
+    assert store.get(store.put("huge", 1000)) == "huge" and store.get(third) is None
+    late = store.put("late", 1)
+    time.sleep(0.4)
+    assert store.get(late) is None and store.get("nonsense") is None
+    assert len({store.put("x", 1) for _ in range(100)}) == 100
+
+
+def test_equal_uploads_are_read_once_and_failures_are_tried_again():
+    once, count, gate = OnceEach(2), [], threading.Event()
+
+    def slow():
+        count.append(1)
+        gate.wait(20)
+        return "read"
+
+    with ThreadPoolExecutor(4) as pool:
+        results = [pool.submit(once.get, "a", slow) for _ in range(4)]
+        gate.set()
+        assert [result.result() for result in results] == ["read"] * 4
+    assert len(count) == 1 and once.get("a", lambda: "again") == "read"
+
+    def broken():
+        raise InputError("no")
+
+    with pytest.raises(InputError, match="no"):
+        once.get("b", broken)
+    assert once.get("b", lambda: "better") == "better" and once.get("c", lambda: "c") == "c"
+    assert once.get("a", lambda: "forgotten") == "forgotten"
+
+
+def test_a_panorama_is_drawn_as_well(service):
+    shown = Image.new("RGB", (15000, 60), "red")
+    media = Media(shown, "wide.png")
+    found = items(service.compare("a", media, "What colour?", ["divprune:keep=0.25", "none"]))
+    answer = next(item.answer for item in found if isinstance(item, comparing.Answered))
+    view = View(shown, answer.views[0].tokens, answer.views[0].trace)
+    assert "<img" in showing.kept(dataclasses.replace(answer, views=(view,)), "A", 8, 0)
+    assert "<img" in showing.preview(media)
 
 
 # -- likelihood and sweeps
@@ -246,11 +319,13 @@ def test_a_sweep_over_one_question_tells_of_each_setting_as_it_goes(service):
     assert [point.equivalent for point in points] == [256, 128, 16, 128, 16]
     assert all(0 <= point.value <= 1 and point.speedup > 0 for point in points)
     assert points[0].answer == "9" and points[0].value > 0.9
+    for number, item in enumerate(found):  # each is as it was then, whatever came later
+        assert [bool(point.values) for point in item.points] == [place <= number for place in range(5)]
 
 
 def test_a_sweep_over_the_benchmark_counts_right_answers_as_the_harness_does(service, loaded):
     count = 10
-    found = items(service.sweep("a", None, "", ["divprune"], "0.0625", count))
+    found = items(service.sweep("a", service.media("images/0"), "", ["divprune"], "0.0625", count))
     assert [(item.done, item.total) for item in found] == [(number, 4) for number in range(1, 5)]
     task = bundled_task("image", count, "test", 0)
     for point in found[-1].points:
@@ -268,8 +343,8 @@ def test_a_sweep_over_the_benchmark_counts_right_answers_as_the_harness_does(ser
 
 def test_a_setting_that_is_refused_does_not_end_a_sweep(service, refused_method):
     media, question = service.open_example("images/5")
-    for about, count in ((media, 0), (None, 9)):
-        found = items(service.sweep("a", about, question, ["evs", "test-refused"], "0.5", count))
+    for count in (0, 9):
+        found = items(service.sweep("a", media, question, ["evs", "test-refused"], "0.5", count))
         by_name = {point.setting.name: point for point in found[-1].points}
         assert "will not" in by_name["test-refused:keep=0.5"].refused and not by_name["test-refused:keep=0.5"].values
         assert by_name["evs:keep=0.5"].values

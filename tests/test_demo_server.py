@@ -1,10 +1,12 @@
 """The server: what it answers and what not, its API, 32 users at once, and nothing left behind."""
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 from demo_server import PATIENT, arguments, server
 from PIL import Image
 
-from vtc.demo.guard import sweep_folder
+from vtc.demo.guard import Guard, _size, sweep_folder
 from vtc.demo.limits import Limits
 from vtc.demo.server import Server
 from vtc.eval import cli
@@ -162,8 +164,76 @@ def test_an_upload_is_gone_once_it_was_read(demo, tmp_path):
     kind, answer = call(demo, [file_data(path), "", "What colour?", "none", "divprune:keep=0.25"])
     assert kind == "complete" and answer[0]["b"]["kept_tokens"] == 64
     assert not files_in(demo.folder)
-    kind, answer = call(demo, [file_data(path), "", "What colour?", "none", "none"])
-    assert kind == "error"
+
+
+def test_two_visitors_may_send_the_same_file(demo, tmp_path):
+    """Gradio puts equal files in one place; whoever comes second must not find it empty."""
+    picture = tmp_path / "same.png"
+    Image.new("RGB", (50, 40), "blue").save(picture)
+    paths = [upload(demo, "same.png", picture.read_bytes()).json()[0] for _ in range(2)]
+    assert paths[0] == paths[1]
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda path: call(demo, [file_data(path), "", "What?", "none", "none"]), paths))
+    assert [kind for kind, _ in answers] == ["complete"] * 2
+    (path,) = upload(demo, "same.png", picture.read_bytes()).json()
+    assert call(demo, [file_data(path), "", "What?", "none", "none"])[0] == "complete"
+    assert not files_in(demo.folder)
+
+
+def test_the_upload_folder_itself_is_no_upload(demo):
+    for path in (demo.folder, demo.folder / "missing" / "a.png", demo.folder / "a.png"):
+        kind, answer = call(demo, [file_data(str(path)), "", "What?", "none", "none"])
+        assert kind == "error" and "Traceback" not in json.dumps(answer)
+    assert demo.folder.is_dir() and demo.folder.stat().st_mode & 0o077 == 0
+
+
+def test_several_files_in_one_upload_and_json_too_deep_are_refused(demo):
+    files = [("files", (f"{number}.png", b"\x89PNG")) for number in range(3)]
+    answer = httpx.post(f"{demo.address}gradio_api/upload", files=files, timeout=60)
+    assert answer.status_code == 400 and "send one" in answer.text
+    deep = b'{"data": ' + b"[" * 50_000 + b"]" * 50_000 + b"}"
+    answer = httpx.post(f"{demo.address}gradio_api/call/compare", content=deep, timeout=60)
+    assert answer.status_code in (400, 422) and not files_in(demo.folder)
+
+
+def test_a_request_that_never_ends_is_answered():
+    async def story():
+        said = []
+
+        async def receive():
+            await asyncio.sleep(60)
+
+        async def send(message):
+            said.append(message)
+
+        guard = Guard(None, Limits(body_s=0.1), Path("/nonexistent"), local=False)
+        await guard({"type": "http", "method": "POST", "path": "/gradio_api/upload", "headers": []}, receive, send)
+        return said[0]["status"], guard._arriving
+
+    assert asyncio.run(story()) == (408, 0)
+
+
+def test_the_folder_may_change_while_it_is_swept(tmp_path):
+    """Uploads come and go meanwhile; neither what weighs the folder nor what sweeps it minds."""
+    over = threading.Event()
+
+    def churn(name):
+        while not over.is_set():
+            folder = tmp_path / name
+            folder.mkdir(exist_ok=True)
+            (folder / "a").write_bytes(b"x")
+            (folder / "a").unlink()
+            folder.rmdir()
+
+    with ThreadPoolExecutor(3) as pool:
+        for name in "abc":
+            pool.submit(churn, name)
+        try:
+            for _ in range(300):
+                sweep_folder(tmp_path, 3600)
+                assert _size(tmp_path) in range(4)
+        finally:
+            over.set()
 
 
 def test_a_bad_upload_is_refused_and_gone(demo):
@@ -179,8 +249,12 @@ def test_what_nobody_reads_is_swept_away(demo):
     assert Path(path).exists()
     old = time.time() - 7200
     os.utime(path, (old, old))
+    os.utime(Path(path).parent, (old, old))
     sweep_folder(demo.folder, 3600)
-    assert not Path(path).exists() and not Path(path).parent.exists()
+    assert not Path(path).exists()
+    os.utime(Path(path).parent, (old, old))
+    sweep_folder(demo.folder, 3600)
+    assert not Path(path).parent.exists()
 
 
 # -- the API

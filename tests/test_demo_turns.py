@@ -139,6 +139,34 @@ def test_who_waits_is_told_how_many_turns_are_ahead(turns):
     assert asyncio.run(story()) == [Waiting(2), ("third", 0)]
 
 
+def test_one_visitor_takes_at_most_half_of_the_places():
+    turns = Turns(jobs=4)
+
+    async def story():
+        gate, begun, hold = held(turns)
+        first = asyncio.create_task(gather(turns, "first", hold))
+        await asyncio.to_thread(begun.wait, 20)
+        mine = [asyncio.create_task(gather(turns, "mine", steps(number, 1, []))) for number in range(2)]
+        await asyncio.sleep(0.05)
+        with pytest.raises(BusyError, match="2 requests of yours wait already"):
+            await gather(turns, "mine", steps(3, 1, []))
+        other = asyncio.create_task(gather(turns, "other", steps(4, 1, [])))
+        gate.set()
+        await asyncio.gather(first, *mine, other)
+
+    asyncio.run(story())
+    turns.close()
+
+
+def test_a_server_that_goes_down_in_the_middle_leaves_the_thread_alive(turns):
+    async def leave(work):
+        async for _ in turns.run("gone", work):
+            return
+
+    asyncio.run(leave(steps("gone", 1000, [])))  # its loop is closed, and nobody closes the work
+    assert asyncio.run(gather(turns, "next", steps("next", 1, []))) == [("next", 0)]
+
+
 def test_too_many_too_long_a_wait_and_too_much_work_are_each_told():
     turns = Turns(jobs=2, wait_s=0.6, work_s=0.3)
 

@@ -59,7 +59,7 @@ def put(tmp_path):
 
 
 def left_behind(tmp_path):
-    return [file for file in tmp_path.rglob("*") if "keep" not in file.parts]
+    return [file for file in tmp_path.rglob("*") if file.is_file() and "keep" not in file.parts]
 
 
 @pytest.mark.parametrize(
