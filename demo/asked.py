@@ -7,7 +7,7 @@ import gradio as gr
 
 from vtc.demo import showing
 from vtc.demo.asking import Media
-from vtc.demo.events import OPENING, QUIET, upload
+from vtc.demo.events import OPENING, QUIET, upload, user_of
 from vtc.demo.service import EXAMPLES, Service
 from vtc.eval.errors import InputError
 from vtc.eval.video_file import Video
@@ -68,8 +68,13 @@ class Asked:
                     elem_id="vtc-question",
                 )
         self.outputs = [self.key, self.question, self.preview, self.frame, self._note, self._examples]
-        self._examples.pick(self._picked, None, self.outputs[:-1], **QUIET)
-        self._upload.upload(self._uploaded, [self._upload], [*self.outputs, self._upload], concurrency_limit=2, **QUIET)
+
+    def connect(self, cleared: Mapping[Any, Any]) -> None:
+        """Answer picks and uploads; each also sets what is `cleared`, which is about what was there before."""
+        self._cleared = cleared
+        outputs = [*self.outputs, *cleared]
+        self._examples.pick(self._picked, None, outputs, **QUIET)
+        self._upload.upload(self._uploaded, [self._upload], [*outputs, self._upload], concurrency_limit=2, **QUIET)
 
     def open(self, given: Mapping[str, str], wrong: list[str]) -> list[Any]:
         """Values for `outputs` from a link; what can't be used is added to `wrong`, which is told."""
@@ -90,23 +95,28 @@ class Asked:
             showing.examples(EXAMPLES, media.example),
         ]
 
-    def _picked(self, event: gr.EventData) -> tuple[Any, ...]:
+    def _picked(self, event: gr.EventData, request: gr.Request) -> dict[Any, Any]:
         try:
             media, question = self._service.open_example(dict(event._data or {}).get("name", ""))
         except (InputError, TypeError, ValueError) as error:
-            return gr.skip(), gr.skip(), gr.skip(), gr.skip(), showing.refused(str(error))
-        return media.example, question, showing.preview(media), _frames(media), ""
+            return {self._note: showing.refused(str(error))}
+        self._service.turns.stop(user_of(request))
+        return {**self._shown(media), self.key: media.example, self.question: question}
 
-    def _uploaded(self, path: str | None) -> tuple[Any, ...]:
+    def _uploaded(self, path: str | None, request: gr.Request) -> dict[Any, Any]:
         """The box is emptied, whatever came, so that it takes the next file."""
         if path is None:
-            return (gr.skip(),) * 7
+            return {self._upload: None}
         try:
             media = self._service.open_upload(path)
         except InputError as error:
-            return gr.skip(), gr.skip(), gr.skip(), gr.skip(), showing.refused(str(error)), gr.skip(), None
+            return {self._note: showing.refused(str(error)), self._upload: None}
+        self._service.turns.stop(user_of(request))
         key = self._service.keep_upload(media)
-        return key, gr.skip(), showing.preview(media), _frames(media), "", showing.examples(EXAMPLES), None
+        return {**self._shown(media), self.key: key, self._examples: showing.examples(EXAMPLES), self._upload: None}
+
+    def _shown(self, media: Media) -> dict[Any, Any]:
+        return {**self._cleared, self.preview: showing.preview(media), self.frame: _frames(media), self._note: ""}
 
 
 def _frames(media: Media) -> Any:

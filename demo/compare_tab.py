@@ -10,9 +10,9 @@ import gradio as gr
 from vtc.demo import comparing, showing
 from vtc.demo.asked import Asked
 from vtc.demo.asking import Answer, Timing
-from vtc.demo.events import MODEL, OPENING, QUIET, Trouble, news, user_of
+from vtc.demo.events import MODEL, OPENING, QUIET, Ended, Trouble, news, stopping, user_of
 from vtc.demo.panel import Panel
-from vtc.demo.service import Service
+from vtc.demo.service import COMPARE, Service
 from vtc.demo.turns import Waiting
 from vtc.eval.errors import InputError
 
@@ -51,7 +51,7 @@ class CompareTab:
         self.specs = [a.spec, b.spec]
         self.outputs = [*a.choice, *b.choice]
         outputs = [a.answer, a.kept, a.layer, b.answer, b.kept, b.layer, self._numbers, self._status, self._answers]
-        running = gr.on(
+        gr.on(
             [ask.click, asked.question.submit],
             self._compare,
             [asked.key, asked.question, *self.specs, asked.frame],
@@ -59,8 +59,7 @@ class CompareTab:
             trigger_mode="always_last",
             **MODEL,
         )
-        stop.click(lambda: showing.hint("Stopped."), None, [self._status], cancels=[running], **QUIET)
-        asked.key.change(self._blank, None, outputs, cancels=[running], **QUIET)  # these answers are of something else
+        stop.click(stopping(service, COMPARE), None, None, **QUIET)
         live: dict[str, Any] = {"trigger_mode": "always_last", "queue": False, **QUIET}
         for side, panel in enumerate(self.panels):
             panel.layer.input(self._redrawing(side), [self._answers, panel.layer, asked.frame], [panel.kept], **live)
@@ -83,7 +82,8 @@ class CompareTab:
             values += panel.show(methods)
         return values
 
-    def _blank(self) -> dict[Any, Any]:
+    def cleared(self) -> dict[Any, Any]:
+        """The tab without answers."""
         blank: dict[Any, Any] = {each: "" for panel in self.panels for each in (panel.answer, panel.kept)}
         hidden = {panel.layer: gr.Slider(visible=False) for panel in self.panels}
         return {**blank, **hidden, self._numbers: "", self._status: "", self._answers: ""}
@@ -93,7 +93,7 @@ class CompareTab:
     ) -> AsyncIterator[dict[Any, Any]]:
         answers: dict[int, Answer] = {}
         specs = [spec_a, spec_b]
-        yield self._blank()
+        yield self.cleared()
 
         def start() -> AsyncGenerator[Any, None]:
             return self._service.compare(user_of(request), self._service.media(key), question, specs)
@@ -106,6 +106,8 @@ class CompareTab:
         """What changes on the page by one piece of news."""
         if isinstance(item, Trouble):
             return {self._status: showing.refused(item.reason)}
+        if isinstance(item, Ended):
+            return {self._status: showing.hint("Stopped.")}
         if isinstance(item, Waiting):
             return {self._status: showing.waiting(item.ahead)}
         if isinstance(item, comparing.Timed):

@@ -4,11 +4,15 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from vtc.demo.turns import Stopped
 from vtc.eval.errors import InputError
+
+if TYPE_CHECKING:
+    from vtc.demo.service import Service
 
 #: Of events that are answered quickly and are of no use to clients of the API.
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -35,17 +39,33 @@ class Trouble:
     reason: str
 
 
+@dataclass(frozen=True)
+class Ended:
+    """The visitor stopped it."""
+
+
 async def news(start: Callable[[], AsyncGenerator[Any, None]]) -> AsyncGenerator[Any, None]:
-    """What work hands on, and at its end `Trouble`, where it could not begin or go on; others' work goes on."""
+    """What work hands on, and at its end `Ended`, or `Trouble` where it could not begin or go on."""
     try:
         async with aclosing(start()) as run:
             async for item in run:
                 yield item
+    except Stopped:
+        yield Ended()
     except InputError as error:
         yield Trouble(str(error))
     except Exception as error:  # a fault of ours, or of the model
         logging.getLogger(__name__).exception("a visitor's request failed")
         yield Trouble(f"this failed: {type(error).__name__}: {error}")
+
+
+def stopping(service: "Service", kind: str) -> Callable[..., None]:
+    """A handler that stops the visitor's work of a kind; what shows it says that it ended, after what came before."""
+
+    def stop(request: gr.Request) -> None:
+        service.turns.stop(user_of(request), kind)
+
+    return stop
 
 
 def user_of(request: gr.Request | None) -> str:

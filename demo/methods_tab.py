@@ -9,8 +9,8 @@ import gradio as gr
 
 from vtc.demo import showing
 from vtc.demo.asked import Asked
-from vtc.demo.events import MODEL, OPENING, QUIET, Trouble, news, user_of
-from vtc.demo.service import Service
+from vtc.demo.events import MODEL, OPENING, QUIET, Ended, Trouble, news, stopping, user_of
+from vtc.demo.service import DEAL, Service
 from vtc.demo.turns import Waiting
 
 _LEAST = 0.02
@@ -42,9 +42,9 @@ class MethodsTab:
         progress = gr.HTML(elem_id="vtc-deal-progress")
         cards = gr.HTML(elem_id="vtc-cards")
         self.linked = self.outputs = [keep]
-        running = run.click(self._deal, [asked.key, asked.question, keep], [progress, cards], **MODEL)
-        asked.key.change(lambda: ("", ""), None, [progress, cards], cancels=[running], **QUIET)
-        stop.click(showing.cancelled, None, [progress], cancels=[running], **QUIET)
+        run.click(self._deal, [asked.key, asked.question, keep], [progress, cards], **MODEL)
+        self._drawn = [progress, cards]
+        stop.click(stopping(service, DEAL), None, None, **QUIET)
 
     def open(self, given: Mapping[str, str], wrong: list[str]) -> list[Any]:
         """Values for `outputs` from a link; what can't be used is added to `wrong`."""
@@ -57,6 +57,10 @@ class MethodsTab:
             wrong.append(f"all methods: keep={text!r}; give a share from {_LEAST} to 1")
             keep = float(OPENING["keep"])
         return [keep]
+
+    def cleared(self) -> dict[Any, Any]:
+        """The tab without results."""
+        return dict.fromkeys(self._drawn, "")
 
     def values(self, keep: float) -> dict[str, str]:
         """What a link says of `linked`."""
@@ -77,6 +81,8 @@ def _seen(item: Any) -> tuple[Any, ...]:
     """What changes on the page by one piece of news."""
     if isinstance(item, Trouble):
         return showing.refused(item.reason), gr.skip()
+    if isinstance(item, Ended):
+        return showing.cancelled(), gr.skip()
     if isinstance(item, Waiting):
         return showing.waiting(item.ahead), gr.skip()
     return showing.progress(len(item.cards), item.total, "methods"), showing.cards(item.cards)

@@ -64,6 +64,8 @@ class Page:
                     self._sweep = SweepTab(service, self._asked)
                 with _tab("methods") as methods:
                     self._methods = MethodsTab(service, self._asked)
+            parts = (self._compare, self._sweep, self._methods)
+            self._asked.connect({each: value for part in parts for each, value in part.cleared().items()})
             self._link([compare, code, sweep, methods])
             self._build_api()
 

@@ -42,6 +42,8 @@ EXAMPLES = (
 MOST_QUESTIONS, MOST_SETTINGS = 90, 40
 #: Uploads that are read at once, and latest ones that equal uploads are not read again for.
 DECODERS, KEPT_DECODED = 2, 8
+#: Kinds of work, by which a visitor stops it.
+COMPARE, SWEEP, DEAL = "compare", "sweep", "deal"
 #: What a key of an upload starts with.
 UPLOAD = "upload:"
 
@@ -129,7 +131,7 @@ class Service:
         question = comparing.check_question(question, self.limits.question_chars)
         sides = [self._methods(spec, side) for spec, side in zip(specs, "AB")]
         work = comparing.compare(self.models, media, question, sides, self.source.longest)
-        return self.turns.run(user, work)
+        return self.turns.run(user, work, COMPARE)
 
     def sweep(
         self, user: str, media: Media, question: str, methods: Sequence[str], keeps: str, count: int
@@ -159,7 +161,7 @@ class Service:
         else:
             question = comparing.check_question(question, self.limits.question_chars)
             work = sweeping.sweep_question(self.models, media, question, settings, self.source.longest)
-        return self.turns.run(user, work)
+        return self.turns.run(user, work, SWEEP)
 
     def deal(self, user: str, media: Media, question: str, keep: float) -> AsyncGenerator[Any, None]:
         """`gallery.Dealt`, and `Waiting` before it.
@@ -169,7 +171,8 @@ class Service:
         """
         question = comparing.check_question(question, self.limits.question_chars)
         (budget,) = self._keeps(str(float(keep)))
-        return self.turns.run(user, gallery.deal(self.models, media, question, budget, self.source.longest))
+        work = gallery.deal(self.models, media, question, budget, self.source.longest)
+        return self.turns.run(user, work, DEAL)
 
     async def answers(self, user: str, media: Media, question: str, specs: Sequence[str]) -> dict[str, Any]:
         """The whole comparison at once, as JSON.

@@ -10,8 +10,8 @@ import gradio as gr
 from vtc import registry
 from vtc.demo import showing
 from vtc.demo.asked import Asked
-from vtc.demo.events import MODEL, OPENING, QUIET, Trouble, news, user_of
-from vtc.demo.service import MOST_QUESTIONS, Service
+from vtc.demo.events import MODEL, OPENING, QUIET, Ended, Trouble, news, stopping, user_of
+from vtc.demo.service import MOST_QUESTIONS, SWEEP, Service
 from vtc.demo.turns import Waiting
 from vtc.eval.settings import NONE
 
@@ -53,9 +53,9 @@ class SweepTab:
         self.linked = self.outputs = [methods, keeps, about, count]
         about.input(lambda chosen: gr.Slider(visible=chosen != _THIS), [about], [count], queue=False, **QUIET)
         given = [asked.key, asked.question, methods, keeps, about, count]
-        running = run.click(self._sweep, given, [progress, drawn, points], **MODEL)
-        asked.key.change(lambda: ("", "", ""), None, [progress, drawn, points], cancels=[running], **QUIET)
-        stop.click(showing.cancelled, None, [progress], cancels=[running], **QUIET)
+        run.click(self._sweep, given, [progress, drawn, points], **MODEL)
+        self._drawn = [progress, drawn, points]
+        stop.click(stopping(service, SWEEP), None, None, **QUIET)
 
     def open(self, given: Mapping[str, str], wrong: list[str]) -> list[Any]:
         """Values for `outputs` from a link; what can't be used is added to `wrong`."""
@@ -70,6 +70,10 @@ class SweepTab:
         number = int(count)
         slider = gr.Slider(value=max(6, number) if number else 24, visible=number > 0)
         return [names, given.get("keeps", OPENING["keeps"])[:200], _BENCHMARK if number else _THIS, slider]
+
+    def cleared(self) -> dict[Any, Any]:
+        """The tab without results."""
+        return dict.fromkeys(self._drawn, "")
 
     def values(self, methods: list[str], keeps: str, about: str, count: float) -> dict[str, str]:
         """What a link says of `linked`."""
@@ -101,6 +105,8 @@ def _seen(item: Any, of_benchmark: bool) -> tuple[Any, ...]:
     """What changes on the page by one piece of news."""
     if isinstance(item, Trouble):
         return showing.refused(item.reason), gr.skip(), gr.skip()
+    if isinstance(item, Ended):
+        return showing.cancelled(), gr.skip(), gr.skip()
     if isinstance(item, Waiting):
         return showing.waiting(item.ahead), gr.skip(), gr.skip()
     bar = showing.progress(item.done, item.total, "turns")

@@ -19,7 +19,7 @@ class BusyError(InputError):
 
 
 class Stopped(Exception):  # nothing went wrong
-    """Nobody waits for the work any more."""
+    """Nobody waits for the work any more, or its user stopped it."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,11 @@ class Ticket:
 
     Attributes:
         user: whose it is.
+        kind: by which the user can stop it.
     """
 
-    def __init__(self, user: str, work: "Work", work_s: float, send: Callable[[Any], None]):
-        self.user = user
+    def __init__(self, user: str, kind: str, work: "Work", work_s: float, send: Callable[[Any], None]):
+        self.user, self.kind = user, kind
         self.stopped = threading.Event()
         self.begun = False
         self._send, self._left = send, work_s
@@ -85,6 +86,7 @@ class Ticket:
     def close(self) -> None:
         """Let go of the work where it stands."""
         self._steps.close()
+        self._send(Stopped())
 
 
 #: A generator: what it yields is handed on, and each yield ends a turn. The model must be as it was by then.
@@ -106,16 +108,18 @@ class Turns:
         self._jobs, self._wait_s, self._work_s = jobs, wait_s, work_s
         self._lines: OrderedDict[str, deque[Ticket]] = OrderedDict()
         self._now: Ticket | None = None
+        self._tickets: set[Ticket] = set()
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._serve, name="vtc-demo-model", daemon=True)
         self._thread.start()
 
-    async def run(self, user: str, work: Work) -> AsyncGenerator[Any, None]:
+    async def run(self, user: str, work: Work, kind: str = "") -> AsyncGenerator[Any, None]:
         """What the work hands on, and `Waiting` until it begins. Closing this iterator stops the work.
 
         Raises:
             BusyError: too many wait already, it waited too long, or the work took too long.
+            Stopped: by `stop`.
             Exception: what the work raises.
         """
         loop, items = asyncio.get_running_loop(), asyncio.Queue[Any]()
@@ -126,8 +130,9 @@ class Turns:
             except RuntimeError:  # the loop is closed: the server goes down
                 ticket.stopped.set()
 
-        ticket = Ticket(user, work, self._work_s, send)
+        ticket = Ticket(user, kind, work, self._work_s, send)
         self._enter(ticket)  # nothing is sent before
+        self._tickets.add(ticket)
         latest = time.monotonic() + self._wait_s
         try:
             while True:
@@ -147,8 +152,16 @@ class Turns:
                     raise item
                 yield item
         finally:
+            self._tickets.discard(ticket)
             ticket.stopped.set()
             self._leave(ticket)
+
+    def stop(self, user: str, kind: str | None = None) -> None:
+        """End what a user has begun, all or one kind; each iterator raises `Stopped` after what it has handed on."""
+        for ticket in list(self._tickets):
+            if ticket.user == user and kind in (None, ticket.kind):
+                ticket.stopped.set()
+                self._leave(ticket)
 
     def close(self) -> None:
         """End the thread after the present turn."""

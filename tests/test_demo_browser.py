@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
     CHROMIUM is None and "CI" not in os.environ, reason="needs a browser: apt-get install chromium"
 )
 SHOTS = Path(__file__).parent.parent / "build" / "demo"
-PATIENCE = 120_000
+PATIENCE = 15_000
 
 
 @pytest.fixture(scope="module")
@@ -255,6 +255,7 @@ def test_a_video_frame_by_frame(visit):
     seen.shoot("video")
     seen.page.locator("[data-example='images/1']").click()
     seen.wait_for_text("preview", "Picture: images/1")
+    assert not seen.text("kept-a").strip()  # it was about the video
     seen.page.locator("#vtc-frame").wait_for(state="hidden")
 
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from vtc.demo.turns import BusyError, Turns, Waiting
+from vtc.demo.turns import BusyError, Stopped, Turns, Waiting
 
 
 def steps(name, count, log, before=lambda: None):
@@ -137,6 +137,46 @@ def test_who_waits_is_told_how_many_turns_are_ahead(turns):
         return seen
 
     assert asyncio.run(story()) == [Waiting(2), ("third", 0)]
+
+
+def test_a_visitor_stops_one_kind_of_work_whether_it_runs_or_waits(turns):
+    def endless(ticket):
+        while True:
+            ticket.check()
+            time.sleep(0.01)
+            yield "more"
+
+    async def collect(user, kind, work):
+        found = []
+        try:
+            async for item in turns.run(user, work, kind):
+                found.append(item)
+        except Stopped:
+            found.append("stopped")
+        return found
+
+    async def story():
+        gate, begun, hold = held(turns)
+        first = asyncio.create_task(gather(turns, "first", hold))
+        await asyncio.to_thread(begun.wait, 20)
+        waiting = asyncio.create_task(collect("me", "a", endless))
+        other = asyncio.create_task(collect("me", "b", steps("b", 2, [])))
+        await asyncio.sleep(0.05)
+        turns.stop("me", "a")
+        gate.set()
+        assert "more" not in (found := await waiting) and found[-1] == "stopped"
+        assert [item for item in await other if not isinstance(item, Waiting)] == [("b", 0), ("b", 1)]
+        await first
+        running = asyncio.create_task(collect("me", "a", endless))
+        await asyncio.sleep(0.2)
+        turns.stop("you", "a")
+        await asyncio.sleep(0.1)
+        assert not running.done()
+        turns.stop("me")
+        found = await running
+        assert found.count("more") > 1 and found[-1] == "stopped"
+
+    asyncio.run(asyncio.wait_for(story(), 60))
 
 
 def test_one_visitor_takes_at_most_half_of_the_places():
