@@ -87,7 +87,7 @@ class Asked:
         question = given.get("q", question)[: self._service.limits.question_chars]
         note = showing.refused(f"The link could not be used as it is. {' '.join(wrong)}") if wrong else ""
         return [
-            media,
+            media.example,
             question,
             showing.preview(media),
             _frames(media),

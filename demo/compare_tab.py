@@ -85,14 +85,14 @@ class CompareTab:
     def cleared(self) -> dict[Any, Any]:
         """The tab without answers."""
         blank: dict[Any, Any] = {each: "" for panel in self.panels for each in (panel.answer, panel.kept)}
-        hidden = {panel.layer: gr.Slider(visible=False) for panel in self.panels}
-        return {**blank, **hidden, self._numbers: "", self._status: "", self._answers: ""}
+        return {**blank, self._numbers: "", self._status: "", self._answers: ""}
 
     async def _compare(
         self, key: str, question: str, spec_a: str, spec_b: str, frame: float, request: gr.Request
     ) -> AsyncIterator[dict[Any, Any]]:
         answers: dict[int, Answer] = {}
         specs = [spec_a, spec_b]
+        ended = False
         yield self.cleared()
 
         def start() -> AsyncGenerator[Any, None]:
@@ -100,7 +100,10 @@ class CompareTab:
 
         async with aclosing(news(start)) as items:
             async for item in items:
+                ended = isinstance(item, Ended | Trouble)
                 yield await asyncio.to_thread(self._seen, item, answers, specs, frame)
+        if not ended:
+            yield {self._status: showing.done()}
 
     def _seen(self, item: Any, answers: dict[int, Answer], specs: list[str], frame: float) -> dict[Any, Any]:
         """What changes on the page by one piece of news."""
@@ -122,7 +125,7 @@ class CompareTab:
         return {
             panel.answer: showing.said(answer.text, panel.letter),
             panel.kept: showing.kept(answer, panel.letter, layers, frame),
-            panel.layer: gr.Slider(maximum=layers, value=layers, visible=bool(answer.views)),
+            panel.layer: gr.Slider(maximum=layers, value=layers),
             self._numbers: _numbers(answers, specs, {}),
             self._answers: self._service.keep_answers(answers),
             self._status: "",

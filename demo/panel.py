@@ -73,7 +73,6 @@ class Panel:
                 value=0,
                 label=f"{letter}: decoder layer",
                 info="which tokens are alive in front of it; the last step is what is left at the end",
-                visible=False,
                 elem_id=f"vtc-layer-{letter.lower()}",
             )
 

@@ -4,6 +4,7 @@ import base64
 import functools
 import html
 import io
+import secrets
 from collections.abc import Sequence
 
 import numpy as np
@@ -81,6 +82,11 @@ def refused(reason: str) -> str:
 def hint(text: str) -> str:
     """A sentence beside the results."""
     return f'<p class="vtc-hint" role="status">{html.escape(text)}</p>'
+
+
+def done() -> str:
+    """That all is there; each is told apart by its number."""
+    return f'<p class="vtc-hint" role="status" data-run="{secrets.token_hex(4)}">Done.</p>'
 
 
 def cancelled() -> str:
