@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
     CHROMIUM is None and "CI" not in os.environ, reason="needs a browser: apt-get install chromium"
 )
 SHOTS = Path(__file__).parent.parent / "build" / "demo"
-PATIENCE = 40_000
+PATIENCE = 120_000
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +289,7 @@ def test_all_methods_on_one_sheet(visit):
     seen.page.click("#vtc-deal")
     seen.wait_for_text("deal-progress", r"^([3-9]|[12]\d) of \d+ methods")
     seen.page.click("#vtc-deal-stop")
-    seen.wait_for_text("deal-progress", "Cancelled")
+    seen.wait_for_text("deal-progress", r"Cancelled|^(\d+) of \1 ")  # a fast machine may be done before
     seen.page.click("#vtc-deal")
     seen.page.wait_for_function(
         """() => {
