@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import LogitsProcessor, StoppingCriteria
-from transformers.generation.streamers import BaseStreamer
+from transformers import StoppingCriteria
 
 import vtc
 from vtc import spec
+from vtc.demo.hooks import Checking, Hearing, Telling
 from vtc.demo.turns import BusyError, Ticket
 from vtc.eval import models
 from vtc.eval.contact_sheet import views_of_video
@@ -28,7 +28,7 @@ from vtc.method import Method
 from vtc.tracing import Trace
 
 #: What a method may raise that does not go with a model or a picture.
-REFUSALS = (TypeError, ValueError, RuntimeError, NotImplementedError)
+REFUSALS = (TypeError, ValueError, RuntimeError)
 
 
 @dataclass(frozen=True, eq=False)  # each is itself: Gradio looks whether it is another
@@ -150,6 +150,16 @@ def inputs_of(loaded: Loaded, shown: Shown, question: str) -> dict[str, Any]:
     return inputs
 
 
+def generate(
+    loaded: Loaded, inputs: dict[str, Any], tokens: int, ticket: Ticket, *watches: StoppingCriteria, **hooks: Any
+) -> Tensor:
+    """Greedy answers of at most so many tokens; `ticket` is looked at after each."""
+    criteria = [*watches, Checking(ticket)]
+    return loaded.model.generate(
+        **inputs, max_new_tokens=tokens, do_sample=False, num_beams=1, stopping_criteria=criteria, **hooks
+    )
+
+
 def ask(
     loaded: Loaded,
     media: Media,
@@ -176,14 +186,7 @@ def ask(
     model = loaded.model
     with vtc.patched(model, methods):
         with Stopwatch(loaded) as watch:
-            sequences = model.generate(
-                **inputs,
-                max_new_tokens=longest,
-                do_sample=False,
-                num_beams=1,
-                streamer=_Hearing(loaded.processor, heard),
-                stopping_criteria=[watch, Checking(ticket)],
-            )
+            sequences = generate(loaded, inputs, longest, ticket, watch, streamer=Hearing(loaded.processor, heard))
         trace = vtc.trace(model)
     return Answer(
         spec.to_string(methods),
@@ -201,13 +204,7 @@ def time_once(loaded: Loaded, inputs: dict[str, Any], methods: Sequence[Method],
 
     def run() -> Stopwatch:
         with Stopwatch(loaded) as watch:
-            loaded.model.generate(
-                **inputs,
-                max_new_tokens=tokens,
-                do_sample=False,
-                num_beams=1,
-                stopping_criteria=[watch, Checking(ticket)],
-            )
+            generate(loaded, inputs, tokens, ticket, watch)
         return watch
 
     if all(method.name == NONE for method in methods):
@@ -228,16 +225,9 @@ def probability(
         answer: LongTensor [1, T], its tokens.
         ticket: is looked at after each token.
     """
-    told = _Telling(answer[0])
+    told = Telling(answer[0])
     with vtc.patched(loaded.model, methods):
-        loaded.model.generate(
-            **inputs,
-            max_new_tokens=answer.shape[1],
-            do_sample=False,
-            num_beams=1,
-            logits_processor=[told],
-            stopping_criteria=[Checking(ticket)],
-        )
+        generate(loaded, inputs, answer.shape[1], ticket, logits_processor=[told])
     return float(torch.stack(told.logarithms).mean().exp())
 
 
@@ -280,48 +270,3 @@ def _views(loaded: Loaded, media: Media, inputs: dict[str, Any], trace: Trace) -
         return (view_of_picture(seen_by_model(media.shown, inputs, loaded.processor), trace.images[0]),)
     except (ValueError, IndexError):  # which patches are whose can't be told
         return ()
-
-
-class _Hearing(BaseStreamer):
-    """Tells the answer so far after each token."""
-
-    def __init__(self, processor: Any, heard: Callable[[str], None]):
-        self._processor, self._heard = processor, heard
-        self._ids: list[int] | None = None
-
-    def put(self, value: Tensor) -> None:
-        if self._ids is None:  # the prompt
-            self._ids = []
-            return
-        self._ids += value.flatten().tolist()
-        self._heard(self._processor.decode(self._ids, skip_special_tokens=True).strip())
-
-    def end(self) -> None:
-        """Nothing is held back."""
-
-
-class Checking(StoppingCriteria):
-    """Leaves `generate` by an exception where the work is to end."""
-
-    def __init__(self, ticket: Ticket):
-        self._ticket = ticket
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        """Called by `generate` after each token; never stops it otherwise."""
-        self._ticket.check()
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-
-class _Telling(LogitsProcessor):
-    """Makes `generate` say a given answer, and notes how likely each token was."""
-
-    def __init__(self, answer: Tensor):
-        self._answer = answer
-        self.logarithms: list[Tensor] = []
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        token = self._answer[len(self.logarithms)]
-        self.logarithms.append(scores[0].float().log_softmax(-1)[token])
-        told = torch.full_like(scores, float("-inf"))
-        told[:, token] = 0.0
-        return told

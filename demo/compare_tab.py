@@ -1,6 +1,5 @@
 """The tab that compares: two sides, and what each costs."""
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -10,10 +9,9 @@ import gradio as gr
 from vtc.demo import comparing, showing
 from vtc.demo.asked import Asked
 from vtc.demo.asking import Answer, Timing
-from vtc.demo.events import MODEL, OPENING, QUIET, Ended, Trouble, news, stopping, user_of
+from vtc.demo.events import MODEL, OPENING, QUIET, Ended, Trouble, shown, status, stopping, user_of
 from vtc.demo.panel import Panel
 from vtc.demo.service import COMPARE, Service
-from vtc.demo.turns import Waiting
 from vtc.eval.errors import InputError
 
 _COPIES = ("Python", "command", "link")
@@ -98,21 +96,17 @@ class CompareTab:
         def start() -> AsyncGenerator[Any, None]:
             return self._service.compare(user_of(request), self._service.media(key), question, specs)
 
-        async with aclosing(news(start)) as items:
-            async for item in items:
+        async with aclosing(shown(start, lambda item: self._seen(item, answers, specs, frame))) as seen:
+            async for item, changes in seen:
                 ended = isinstance(item, Ended | Trouble)
-                yield await asyncio.to_thread(self._seen, item, answers, specs, frame)
+                yield changes
         if not ended:
             yield {self._status: showing.done()}
 
     def _seen(self, item: Any, answers: dict[int, Answer], specs: list[str], frame: float) -> dict[Any, Any]:
         """What changes on the page by one piece of news."""
-        if isinstance(item, Trouble):
-            return {self._status: showing.refused(item.reason)}
-        if isinstance(item, Ended):
-            return {self._status: showing.hint("Stopped.")}
-        if isinstance(item, Waiting):
-            return {self._status: showing.waiting(item.ahead)}
+        if (said := status(item, "Stopped.")) is not None:
+            return {self._status: said}
         if isinstance(item, comparing.Timed):
             return {self._numbers: _numbers(answers, specs, item.timings)}
         panel = self.panels[item.side]

@@ -144,6 +144,11 @@ def numbers(answer: Answer, timings: Sequence[Timing]) -> Numbers:
     )
 
 
+def ratio(a: float | None, b: float | None) -> float | None:
+    """A : B; None where it is not known."""
+    return None if a is None or not b else a / b
+
+
 def check_question(question: str, most: int) -> str:
     """The question without the space around it.
 

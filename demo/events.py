@@ -1,5 +1,6 @@
 """What the parts of the page share: how events are answered, and who asks."""
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -8,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from vtc.demo.turns import Stopped
+from vtc.demo import showing
+from vtc.demo.turns import Stopped, Waiting
 from vtc.eval.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,8 +18,11 @@ if TYPE_CHECKING:
 
 #: Of events that are answered quickly and are of no use to clients of the API.
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-#: Of events that wait for the model; how many may is for `Turns` to say.
+#: The same of any number at once; how many may wait for the model is for `Turns` to say.
 MODEL: dict[str, Any] = {**QUIET, "concurrency_limit": None}
+
+#: What a sweep and a sheet say where they were stopped.
+CANCELLED = "Cancelled; what was found stays."
 
 #: What the page opens with: the values of a link that says nothing.
 OPENING = {
@@ -59,6 +64,29 @@ async def news(start: Callable[[], AsyncGenerator[Any, None]]) -> AsyncGenerator
         yield Trouble(f"this failed: {type(error).__name__}: {error}")
 
 
+async def shown(
+    start: Callable[[], AsyncGenerator[Any, None]], see: Callable[[Any], Any]
+) -> AsyncGenerator[tuple[Any, Any], None]:
+    """Each of the `news`, and what `see` makes of it, beside the loop that serves everybody."""
+    async with aclosing(news(start)) as items:
+        async for item in items:
+            yield item, await asyncio.to_thread(see, item)
+
+
+def status(item: Any, stopped: str) -> str | None:
+    """What is said of news that is no result; None for a result.
+
+    Args:
+        item: of `news`.
+        stopped: what is said where the visitor stopped it.
+    """
+    if isinstance(item, Trouble):
+        return showing.refused(item.reason)
+    if isinstance(item, Ended):
+        return showing.hint(stopped)
+    return showing.waiting(item.ahead) if isinstance(item, Waiting) else None
+
+
 def stopping(service: "Service", kind: str) -> Callable[..., None]:
     """A handler that stops the visitor's work of a kind; what shows it says that it ended, after what came before."""
 
@@ -68,9 +96,9 @@ def stopping(service: "Service", kind: str) -> Callable[..., None]:
     return stop
 
 
-def user_of(request: gr.Request | None) -> str:
-    """Whose turns are taken: a visitor's tab, or a client."""
-    return (request and (request.session_hash or str(request.client))) or ""
+def user_of(request: gr.Request) -> str:
+    """Whose turns are taken: those of a visitor's tab."""
+    return request.session_hash or str(request.client)
 
 
 def address_of(request: gr.Request) -> str:

@@ -1,6 +1,5 @@
 """The tab with all methods at one budget."""
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -9,9 +8,8 @@ import gradio as gr
 
 from vtc.demo import showing
 from vtc.demo.asked import Asked
-from vtc.demo.events import MODEL, OPENING, QUIET, Ended, Trouble, news, stopping, user_of
+from vtc.demo.events import CANCELLED, MODEL, OPENING, QUIET, shown, status, stopping, user_of
 from vtc.demo.service import DEAL, Service
-from vtc.demo.turns import Waiting
 
 _LEAST = 0.02
 
@@ -72,17 +70,13 @@ class MethodsTab:
         def start() -> AsyncGenerator[Any, None]:
             return self._service.deal(user_of(request), self._service.media(key), question, keep)
 
-        async with aclosing(news(start)) as items:
-            async for item in items:
-                yield await asyncio.to_thread(_seen, item)
+        async with aclosing(shown(start, _seen)) as seen:
+            async for _, changes in seen:
+                yield changes
 
 
 def _seen(item: Any) -> tuple[Any, ...]:
     """What changes on the page by one piece of news."""
-    if isinstance(item, Trouble):
-        return showing.refused(item.reason), gr.skip()
-    if isinstance(item, Ended):
-        return showing.cancelled(), gr.skip()
-    if isinstance(item, Waiting):
-        return showing.waiting(item.ahead), gr.skip()
+    if (said := status(item, CANCELLED)) is not None:
+        return said, gr.skip()
     return showing.progress(len(item.cards), item.total, "methods"), showing.cards(item.cards)

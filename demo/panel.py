@@ -7,7 +7,9 @@ import gradio as gr
 
 from vtc.demo import controls
 from vtc.demo.controls import Control
+from vtc.demo.events import MODEL, QUIET
 from vtc.demo.limits import Limits
+from vtc.demo.showing import refused
 from vtc.eval.errors import InputError
 from vtc.eval.settings import NONE
 from vtc.method import Method
@@ -90,8 +92,6 @@ class Panel:
 
     def refuse(self, error: Exception) -> tuple[Any, ...]:
         """Values for `choice` that say why nothing changes."""
-        from vtc.demo.showing import refused
-
         return gr.skip(), gr.skip(), gr.skip(), gr.skip(), refused(str(error))
 
     def parse(self, text: str) -> list[Method]:
@@ -104,11 +104,10 @@ class Panel:
 
     def _connect(self) -> None:
         # queued, for outside of the queue the change of a state is not told to what depends on it
-        quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
-        self.first.input(self._picked_first, [self.first, self.spec], self.choice, **quiet)
-        self.second.input(self._picked_second, [self.second, self.spec], self.choice, **quiet)
-        self.spec.submit(self._pasted, [self.spec], self.choice, **quiet)
-        self.spec.blur(self._left, [self.spec, self.form], self.choice, **quiet)
+        self.first.input(self._picked_first, [self.first, self.spec], self.choice, **MODEL)
+        self.second.input(self._picked_second, [self.second, self.spec], self.choice, **MODEL)
+        self.spec.submit(self._pasted, [self.spec], self.choice, **MODEL)
+        self.spec.blur(self._left, [self.spec, self.form], self.choice, **MODEL)
 
     def _picked_first(self, name: str, text: str) -> tuple[Any, ...]:
         try:
@@ -160,19 +159,10 @@ class Panel:
         def picked(chosen: str, text: str) -> tuple[Any, ...]:
             return self._shown(lambda: controls.in_unit(self.parse(text), stage, chosen))
 
-        unit.input(
-            picked,
-            [unit, self.spec],
-            self.choice,
-            show_progress="hidden",
-            concurrency_limit=None,
-            api_visibility="private",
-        )
+        unit.input(picked, [unit, self.spec], self.choice, **MODEL)
 
     def _connect_control(self, control: Control, component: Any) -> None:
         def used(given: Any, text: str, form: Form) -> tuple[Any, Any]:
-            from vtc.demo.showing import refused
-
             try:
                 form.text = controls.to_text(controls.changed(self.parse(text), control, given))
             except InputError as error:
@@ -184,10 +174,9 @@ class Panel:
             used,
             [component, self.spec, self.form],
             [self.spec, self.refusal],
-            show_progress="hidden",
             queue=False,
             trigger_mode="always_last",
-            api_visibility="private",
+            **QUIET,
         )
 
 

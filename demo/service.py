@@ -239,4 +239,4 @@ def _ratios(a: Numbers, b: Numbers) -> dict[str, float | None]:
         "kv_bytes": (a.kv_bytes, b.kv_bytes),
         "flops": (a.flops, b.flops),
     }
-    return {name: left / right if left is not None and right else None for name, (left, right) in pairs.items()}
+    return {name: comparing.ratio(*pair) for name, pair in pairs.items()}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from vtc.demo import curves
+from vtc.demo import comparing, curves
 from vtc.demo.asking import Answer, Media
 from vtc.demo.comparing import Numbers
 from vtc.demo.gallery import Card
@@ -35,10 +35,8 @@ def picture(image: Image.Image, alt: str, side: int | None = None) -> str:
     return f'<img src="data:image/webp;base64,{data}" alt="{html.escape(alt, quote=True)}" {size}>'
 
 
-def preview(media: Media | None, frame: float = 0) -> str:
+def preview(media: Media, frame: float = 0) -> str:
     """What is asked about."""
-    if media is None:
-        return '<p class="vtc-hint">Pick an example, or upload a picture or a video.</p>'
     if isinstance(media.shown, Video):
         frames = media.shown.frames
         at = _within(frame, len(frames))
@@ -51,20 +49,23 @@ def preview(media: Media | None, frame: float = 0) -> str:
 
 def examples(names: Sequence[str], chosen: str | None = None) -> str:
     """Buttons with the bundled questions."""
-    made = []
-    for name in names:
-        kind, question = example(name)
-        (shown,) = question.shown()
-        if isinstance(shown, np.ndarray):
-            shown = Image.fromarray(shown[len(shown) // 2])
-        assert isinstance(shown, Image.Image)
-        mark = "" if kind == "image" else '<span class="vtc-badge" aria-hidden="true">video</span>'
-        label = html.escape(f"{'Picture' if kind == 'image' else 'Video'}: {question.text}", quote=True)
-        made.append(
-            f'<button type="button" data-example="{name}" aria-pressed="{"true" if name == chosen else "false"}" '
-            f'title="{label}" aria-label="{label}">{picture(shown, "", 112)}{mark}</button>'
-        )
-    return f'<div class="vtc-examples" role="group" aria-label="Examples">{"".join(made)}</div>'
+    made = "".join(_button(name, name == chosen) for name in names)
+    return f'<div class="vtc-examples" role="group" aria-label="Examples">{made}</div>'
+
+
+@functools.cache  # every upload shows all of them anew
+def _button(name: str, pressed: bool) -> str:
+    kind, question = example(name)
+    (shown,) = question.shown()
+    if isinstance(shown, np.ndarray):
+        shown = Image.fromarray(shown[len(shown) // 2])
+    assert isinstance(shown, Image.Image)
+    mark = "" if kind == "image" else '<span class="vtc-badge" aria-hidden="true">video</span>'
+    label = html.escape(f"{'Picture' if kind == 'image' else 'Video'}: {question.text}", quote=True)
+    state = f'data-example="{name}" aria-pressed="{str(pressed).lower()}"'
+    return (
+        f'<button type="button" {state} title="{label}" aria-label="{label}">{picture(shown, "", 112)}{mark}</button>'
+    )
 
 
 def said(text: str, side: str, done: bool = True) -> str:
@@ -89,11 +90,6 @@ def done() -> str:
     return f'<p class="vtc-hint" role="status" data-run="{secrets.token_hex(4)}">Done.</p>'
 
 
-def cancelled() -> str:
-    """What stands where a progress bar stood."""
-    return hint("Cancelled; what was found stays.")
-
-
 def waiting(ahead: int) -> str:
     """How many are in front."""
     return hint(f"Waiting: {ahead} {'turn' if ahead == 1 else 'turns'} before yours.")
@@ -110,8 +106,8 @@ def kept(answer: Answer, side: str, layer: float, frame: float) -> str:
     at = -1 if last else at
     of_video = f", frame {number + 1} of {frames}" if frames > 1 else ""
     time = "" if view.time is None else f" ({view.time:.2f} s)"
-    merged = f", {view.merged(at)} merged into them" if view.merged(at) else ""
-    alive, given = view.kept(at), view.tokens.numel()
+    alive, into, given = view.kept(at), view.merged(at), view.tokens.numel()
+    merged = f", {into} merged into them" if into else ""
     told = f"{title}{of_video}{time}: {alive} of {given} tokens alive{merged}"
     alt = f"{told}. Kept patches are bright, dropped ones dark{', merged ones outlined' if merged else ''}."
     caption = told.replace(f": {alive} of", f": <b>{alive}</b> of")
@@ -143,9 +139,10 @@ def numbers(sides: Sequence[Numbers | None], specs: Sequence[str]) -> str:
     lines = []
     for label, name, shown, value in rows:
         cells = "".join(f"<td>{_NOTHING if side is None else shown(side)}</td>" for side in (a, b))
-        ratio = _ratio(value(a), value(b)) if value and a is not None and b is not None else _NOTHING
+        ratio = comparing.ratio(value(a), value(b)) if value and a is not None and b is not None else None
+        shown_ratio = _NOTHING if ratio is None else f"{ratio:.2f}"
         lines.append(
-            f'<tr data-number="{name}"><th scope="row">{label}</th>{cells}<td class="vtc-ratio">{ratio}</td></tr>'
+            f'<tr data-number="{name}"><th scope="row">{label}</th>{cells}<td class="vtc-ratio">{shown_ratio}</td></tr>'
         )
     heads = "".join(
         f'<th scope="col" class="vtc-{side.lower()}">{side}<small>{html.escape(spec)}</small></th>'
@@ -167,10 +164,6 @@ def _prefill(of: Numbers) -> str:
 
 def _decode(of: Numbers) -> str:
     return _NOTHING if of.decode_tokens_per_s is None else f"{of.decode_tokens_per_s:.0f}"
-
-
-def _ratio(a: float | None, b: float | None) -> str:
-    return _NOTHING if a is None or not b else f"{a / b:.2f}"
 
 
 def progress(done: int, total: int, what: str) -> str:

@@ -1,6 +1,5 @@
 """The tab that sweeps over methods and budgets, and draws the curve while it runs."""
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -10,9 +9,8 @@ import gradio as gr
 from vtc import registry
 from vtc.demo import showing
 from vtc.demo.asked import Asked
-from vtc.demo.events import MODEL, OPENING, QUIET, Ended, Trouble, news, stopping, user_of
+from vtc.demo.events import CANCELLED, MODEL, OPENING, QUIET, shown, status, stopping, user_of
 from vtc.demo.service import MOST_QUESTIONS, SWEEP, Service
-from vtc.demo.turns import Waiting
 from vtc.eval.settings import NONE
 
 _THIS, _BENCHMARK = "this question", "benchmark questions"
@@ -96,18 +94,14 @@ class SweepTab:
         def start() -> AsyncGenerator[Any, None]:
             return self._service.sweep(user_of(request), self._service.media(key), question, methods, keeps, number)
 
-        async with aclosing(news(start)) as items:
-            async for item in items:
-                yield await asyncio.to_thread(_seen, item, of_benchmark)
+        async with aclosing(shown(start, lambda item: _seen(item, of_benchmark))) as seen:
+            async for _, changes in seen:
+                yield changes
 
 
 def _seen(item: Any, of_benchmark: bool) -> tuple[Any, ...]:
     """What changes on the page by one piece of news."""
-    if isinstance(item, Trouble):
-        return showing.refused(item.reason), gr.skip(), gr.skip()
-    if isinstance(item, Ended):
-        return showing.cancelled(), gr.skip(), gr.skip()
-    if isinstance(item, Waiting):
-        return showing.waiting(item.ahead), gr.skip(), gr.skip()
+    if (said := status(item, CANCELLED)) is not None:
+        return said, gr.skip(), gr.skip()
     bar = showing.progress(item.done, item.total, "turns")
     return bar, showing.chart(item.points, of_benchmark), showing.points(item.points, of_benchmark)

@@ -145,13 +145,7 @@ def _answer_batch(
     """Ask a batch, and add what came out to the point; returns the prefill's milliseconds."""
     with vtc.patched(loaded.model, _methods(point.setting)):
         with Stopwatch(loaded) as watch:
-            sequences = loaded.model.generate(
-                **inputs,
-                max_new_tokens=longest,
-                do_sample=False,
-                num_beams=1,
-                stopping_criteria=[watch, asking.Checking(ticket)],
-            )
+            sequences = asking.generate(loaded, inputs, longest, ticket, watch)
         trace = vtc.trace(loaded.model)
     answers = loaded.answers(sequences, inputs)
     point.values += [each.score(text).score or 0.0 for each, text in zip(questions, answers)]

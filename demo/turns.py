@@ -108,7 +108,6 @@ class Turns:
         self._jobs, self._wait_s, self._work_s = jobs, wait_s, work_s
         self._lines: OrderedDict[str, deque[Ticket]] = OrderedDict()
         self._now: Ticket | None = None
-        self._tickets: set[Ticket] = set()
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._serve, name="vtc-demo-model", daemon=True)
@@ -132,7 +131,6 @@ class Turns:
 
         ticket = Ticket(user, kind, work, self._work_s, send)
         self._enter(ticket)  # nothing is sent before
-        self._tickets.add(ticket)
         latest = time.monotonic() + self._wait_s
         try:
             while True:
@@ -152,16 +150,17 @@ class Turns:
                     raise item
                 yield item
         finally:
-            self._tickets.discard(ticket)
             ticket.stopped.set()
             self._leave(ticket)
 
     def stop(self, user: str, kind: str | None = None) -> None:
         """End what a user has begun, all or one kind; each iterator raises `Stopped` after what it has handed on."""
-        for ticket in list(self._tickets):
-            if ticket.user == user and kind in (None, ticket.kind):
-                ticket.stopped.set()
-                self._leave(ticket)
+        with self._changed:
+            begun = [*self._lines.get(user, ()), *([self._now] if self._now else [])]
+            for ticket in begun:
+                if ticket.user == user and kind in (None, ticket.kind):
+                    ticket.stopped.set()
+                    self._leave(ticket)
 
     def close(self) -> None:
         """End the thread after the present turn."""

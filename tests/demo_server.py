@@ -1,10 +1,14 @@
-"""A demo server on a free port, on the bundled model, for tests."""
+"""The demo on the bundled model, for tests: with its page on a free port, or without."""
 
 import argparse
+import asyncio
+import contextlib
 
 from vtc.demo import command
 from vtc.demo.limits import Limits
 from vtc.demo.server import Server
+from vtc.demo.service import Service
+from vtc.demo.turns import Waiting
 
 #: Generous waits: the machine that runs tests may be busy.
 PATIENT = Limits(wait_s=900, work_s=900)
@@ -18,3 +22,21 @@ def arguments(*words):
 
 def server(*words, limits=PATIENT):
     return Server(arguments(*words), limits)
+
+
+@contextlib.contextmanager
+def service_without_page():
+    made = Service(arguments(), PATIENT)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def items(iterator):
+    """All that an asynchronous iterator gives but `Waiting`."""
+
+    async def gather():
+        return [item async for item in iterator if not isinstance(item, Waiting)]
+
+    return asyncio.run(gather())

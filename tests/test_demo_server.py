@@ -15,6 +15,7 @@ import httpx
 import pytest
 from demo_server import PATIENT, arguments, server
 from PIL import Image
+from video_files import ffmpeg, needs_ffmpeg
 
 from vtc.demo.guard import Guard, _size, sweep_folder
 from vtc.demo.limits import Limits
@@ -164,6 +165,16 @@ def test_an_upload_is_gone_once_it_was_read(demo, tmp_path):
     kind, answer = call(demo, [file_data(path), "", "What colour?", "none", "divprune:keep=0.25"])
     assert kind == "complete" and answer[0]["b"]["kept_tokens"] == 64
     assert not files_in(demo.folder)
+
+
+@needs_ffmpeg
+def test_a_video_is_sent_and_asked_about(demo, tmp_path):
+    clip = tmp_path / "clip.mp4"
+    ffmpeg("-f", "lavfi", "-i", "testsrc=duration=3:size=160x120:rate=8", "-pix_fmt", "yuv420p", clip)
+    (path,) = upload(demo, clip.name, clip.read_bytes()).json()
+    kind, answer = call(demo, [file_data(path), "", "What moves?", "evs:keep=0.25", "none"])
+    assert kind == "complete" and answer[0]["b"]["visual_tokens"] == 513
+    assert answer[0]["a"]["kept_tokens"] < 150 and not files_in(demo.folder)
 
 
 def test_two_visitors_may_send_the_same_file(demo, tmp_path):
