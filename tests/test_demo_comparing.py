@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from demo_server import PATIENT, arguments, items, service_without_page
@@ -56,6 +57,22 @@ def test_each_side_says_what_the_patched_model_says_and_the_model_is_given_back(
         for layer in (0, 3, len(trace.tokens_per_layer) - 1):
             assert answer.views[0].kept(layer) == int(trace.tokens_per_layer[layer, 0])
     assert not hasattr(service.models.of("image").model, "_vtc_seam")
+
+
+def test_the_picture_shows_in_each_layer_the_tokens_that_are_alive_there(service):
+    """Patch by patch: what is alive is as bright as the picture, all else is darker."""
+    media, question = service.open_example("images/5")
+    found = items(service.compare("a", media, question, ["fastv:layer=3,keep=0.25", "none"]))
+    (view,) = next(item.answer for item in found if isinstance(item, comparing.Answered)).views
+    whole = np.asarray(view.picture).astype(int)
+    for layer in (0, 2, 3, 7):
+        drawn = np.asarray(view.marked(layer)).astype(int)
+        alive = set(view.trace.kept(layer).tolist())
+        assert len(alive) == (256 if layer < 3 else 64)
+        for token in range(256):
+            rows, columns = (slice(28 * place, 28 * place + 28) for place in divmod(token, 16))
+            same = np.array_equal(drawn[rows, columns], whole[rows, columns])
+            assert same == (token in alive)
 
 
 def test_a_setting_that_is_refused_leaves_the_other_side_alone(service):

@@ -89,6 +89,9 @@ def test_a_sweep_over_the_benchmark_counts_right_answers_as_the_harness_does(ser
     count = 10
     found = items(service.sweep("a", service.media("images/0"), "", ["divprune"], "0.0625", count))
     assert [(item.done, item.total) for item in found] == [(number, 4) for number in range(1, 5)]
+    for turn, item in enumerate(found):  # each as it was then: 8 questions of the first batch, 2 of the second
+        assert [len(point.values) for point in item.points] == [[8, 0], [8, 8], [10, 8], [10, 10]][turn]
+        assert [len(point.values) == len(point.equivalents) for point in item.points] == [True, True]
     task = bundled_task("image", count, "test", 0)
     for point in found[-1].points:
         right = []
