@@ -5,7 +5,6 @@ asked: the recorded packing call is made again with scores, or with the coordina
 features. What comes out at a token is then that token's score or place, and NaN marks the newlines.
 """
 
-import inspect
 import math
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -14,10 +13,9 @@ import torch
 from torch import Tensor
 
 from vtc.adapters.generic import Adapter
-from vtc.layout import Grid
-from vtc.recorded import Features
-
-_DEFAULTS = ("vision_feature_select_strategy", "vision_aspect_ratio")
+from vtc.calls.composite import PACKING, PICTURES_PER_ROW, PackingCall, packing_arguments
+from vtc.model.layout import Grid
+from vtc.tower.features import Features
 
 
 class AnyresAdapter(Adapter):
@@ -97,7 +95,7 @@ class AnyresAdapter(Adapter):
                 "use a selector such as 'divprune'"
             )
         if features.packing is None:
-            features = replace(features, packing=((), self._packing_arguments(features)))
+            features = replace(features, packing=((), self._packing_arguments(features.arguments)))
         numbers = torch.arange(shape[0] * shape[1], dtype=torch.float64).view(*shape, 1)
         packed = self._pack(features, list(numbers.split(self._crops(features))))
         if any((image % 1 > 0).any() for image in packed):
@@ -107,42 +105,33 @@ class AnyresAdapter(Adapter):
             )
         return [image.nan_to_num(-1.0).long() for image in packed]
 
-    def _packing_arguments(self, features: Features) -> dict[str, Any]:
-        """The arguments with which the family will pack the features, but for the features and the newline."""
-        config: Any = self.parts.composite.config
-        arguments = {**{name: getattr(config, name, None) for name in _DEFAULTS}, "image_sizes": None}
-        given = {name: value for name, value in features.arguments.items() if value is not None}
-        named = inspect.signature(self._packing_method).parameters
-        return {name: given.get(name, value) for name, value in arguments.items() if name in named}
-
     def _crops(self, features: Features) -> list[int]:
         """Crops of each image."""
         assert features.packing is not None
-        args, kwargs = features.packing
-        packed = args[0] if args else kwargs.get("image_features")
-        if packed is not None:
-            return [len(crops) for crops in packed]
+        call = PackingCall(*features.packing)
+        if call.features is not None:
+            return [len(crops) for crops in call.features]
         from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
         config: Any = self.parts.composite.config
-        sizes, counts = kwargs["image_sizes"], features.arguments.get("batch_num_images")
+        sizes, counts = call.sizes, features.arguments.get(PICTURES_PER_ROW)
         tiled = [True] * len(sizes) if counts is None else [n == 1 for n in counts for _ in range(n)]
         side, pinpoints = config.vision_config.image_size, config.image_grid_pinpoints
         return [image_size_to_num_patches(size, pinpoints, side) if t else 1 for size, t in zip(sizes, tiled)]
 
     @property
     def _packing_method(self) -> Any:
-        return type(self.parts.composite).pack_image_features  # type: ignore[attr-defined]
+        return getattr(type(self.parts.composite), PACKING)
+
+    def _packing_arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments with which the family will pack the features, but for the features and the newline."""
+        return packing_arguments(self._packing_method, self.parts.composite.config, arguments)
 
     def _pack(self, features: Features, crops: list[Tensor]) -> list[Tensor]:
         """The recorded packing call on other `crops` ([crops, P, C] per image), with NaN for the newline."""
         assert features.packing is not None
-        args, kwargs = features.packing
-        newline = torch.full((crops[0].shape[-1],), float("nan"), device=crops[0].device, dtype=crops[0].dtype)
-        kwargs = {**kwargs, "image_newline": newline}
-        if args:
-            args = (crops, *args[1:])
-        else:
-            kwargs["image_features"] = crops
-        packed = self._packing_method(self.parts.composite, *args, **kwargs)
+        call = PackingCall(*features.packing)
+        call.newline = torch.full((crops[0].shape[-1],), float("nan"), device=crops[0].device, dtype=crops[0].dtype)
+        call.features = crops
+        packed = self._packing_method(self.parts.composite, *call.args, **call.kwargs)
         return list(packed[0] if isinstance(packed, tuple) else packed)

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from vtc.host import on
-from vtc.layout import Grid
+from vtc.model.layout import Grid
+from vtc.ops.host import on
 
 
 def means(flat: Tensor, rows: Tensor) -> Tensor:

@@ -2,19 +2,22 @@
 
 import functools
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from vtc.adapters.cells import cells_of_grid, joined, means, runs, square_cells
 from vtc.adapters.finding import block_of_hidden_state, child, has_cls, layers_of, longest_list
-from vtc.layout import Grid, Layout, VisualInput
-from vtc.parts import Parts
-from vtc.recorded import Features, Recorded, origins
-
-if TYPE_CHECKING:
-    from vtc.seam import Seam
+from vtc.calls.cache import tokens_in
+from vtc.calls.composite import IMAGE_SIZES, KINDS, PACKING, PLACEHOLDERS, features_method, grid_thw
+from vtc.calls.decoder import DecoderCall
+from vtc.model.layout import Grid, Layout, VisualInput
+from vtc.model.parts import Parts
+from vtc.model.wrap import Wrap
+from vtc.tower.features import Features
+from vtc.tower.observer import Observer
+from vtc.tower.prompt import Prompt, origins
 
 _DECODERS = ("language_model", "text_model")
 _TOWERS = ("vision_tower", "visual", "vision_model", "vision_embed_tokens", "vision_encoder", "encoder")
@@ -76,10 +79,10 @@ class Adapter:
 
     def find_composite(self, model: nn.Module) -> nn.Module:
         """The module that puts visual features into the sequence."""
-        found = [m for m in model.modules() if hasattr(m, "get_placeholder_mask") and self._decoder_in(m) is not None]
+        found = [m for m in model.modules() if hasattr(m, PLACEHOLDERS) and self._decoder_in(m) is not None]
         if not found:
             raise ValueError(
-                f"{self.family}: no module with get_placeholder_mask and a language model was found, so there are no "
+                f"{self.family}: no module with {PLACEHOLDERS} and a language model was found, so there are no "
                 "visual placeholders to compress; vtc needs a vision-language model of transformers >= 5"
             )
         return found[-1]
@@ -171,36 +174,38 @@ class Adapter:
 
     # ---------------------------------------------------------------- what a call tells
 
-    def record(self, seam: "Seam") -> None:
-        """Let `seam` see the calls that tell where placeholders are, and how features are made and packed."""
+    def record(self, observer: Observer) -> list[Wrap]:
+        """The calls that tell where placeholders are, and how features are made and packed, for `observer` to see."""
         composite = self.parts.composite
-        seam.wrap(composite, "get_placeholder_mask", seam.record_placeholders)
-        for kind in ("image", "video"):
-            if hasattr(composite, name := f"get_{kind}_features"):
-                before, after = (functools.partial(f, kind) for f in (seam.start_features, seam.record_features))
-                seam.wrap(composite, name, after, before=before, finally_=seam.end_encoding)
-        if hasattr(composite, "pack_image_features"):
-            seam.wrap(composite, "pack_image_features", seam.record_packing)
+        wraps = [Wrap(composite, PLACEHOLDERS, after=observer.record_placeholders)]
+        for kind in KINDS:
+            if hasattr(composite, name := features_method(kind)):
+                before, after = (
+                    functools.partial(see, kind) for see in (observer.start_features, observer.record_features)
+                )
+                wraps.append(Wrap(composite, name, before=before, after=after, finally_=observer.encoding.end))
+        if hasattr(composite, PACKING):
+            wraps.append(Wrap(composite, PACKING, after=observer.record_packing))
+        return wraps
 
-    def decoder_arguments(self, recorded: Recorded, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The decoder's keyword arguments, in the form that has `inputs_embeds`; what they tell goes to `recorded`."""
-        return kwargs
+    def decoder_call(self, prompt: Prompt, call: DecoderCall) -> DecoderCall:
+        """The decoder's call, in the form that has embeddings; what it tells goes to `prompt`."""
+        return call
 
-    def fresh(self, kwargs: dict[str, Any]) -> bool:
-        """Whether a call of the decoder with these arguments has nothing before it."""
-        cache = kwargs.get("past_key_values")
-        return cache is None or cache.get_seq_length() == 0
+    def fresh(self, call: DecoderCall) -> bool:
+        """Whether a call of the decoder has nothing before it."""
+        return tokens_in(call.cache) == 0
 
     def layer_of_state(self, index: int) -> int:
         """The decoder layer whose output, or for the first one input, is `hidden_states[index]` of the decoder."""
         return max(index - 1, 0)
 
-    def layout(self, recorded: Recorded, shape: tuple[int, int]) -> Layout:
+    def layout(self, prompt: Prompt, shape: tuple[int, int]) -> Layout:
         """Images of a call, row by row, with their grids."""
         images: list[VisualInput] = []
-        for kind, mask in recorded.placeholders:
-            features = recorded.features_of(kind)
-            split = self._split(self._on_host(recorded, kind, mask), features)
+        for kind, mask in prompt.placeholders:
+            features = prompt.features_of(kind)
+            split = self._split(self._on_host(prompt, kind, mask), features)
             found = _numbered([VisualInput(row, kind, at, ()) for row, at in split])
             images += [
                 replace(image, grids=self.grids(features, origin, len(image)), origin=origin)
@@ -209,17 +214,17 @@ class Adapter:
         images.sort(key=lambda image: (image.row, int(image.positions[0])))
         return Layout(shape, tuple(_numbered(images)))
 
-    def _on_host(self, recorded: Recorded, kind: str, mask: Tensor) -> Tensor:
+    def _on_host(self, prompt: Prompt, kind: str, mask: Tensor) -> Tensor:
         """A mask of placeholders on the host.
 
         It is told from the ids, which were copied there before the tower ran, if the first call of this patch, which
         waits for the device to compare, shows that they do tell it.
         """
-        ids = None if recorded.input_ids is None else recorded.early.of(recorded.input_ids)
+        ids = None if prompt.input_ids is None else prompt.early.of(prompt.input_ids)
         token = getattr(self.parts.composite.config, f"{kind}_token_id", None)
         if mask.device.type == "cpu" or ids is None or token is None or ids.shape != mask.shape:
             return mask.cpu()
-        told, sizes = ids == token, recorded.features_of(kind).sizes
+        told, sizes = ids == token, prompt.features_of(kind).sizes
         if kind not in self._ids_tell:
             self._ids_tell[kind] = torch.equal(told, mask.cpu())
         fits = not sizes or sum(sizes) == int(told.sum())
@@ -254,7 +259,7 @@ class Adapter:
             merge = round((t * h * w / tokens) ** 0.5)
             if merge and t * (h // merge) * (w // merge) == tokens:
                 return (Grid(0, t, h // merge, w // merge),)
-        sizes = arguments.get("image_sizes")
+        sizes = arguments.get(IMAGE_SIZES)
         if sizes is not None and index < len(sizes):
             height, width = (int(side) for side in sizes[index])
             cell = (height * width / tokens) ** 0.5
@@ -266,13 +271,13 @@ class Adapter:
 
     # ---------------------------------------------------------------- tower scores, per token
 
-    def tower_scores(self, recorded: Recorded, layout: Layout) -> dict[tuple[str, int | str], list[Tensor]]:
+    def tower_scores(self, prompt: Prompt, layout: Layout) -> dict[tuple[str, int | str], list[Tensor]]:
         """Scores that the tower's attention gave: ("received" or "cls", block) -> Tensor [N] for each image.
 
         Left out is what was not seen for every image.
         """
         seen: dict[tuple[str, int | str], dict[int, Tensor]] = {}
-        for kind, features in recorded.features.items():
+        for kind, features in prompt.features.items():
             images = {index: image for index, image in enumerate(layout.images) if image.kind == kind}
             tokens = dict(sorted((image.origin, len(image)) for image in images.values()))
             for what, calls in features.scores.items() if images else ():
@@ -332,7 +337,7 @@ class Adapter:
         side = getattr(self.tower, "spatial_merge_size", getattr(self.parts.composite.config, "spatial_merge_size", 1))
         if thw is not None:
             return (thw.prod(dim=1) // side**2).tolist()
-        sizes = features.arguments.get("image_sizes")
+        sizes = features.arguments.get(IMAGE_SIZES)
         if shape[0] == 1 and sizes is not None:
             patch = self.tower.patch_size * side
             return [int(height) // patch * (int(width) // patch) for height, width in sizes]
@@ -352,8 +357,7 @@ class Adapter:
     @staticmethod
     def _thw(features: Features) -> Tensor | None:
         """The grids in patches [images, 3] that the call was given."""
-        thw = features.arguments.get(f"{features.kind}_grid_thw")
-        return next((a for a in features.arguments.values() if _is_thw(a)), None) if thw is None else thw
+        return grid_thw(features.arguments, features.kind)
 
 
 def _numbered(images: list[VisualInput]) -> list[VisualInput]:
@@ -362,7 +366,3 @@ def _numbered(images: list[VisualInput]) -> list[VisualInput]:
         replace(image, ordinal=sum(other.row == image.row for other in images[:index]))
         for index, image in enumerate(images)
     ]
-
-
-def _is_thw(value: Any) -> bool:
-    return isinstance(value, Tensor) and not value.is_floating_point() and value.dim() == 2 and value.shape[1] == 3

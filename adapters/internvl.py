@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from vtc.adapters.cells import runs
 from vtc.adapters.generic import Adapter
-from vtc.recorded import Features
+from vtc.tower.features import Features
 
 
 class InternVLAdapter(Adapter):

@@ -9,7 +9,7 @@ import inspect
 import threading
 import weakref
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from vtc.adapters.finding import block_of_hidden_state, has_cls, longest_list
 from vtc.adapters.generic import Adapter
 from vtc.adapters.prepared import PREPARE, Prepared, grids_of
-from vtc.layout import Layout, VisualInput
-from vtc.recorded import Features, Recorded
-
-if TYPE_CHECKING:
-    from vtc.seam import Seam
+from vtc.calls.decoder import DecoderCall
+from vtc.model.layout import Layout, VisualInput
+from vtc.model.wrap import Wrap
+from vtc.tower.features import Features
+from vtc.tower.observer import Observer
+from vtc.tower.prompt import Prompt
 
 _TOWER = ("vision_tower", "select_layer", "select_feature", "num_patches")  # what the package's wrapper has once loaded
 
@@ -84,12 +85,12 @@ class LlavaPackageAdapter(Adapter):
 
     # ---------------------------------------------------------------- what a call tells
 
-    def record(self, seam: "Seam") -> None:
+    def record(self, observer: Observer) -> list[Wrap]:
         """See prompts being prepared, which also runs the tower."""
-        before, after = (functools.partial(f, seam) for f in (self._before_prepare, self._after_prepare))
-        seam.wrap(self.parts.composite, PREPARE, after, before=before, finally_=seam.end_encoding)
+        before, after = (functools.partial(f, observer) for f in (self._before_prepare, self._after_prepare))
+        return [Wrap(self.parts.composite, PREPARE, before=before, after=after, finally_=observer.encoding.end)]
 
-    def _before_prepare(self, seam: "Seam", args: tuple, kwargs: dict[str, Any]) -> None:
+    def _before_prepare(self, observer: Observer, args: tuple, kwargs: dict[str, Any]) -> None:
         composite = self.parts.composite
         call = inspect.signature(getattr(type(composite), PREPARE)).bind(None, *args, **kwargs).arguments
         if not {"input_ids", "images"} <= set(call):
@@ -100,10 +101,10 @@ class LlavaPackageAdapter(Adapter):
                 features = Prepared.of(composite, call, self._per_crop, self._cls_tokens)
             except Exception as error:  # a model built on the package whose packing needs more than numbers
                 raise self._not_followed(f"{type(error).__name__}: {error}") from error
-        seam.start_encoding(features)
+        observer.encoding.start(features)
 
-    def _after_prepare(self, seam: "Seam", output: tuple, args: tuple, kwargs: dict[str, Any]) -> None:
-        embeds, prepared = output[4], seam.encoding
+    def _after_prepare(self, observer: Observer, output: tuple, args: tuple, kwargs: dict[str, Any]) -> None:
+        embeds, prepared = output[4], observer.encoding.features
         if embeds is None or not isinstance(prepared, Prepared):
             return
         expected, shape = tuple(prepared.image.shape), tuple(embeds.shape[:2])
@@ -117,20 +118,22 @@ class LlavaPackageAdapter(Adapter):
             f"followed ({why}); call vtc.unpatch to run the model without compression"
         )
 
-    def decoder_arguments(self, recorded: Recorded, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def decoder_call(self, prompt: Prompt, call: DecoderCall) -> DecoderCall:
         """Text is embedded ahead, as the decoder would; embeddings are recognised as the prompt prepared last."""
-        embeds, ids, mask = kwargs.get("inputs_embeds"), kwargs.get("input_ids"), kwargs.get("attention_mask")
-        recorded.placeholders, recorded.features, recorded.input_ids = [], {}, ids
-        recorded.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None  # the model's own is shorter
+        embeds, ids, mask = call.embeds, call.ids, call.mask
+        prompt.placeholders, prompt.features, prompt.input_ids = [], {}, ids
+        prompt.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None  # the model's own is shorter
         if embeds is None:
             embed: Any = self.parts.decoder.get_input_embeddings()  # type: ignore[operator]
-            return kwargs if ids is None else {**kwargs, "input_ids": None, "inputs_embeds": embed(ids)}
+            if ids is not None:
+                call.ids, call.embeds = None, embed(ids)
+            return call
         prepared = self._prepared_as(embeds)
         if prepared is not None:
-            recorded.features["image"] = prepared
-            recorded.placeholders.append(("image", prepared.image >= 0))
-            recorded.input_ids = prepared.ids.to(embeds.device)
-        return kwargs
+            prompt.features["image"] = prepared
+            prompt.placeholders.append(("image", prepared.image >= 0))
+            prompt.input_ids = prepared.ids.to(embeds.device)
+        return call
 
     def _prepared_as(self, embeds: Tensor) -> Prepared | None:
         """What was prepared as `embeds` [B, L, D]: `generate` copies them, repeats rows, and drops what a cache has."""
@@ -147,9 +150,9 @@ class LlavaPackageAdapter(Adapter):
         same = torch.allclose(tail.to(embeds.device, embeds.dtype), embeds, rtol=0, atol=0, equal_nan=True)
         return prepared.tail(rows, length) if same else None
 
-    def layout(self, recorded: Recorded, shape: tuple[int, int]) -> Layout:
+    def layout(self, prompt: Prompt, shape: tuple[int, int]) -> Layout:
         """Images where the patches went."""
-        prepared = recorded.features.get("image")
+        prepared = prompt.features.get("image")
         if not isinstance(prepared, Prepared):
             return Layout(shape)
         joined = str(getattr(self.parts.composite.config, "mm_patch_merge_type", "flat")).startswith("spatial")

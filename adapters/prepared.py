@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtc.layout import Grid
-from vtc.recorded import Features
+from vtc.model.layout import Grid
+from vtc.tower.features import Features
 
 PREPARE = "prepare_inputs_labels_for_multimodal"
 _NEWLINE, _TEXT = -1, -2  # tokens of images count from 1, a text id i is _TEXT - i, and padding is 0

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.adapters.generic import Adapter
-from vtc.recorded import Features
+from vtc.tower.features import Features
 
 
 class QwenVLAdapter(Adapter):

@@ -4,17 +4,19 @@ Vision-language models put together from a Mamba decoder, and nemotron_h_omni of
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from vtc.adapters.finding import child
 from vtc.adapters.generic import Adapter
-from vtc.layout import Grid, Layout
-from vtc.recorded import Features, Recorded
-
-if TYPE_CHECKING:
-    from vtc.seam import Seam
+from vtc.calls.composite import IMAGE_GRID_HW, PLACEHOLDERS, token_asked_for
+from vtc.calls.decoder import DecoderCall
+from vtc.model.layout import Grid, Layout
+from vtc.model.wrap import Wrap
+from vtc.tower.features import Features
+from vtc.tower.observer import Observer
+from vtc.tower.prompt import Prompt
 
 _MIXER = ("mixer",)
 
@@ -31,7 +33,7 @@ class StateSpaceAdapter(Adapter):
         lists = (list(part) for part in parts if isinstance(part, nn.ModuleList) and len(part))
         mixers = ([child(layer, _MIXER) for layer in layers] for layers in lists)
         found = any(None not in mixed and any(map(_is_scan, mixed)) for mixed in mixers)
-        return found and any(hasattr(part, "get_placeholder_mask") for part in parts)
+        return found and any(hasattr(part, PLACEHOLDERS) for part in parts)
 
     def __init__(self, model: nn.Module):
         super().__init__(model)
@@ -60,10 +62,9 @@ class StateSpaceAdapter(Adapter):
 
     # ---------------------------------------------------------------- what a call tells
 
-    def fresh(self, kwargs: dict[str, Any]) -> bool:
-        """Whether a call has nothing before it. Mamba calls its cache `cache_params`, which does not count tokens."""
-        cache = kwargs.get("cache_params")
-        return super().fresh(kwargs) if cache is None else not cache.has_previous_state()
+    def fresh(self, call: DecoderCall) -> bool:
+        """Whether a call has nothing before it. Mamba's own cache does not count tokens."""
+        return super().fresh(call) if call.state is None else not call.state.has_previous_state()
 
     def layer_of_state(self, index: int) -> int:
         """The layer that `hidden_states[index]` comes from: Mamba leaves out the embeddings."""
@@ -71,39 +72,38 @@ class StateSpaceAdapter(Adapter):
             return super().layer_of_state(index)
         return min(index, len(self.parts.layers) - 1)
 
-    def record(self, seam: "Seam") -> None:
-        """See placeholders, features and packing; placeholders told apart by `token_id` where that is an argument."""
-        super().record(seam)
+    def record(self, observer: Observer) -> list[Wrap]:
+        """See placeholders, features and packing; placeholders told apart by the token that is asked for."""
         wanted = getattr(self.parts.composite.config, "image_token_id", None)
 
         def correct(output: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-            token = kwargs.get("token_id", args[3] if len(args) > 3 else None)
+            token = token_asked_for(args, kwargs)
             if token is None:
                 return
-            _, mask = seam.recorded.placeholders.pop()
+            _, mask = observer.prompt.placeholders.pop()
             if token == wanted:  # else it is sound, which is left alone like text
-                kind = "video" if seam.recorded.features_of("video").sizes else "image"
-                seam.recorded.placeholders.append((kind, mask))
+                kind = "video" if observer.prompt.features_of("video").sizes else "image"
+                observer.prompt.placeholders.append((kind, mask))
 
-        seam.wrap(self.parts.composite, "get_placeholder_mask", correct)
+        return [*super().record(observer), Wrap(self.parts.composite, PLACEHOLDERS, after=correct)]
 
-    def layout(self, recorded: Recorded, shape: tuple[int, int]) -> Layout:
+    def layout(self, prompt: Prompt, shape: tuple[int, int]) -> Layout:
         """Images of a call.
 
         Raises:
             ValueError: the model itself removed frames' tokens behind its placeholder mask.
         """
         rate = getattr(self.parts.composite.config, "video_pruning_rate", 0.0)
-        if any(tuple(mask.shape) != shape for _, mask in recorded.placeholders):
+        if any(tuple(mask.shape) != shape for _, mask in prompt.placeholders):
             raise ValueError(
                 f"{self.family}: video_pruning_rate={rate!r} removes visual tokens inside the model, so where the "
                 "others are is not known; set it to 0.0 in the model's config"
             )
-        return super().layout(recorded, shape)
+        return super().layout(prompt, shape)
 
     def grids(self, features: Features, index: int, tokens: int) -> tuple[Grid, ...]:
-        """The grid behind image `index`, from `image_grid_hw`, which counts patches: four of them make a token."""
-        grid: Tensor | None = features.arguments.get("image_grid_hw")
+        """The grid behind image `index`, told in patches: four of them make a token."""
+        grid: Tensor | None = features.arguments.get(IMAGE_GRID_HW)
         if grid is None or index >= len(grid):
             return super().grids(features, index, tokens)
         height, width = (side // 2 for side in grid[index].tolist())

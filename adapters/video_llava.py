@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from vtc.adapters.finding import block_of_hidden_state, has_cls, longest_list
 from vtc.adapters.generic import Adapter
-from vtc.layout import Grid
-from vtc.recorded import Features
+from vtc.model.layout import Grid
+from vtc.tower.features import Features
 
 
 class VideoLlavaAdapter(Adapter):

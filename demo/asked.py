@@ -10,7 +10,7 @@ from vtc.demo.asking import Media
 from vtc.demo.events import OPENING, QUIET, upload, user_of
 from vtc.demo.service import EXAMPLES, Service
 from vtc.eval.errors import InputError
-from vtc.eval.video_file import Video
+from vtc.eval.media.video import Video
 
 _PICK = """
 element.addEventListener("click", (event) => {

@@ -16,15 +16,15 @@ from vtc import spec
 from vtc.demo.hooks import Checking, Hearing, Telling
 from vtc.demo.turns import BusyError, Ticket
 from vtc.eval import models
-from vtc.eval.contact_sheet import views_of_video
 from vtc.eval.errors import InputError
+from vtc.eval.media.contact_sheet import views_of_video
+from vtc.eval.media.picture import View, seen_by_model, view_of_picture
+from vtc.eval.media.video import Video
 from vtc.eval.models import Loaded
-from vtc.eval.picture import View, seen_by_model, view_of_picture
-from vtc.eval.settings import NONE
-from vtc.eval.stopwatch import Stopwatch
-from vtc.eval.task import Shown
-from vtc.eval.video_file import Video
-from vtc.method import Method
+from vtc.eval.run.settings import NONE
+from vtc.eval.run.stopwatch import Stopwatch
+from vtc.eval.tasks.task import Shown
+from vtc.method.base import Method
 from vtc.tracing import Trace
 
 #: What a method may raise that does not go with a model or a picture.
@@ -124,7 +124,7 @@ class Models:
         return loaded
 
     def _warm_up(self, loaded: Loaded, kind: str) -> None:
-        from vtc.eval.benchmarks import example
+        from vtc.eval.tasks.benchmarks import example
 
         _, question = example("images/0" if kind == "image" else "video/0")
         inputs = inputs_of(loaded, question.shown()[0], question.text)

@@ -8,9 +8,9 @@ from typing import Any
 from vtc.demo import asking
 from vtc.demo.asking import Answer, Media, Models, Timing
 from vtc.demo.turns import Ticket, Work
-from vtc.eval import stats
 from vtc.eval.errors import InputError
-from vtc.method import Method
+from vtc.eval.report import stats
+from vtc.method.base import Method
 
 #: Timed rounds of a comparison at most, and seconds after which no other begins.
 ROUNDS, ROUNDS_S = 5, 2.0

@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vtc import registry, spec
+from vtc import spec
 from vtc.eval.errors import InputError
-from vtc.eval.page_docstring import describe
-from vtc.eval.settings import NONE, label
-from vtc.fields import choices, settable, takes
-from vtc.method import Method
+from vtc.eval.pages.docstring import describe
+from vtc.eval.run.settings import NONE, label
+from vtc.method import registry
+from vtc.method.base import Method
+from vtc.method.fields import choices, settable, takes
 
 #: Units of `keep`, as the control names them.
 SHARE, TOKENS, ADAPTIVE = "share", "tokens", "the picture decides"

@@ -3,12 +3,13 @@
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
-from vtc import registry, spec
-from vtc.budget import Keep
+from vtc import spec
 from vtc.demo import asking
 from vtc.demo.asking import Answer, Media, Models
 from vtc.demo.turns import Ticket, Work
-from vtc.eval.settings import NONE, fields_of
+from vtc.eval.run.settings import NONE, fields_of
+from vtc.method import registry
+from vtc.method.budget import Keep
 
 
 @dataclass(frozen=True, eq=False)

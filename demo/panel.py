@@ -11,8 +11,8 @@ from vtc.demo.events import MODEL, QUIET
 from vtc.demo.limits import Limits
 from vtc.demo.showing import refused
 from vtc.eval.errors import InputError
-from vtc.eval.settings import NONE
-from vtc.method import Method
+from vtc.eval.run.settings import NONE
+from vtc.method.base import Method
 
 
 class Form:

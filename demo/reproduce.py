@@ -94,10 +94,10 @@ def query(example: str, question: str, given: Mapping[str, str], usual: Mapping[
 
 def _shown(source: Source, media: Media) -> tuple[str, list[str]]:
     if media.example:
-        return f"example({media.example!r})[1].shown()[0]", ["from vtc.eval.benchmarks import example"]
+        return f"example({media.example!r})[1].shown()[0]", ["from vtc.eval.tasks.benchmarks import example"]
     if media.kind == "image":
-        return f"open_image({media.name!r})", ["from vtc.eval.images import open_image"]
-    return f"open_video({media.name!r}, {source.frames})", ["from vtc.eval.images import open_video"]
+        return f"open_image({media.name!r})", ["from vtc.eval.media.images import open_image"]
+    return f"open_video({media.name!r}, {source.frames})", ["from vtc.eval.media.images import open_video"]
 
 
 def _command(source: Source, media: Media, question: str, spec: str, out: str) -> str:

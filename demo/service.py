@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from vtc.budget import Keep
 from vtc.demo import comparing, controls, gallery, sweeping, uploads
 from vtc.demo.asking import Answer, Media, Models, Timing
 from vtc.demo.comparing import Numbers
@@ -20,10 +19,11 @@ from vtc.demo.reproduce import Source
 from vtc.demo.store import OnceEach, Store
 from vtc.demo.turns import Turns
 from vtc.eval import arguments
-from vtc.eval.benchmarks import example
 from vtc.eval.errors import InputError
-from vtc.eval.images import as_video
-from vtc.eval.settings import make_settings
+from vtc.eval.media.images import as_video
+from vtc.eval.run.settings import make_settings
+from vtc.eval.tasks.benchmarks import example
+from vtc.method.budget import Keep
 
 #: Bundled questions that are offered: pictures, then clips.
 EXAMPLES = (

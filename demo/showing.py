@@ -15,9 +15,9 @@ from vtc.demo.asking import Answer, Media
 from vtc.demo.comparing import Numbers
 from vtc.demo.gallery import Card
 from vtc.demo.sweeping import Point
-from vtc.eval.benchmarks import example
-from vtc.eval.settings import NONE
-from vtc.eval.video_file import Video
+from vtc.eval.media.video import Video
+from vtc.eval.run.settings import NONE
+from vtc.eval.tasks.benchmarks import example
 
 SIDES = ("A", "B")
 _NOTHING = "–"

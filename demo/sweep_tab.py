@@ -6,12 +6,12 @@ from typing import Any
 
 import gradio as gr
 
-from vtc import registry
 from vtc.demo import showing
 from vtc.demo.asked import Asked
 from vtc.demo.events import CANCELLED, MODEL, OPENING, QUIET, shown, status, stopping, user_of
 from vtc.demo.service import MOST_QUESTIONS, SWEEP, Service
-from vtc.eval.settings import NONE
+from vtc.eval.run.settings import NONE
+from vtc.method import registry
 
 _THIS, _BENCHMARK = "this question", "benchmark questions"
 

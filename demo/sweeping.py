@@ -9,14 +9,14 @@ from vtc import spec
 from vtc.demo import asking
 from vtc.demo.asking import Answer, Media, Models
 from vtc.demo.turns import Ticket, Work
-from vtc.eval import stats
-from vtc.eval.benchmarks import bundled_task
 from vtc.eval.errors import InputError
 from vtc.eval.models import Loaded
-from vtc.eval.settings import NONE, Setting
-from vtc.eval.stopwatch import Stopwatch
-from vtc.eval.task import Question
-from vtc.method import Method
+from vtc.eval.report import stats
+from vtc.eval.run.settings import NONE, Setting
+from vtc.eval.run.stopwatch import Stopwatch
+from vtc.eval.tasks.benchmarks import bundled_task
+from vtc.eval.tasks.task import Question
+from vtc.method.base import Method
 
 #: Questions that are asked at once.
 BATCH = 8

@@ -13,9 +13,9 @@ from PIL import Image
 
 from vtc.demo.asking import Media
 from vtc.demo.limits import Limits
-from vtc.eval import video_file
 from vtc.eval.errors import InputError
-from vtc.eval.video_file import Video
+from vtc.eval.media import video as video_file
+from vtc.eval.media.video import Video
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from vtc.budget import Keep, check_keep
+from vtc.method.budget import Keep, check_keep
 
 EMBEDDED = "embedded"
 

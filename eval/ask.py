@@ -10,7 +10,7 @@ from vtc.eval.errors import InputError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from vtc.eval.video_file import Video
+    from vtc.eval.media.video import Video
     from vtc.tracing import Trace
 
 
@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> None:
     """
     import vtc
     from vtc import spec
-    from vtc.eval.contact_sheet import UnknownFramesError
+    from vtc.eval.media.contact_sheet import UnknownFramesError
     from vtc.eval.models import load, set_threads
 
     _check_out(args.out, args.image or args.video)
@@ -84,8 +84,8 @@ def _opened(args: argparse.Namespace) -> "tuple[str, Image.Image | Video, str]":
     """What is asked about, and what is asked: "image" or "video", the picture or video, the question."""
     import numpy as np
 
-    from vtc.eval.benchmarks import example
-    from vtc.eval.images import as_video, open_image, open_video
+    from vtc.eval.media.images import as_video, open_image, open_video
+    from vtc.eval.tasks.benchmarks import example
 
     if args.example is None and args.question is None:
         raise InputError("argument --question is missing; say what to ask")
@@ -99,9 +99,9 @@ def _opened(args: argparse.Namespace) -> "tuple[str, Image.Image | Video, str]":
 
 
 def _draw(out: Path, shown: "Image.Image | Video", inputs: dict[str, Any], processor: Any, trace: "Trace") -> None:
-    from vtc.eval.contact_sheet import draw_video, save
-    from vtc.eval.picture import draw_kept, seen_by_model, view_of_picture
-    from vtc.eval.video_file import Video
+    from vtc.eval.media.contact_sheet import draw_video, save
+    from vtc.eval.media.picture import draw_kept, seen_by_model, view_of_picture
+    from vtc.eval.media.video import Video
 
     if isinstance(shown, Video):
         save(draw_video(shown, inputs, processor, trace.images), out)

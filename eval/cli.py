@@ -30,23 +30,27 @@ class Command:
 
 
 COMMANDS = {
-    "eval": Command("vtc.eval.evaluate", "measure accuracy, time, memory and FLOPs of methods at several budgets"),
-    "sweep": Command("vtc.eval.sweep", "measure many methods, budgets and tasks, on one machine or on a Ray cluster"),
-    "report": Command("vtc.eval.report_command", "one page about any number of runs: figures, tables, changed answers"),
-    "recipe": Command("vtc.eval.recipe", "list published tables, or run one: paper, ours, difference"),
-    "tasks": Command("vtc.eval.tasks_command", "list tasks, or show one"),
+    "eval": Command("vtc.eval.run.evaluate", "measure accuracy, time, memory and FLOPs of methods at several budgets"),
+    "sweep": Command(
+        "vtc.eval.run.sweep", "measure many methods, budgets and tasks, on one machine or on a Ray cluster"
+    ),
+    "report": Command("vtc.eval.report.command", "one page about any number of runs: figures, tables, changed answers"),
+    "recipe": Command("vtc.eval.recipes.command", "list published tables, or run one: paper, ours, difference"),
+    "tasks": Command("vtc.eval.tasks.command", "list tasks, or show one"),
     "ask": Command("vtc.eval.ask", "ask about one picture, with and without compression, and see what was kept"),
     "demo": Command("vtc.demo.command", "two settings side by side in a browser"),
-    "bench": Command("vtc.eval.bench", "time prefills, decisions and operations, each beside what it could be at best"),
+    "bench": Command(
+        "vtc.eval.bench.command", "time prefills, decisions and operations, each beside what it could be at best"
+    ),
     "solve": Command("vtc.eval.solve", "find the keep that meets a budget, from the model's shapes alone"),
     "methods": Command("vtc.eval.methods", "list the methods"),
-    "presets": Command("vtc.eval.presets", "list published settings, or show one with its published numbers"),
-    "pages": Command("vtc.eval.pages", "write a page of documentation for every method"),
+    "presets": Command("vtc.eval.recipes.presets", "list published settings, or show one with its published numbers"),
+    "pages": Command("vtc.eval.pages.command", "write a page of documentation for every method"),
     "train-embedded": Command("vtc.eval.embedded.train", "train the embedded model from nothing", ValueError),
     "train-clips": Command("vtc.eval.clips.train", "train the clip model from the embedded one", ValueError),
-    "train-atp": Command("vtc.eval.train_atp", "learn ATP's thresholds for a LLaVA, the model itself frozen"),
+    "train-atp": Command("vtc.eval.train.atp", "learn ATP's thresholds for a LLaVA, the model itself frozen"),
     "train-diffrate": Command(
-        "vtc.eval.train_diffrate", "learn DiffRate's two counts for each block of a LLaVA's tower"
+        "vtc.eval.train.diffrate", "learn DiffRate's two counts for each block of a LLaVA's tower"
     ),
 }
 

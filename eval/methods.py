@@ -10,8 +10,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Print name, kind, fields with defaults, and the first line of what each method says of itself."""
-    from vtc.eval.settings import fields_of
-    from vtc.registry import list_methods, method_class
+    from vtc.eval.run.settings import fields_of
+    from vtc.method.registry import list_methods, method_class
 
     for name in list_methods(args.kind):
         cls = method_class(name)

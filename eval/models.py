@@ -13,11 +13,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 from vtc.eval.arguments import EMBEDDED
-from vtc.eval.benchmarks import BUNDLED
 from vtc.eval.errors import InputError
-from vtc.eval.task import Shown
-from vtc.eval.video_file import Video
-from vtc.registry import adapter_class
+from vtc.eval.media.video import Video
+from vtc.eval.tasks.benchmarks import BUNDLED
+from vtc.eval.tasks.task import Shown
+from vtc.model.adapter import adapter_class
 
 
 @dataclass(frozen=True)

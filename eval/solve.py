@@ -33,8 +33,8 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         InputError: an argument can't be used.
     """
-    from vtc.planning import Planner
-    from vtc.solving import solve_with
+    from vtc.planning.plan import Planner
+    from vtc.planning.solve import solve_with
 
     model = shapes(args.model)
     try:
@@ -57,7 +57,7 @@ def shapes(name: str) -> Any:
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     from vtc.eval import embedded
-    from vtc.registry import adapter_class
+    from vtc.model.adapter import adapter_class
 
     try:
         config = AutoConfig.from_pretrained(embedded.path() if name == EMBEDDED else name)

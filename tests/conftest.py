@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from vtc.budget import Keep
-from vtc.method import Prune, Rows
-from vtc.registry import register
+from vtc.method.budget import Keep
+from vtc.method.prune import Prune, Rows
+from vtc.method.registry import register
 
 torch.set_num_threads(1)
 

@@ -8,7 +8,7 @@ from families import FAMILIES, Family, Row
 from families_more import MORE
 
 import vtc
-from vtc.layout import Grid
+from vtc.model.layout import Grid
 
 EVERY = {**FAMILIES, **MORE}
 ATTENTIONS = ("sdpa", "eager", flash_stand_in.NAME)

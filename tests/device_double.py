@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from vtc import host
+from vtc.ops import host
 
 _ROOT = Path(__file__).parent.parent
 _OURS = tuple(str(_ROOT / folder) + "/" for folder in ("vtc", "adapters", "cuda"))

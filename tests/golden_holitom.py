@@ -12,12 +12,12 @@ from torch.nn.functional import avg_pool2d, interpolate
 from torch.testing import assert_close
 
 from vtc import ops
-from vtc.layout import Grid, VisualInput
-from vtc.method import Decision, Rows
+from vtc.method.prune import Decision, Rows
+from vtc.method.visual_tokens import VisualTokens
+from vtc.model.layout import Grid, VisualInput
 from vtc.prunes.holitom_inner import HoliTomInner
 from vtc.selectors.holitom import HoliTom
 from vtc.selectors.static import MAX_WINDOW, cluster, corrected_ratio, frame_similarity, most_attended, segment
-from vtc.visual import VisualTokens
 
 
 class Recorded(HoliTomInner):

@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import vtc
-from vtc.method import Decision, Rows
+from vtc.attention.scores import Attention
+from vtc.method.prune import Decision, Rows
 from vtc.prunes.clusters import Clusters, density_peaks
 from vtc.prunes.pyramiddrop import PyramidDrop
 from vtc.prunes.raters import choose_raters, relevance, strongest_heads
 from vtc.prunes.recycling import clusters, recycled
 from vtc.prunes.sparsevlm import SparseVLM
-from vtc.scores import Attention
 
 # ---------------------------------------------------------------- pyramiddrop
 

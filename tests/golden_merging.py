@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from vtc import Mixing, Recoverable, TokenCorr, VisionZip, VisualTokens, ops
-from vtc.layout import Grid
-from vtc.reduction import top_k
-from vtc.scores import Attention
+from vtc.attention.scores import Attention
+from vtc.method.reduction import top_k
+from vtc.method.visual_tokens import Crops, Projection
+from vtc.model.layout import Grid
 from vtc.selectors.clip_text import text_score
 from vtc.selectors.outliers import outlier_count
 from vtc.selectors.recoverable import (
@@ -35,7 +36,6 @@ from vtc.selectors.tokencorr import (
     union_count,
 )
 from vtc.selectors.visionzip import visionzip
-from vtc.visual import Crops, Projection
 
 # ---------------------------------------------------------------- visionzip
 

@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from vtc import DiffRate, FlowCut, Reduction, ToMe, ops
-from vtc.method import Rows
-from vtc.patches import Patches
+from vtc.attention.scores import Attention
+from vtc.method.patches import Patches
+from vtc.method.prune import Rows
+from vtc.ops.mixing import Mixing
 from vtc.reducers.diffrate import grown_sizes, match_unimportant, mean_of_merged
 from vtc.reducers.diffrate_rates import candidates, expected_kept, token_mask, token_probability
 from vtc.reducers.flowcut import FlowCutPrune, flow_score, prune_number, tower_flow
 from vtc.reducers.tome import bipartite_merge, mean_by_size, merge_patches, merge_schedule
-from vtc.reduction import Mixing
-from vtc.scores import Attention
 
 
 def vit_blocks(case: Case) -> list[Block]:

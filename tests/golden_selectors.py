@@ -9,14 +9,15 @@ from golden_cases import SCORE, Case, Checks, named, same_rows
 from torch import Tensor
 from torch.testing import assert_close
 
-from vtc import DivPrune, HiPrune, KCenter, VisualTokens, ops, reference
+from vtc import DivPrune, HiPrune, KCenter, VisualTokens, ops
 from vtc.adapters.qwen_vl import QwenVLAdapter
-from vtc.layout import Grid
-from vtc.recorded import Features
-from vtc.reduction import top_k
+from vtc.method.reduction import top_k
+from vtc.model.layout import Grid
+from vtc.ops import reference
 from vtc.selectors.divprune import max_min_order
 from vtc.selectors.hiprune import anchor_count, hiprune
 from vtc.selectors.kcenter import cls_pivot, k_center_order
+from vtc.tower.features import Features
 
 # ---------------------------------------------------------------- divprune
 

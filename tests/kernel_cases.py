@@ -1,4 +1,4 @@
-"""Random arguments for the operations of `vtc.ops`, as the functions of `vtc.reference` take them.
+"""Random arguments for the operations of `vtc.ops`, as the functions of `vtc.ops.reference` take them.
 
 A case is a name and a function of `Draw`. `CASES` are small, for an emulator too; `LARGE` ones are for a GPU.
 """

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from vtc import kernels, reference
+from vtc.ops import cuda as kernels
+from vtc.ops import reference
 
 
 class Backend(NamedTuple):
-    """Where the operations of `vtc.reference` can be called: that module, or a Library."""
+    """Where the operations of `vtc.ops.reference` can be called: that module, or a Library."""
 
     name: str
     device: str

@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn.functional import layer_norm, linear
 
 from vtc import ops
-from vtc.method import Reducer
-from vtc.parts import Parts
-from vtc.patches import Patches, take
-from vtc.reduction import Mixing, Reduction
+from vtc.method.patches import Patches, take
+from vtc.method.reducer import Reducer
+from vtc.method.reduction import Reduction
+from vtc.model.parts import Parts
+from vtc.ops.mixing import Mixing
 
 Weights = tuple[Tensor, Tensor | None]
 

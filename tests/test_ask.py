@@ -5,8 +5,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 import vtc
-from vtc.eval import picture
 from vtc.eval.cli import main
+from vtc.eval.media import picture
 from vtc.eval.models import load
 
 

@@ -9,11 +9,12 @@ from tiny_videos import InternVLVideo, LlavaOnevisionVideo, Qwen2_5VLVideo, Qwen
 from video_files import ffmpeg, needs_ffmpeg
 
 import vtc
-from vtc.eval import contact_sheet, embedded
+from vtc.eval import embedded
 from vtc.eval.cli import main
+from vtc.eval.media import contact_sheet
+from vtc.eval.media.picture import OUTLINE
+from vtc.eval.media.video import Video
 from vtc.eval.models import load
-from vtc.eval.picture import OUTLINE
-from vtc.eval.video_file import Video
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import vtc
-from vtc.layout import Grid, VisualInput
-from vtc.method import Rows
+from vtc.attention.scores import Attention
+from vtc.method.prune import Rows
+from vtc.model.layout import Grid, VisualInput
 from vtc.prunes.atp import ATP, above, redundancy, thresholds, to_json
 from vtc.prunes.atp_scores import attention_scores, grid_points, queries_that_see, rescaled, stride_for
 from vtc.prunes.atp_tf import ATPTrainingFree, enough, ranked
-from vtc.scores import Attention
 
 torch.set_num_threads(1)
 LAYERS = (1, 2, 3)

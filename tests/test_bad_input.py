@@ -10,8 +10,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import vtc
-from vtc.eval.settings import fields_of
-from vtc.registry import method_class
+from vtc.eval.run.settings import fields_of
+from vtc.method.registry import method_class
 from vtc.spec import build
 
 
@@ -129,7 +129,9 @@ def test_unpatching_leaves_nothing_even_after_an_exception(family, spec):
         with pytest.raises(ZeroDivisionError), vtc.patched(model, spec):
             model(**inputs)
         handle.remove()
-        handle = vtc.registry.adapter_class(model)(model).parts.layers[3].register_forward_pre_hook(lambda *_: 1 / 0)
+        handle = (
+            vtc.model.adapter.adapter_class(model)(model).parts.layers[3].register_forward_pre_hook(lambda *_: 1 / 0)
+        )
         with pytest.raises(ZeroDivisionError), vtc.patched(model, spec):
             model.generate(**inputs, max_new_tokens=2)
         handle.remove()

@@ -11,8 +11,19 @@ import torch
 from torch import Tensor
 
 from vtc import ops
-from vtc.eval import bench_bounds, bench_kernels, bench_loops, bench_work
-from vtc.eval.bench_work import Draw
+from vtc.eval.bench.kernels import (
+    bounds as bench_bounds,
+)
+from vtc.eval.bench.kernels import (
+    command as bench_kernels,
+)
+from vtc.eval.bench.kernels import (
+    loops as bench_loops,
+)
+from vtc.eval.bench.kernels import (
+    work as bench_work,
+)
+from vtc.eval.bench.kernels.work import Draw
 from vtc.eval.cli import main
 
 CPU = torch.device("cpu")
@@ -153,7 +164,7 @@ def test_the_reference_is_timed_without_kernels(monkeypatch: pytest.MonkeyPatch)
         return torch.zeros(1)
 
     case = bench_work.Case("merge", "", ours, (torch.zeros(1),), ours, 1, 1)
-    monkeypatch.setattr("vtc.kernels.kernel_for", lambda *_: ours)
+    monkeypatch.setattr("vtc.ops.cuda.kernel_for", lambda *_: ours)
     forms = bench_kernels._forms(case, torch.device("cuda"))
     forms["reference"]()
     forms["kernel"]()

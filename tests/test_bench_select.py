@@ -10,17 +10,19 @@ import pytest
 import torch
 
 import vtc
-from vtc.eval import bench_rounds
-from vtc.eval.bench_decision import Meter, Undecided, decision
-from vtc.eval.bench_scene import CropPlan, Scene
-from vtc.eval.bench_table import _growth
-from vtc.eval.bench_video import NOISE, VideoScene
+from vtc.eval.bench.select import rounds as bench_rounds
+from vtc.eval.bench.select.decision import Meter, Undecided, decision
+from vtc.eval.bench.select.scene import CropPlan, Scene
+from vtc.eval.bench.select.table import _growth
+from vtc.eval.bench.select.video import NOISE, VideoScene
 from vtc.eval.cli import main
-from vtc.method import Reducer, Rows, Selector, Watch
-from vtc.parts import Parts
-from vtc.reduction import Reduction
-from vtc.registry import method_class
-from vtc.visual import Needs, VisualTokens
+from vtc.method.prune import Rows, Watch
+from vtc.method.reducer import Reducer
+from vtc.method.reduction import Reduction
+from vtc.method.registry import method_class
+from vtc.method.selector import Selector
+from vtc.method.visual_tokens import Needs, VisualTokens
+from vtc.model.parts import Parts
 
 CPU = torch.device("cpu")
 

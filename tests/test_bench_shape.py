@@ -8,13 +8,22 @@ import torch
 
 import vtc
 from vtc import ops
-from vtc.clock import Moment
-from vtc.eval import bench_shape, prefill_rounds, published
+from vtc.eval.bench.prefill import model as bench_shape
+from vtc.eval.bench.prefill import published
+from vtc.eval.bench.prefill import rounds as prefill_rounds
+from vtc.eval.bench.prefill.rounds import bench_prefill
+from vtc.eval.bench.prefill.shapes import (
+    END,
+    IMAGE,
+    SHAPES,
+    START,
+    TINY,
+    VIDEO,
+)
 from vtc.eval.cli import main
-from vtc.eval.prefill_rounds import bench_prefill
-from vtc.eval.settings import make_settings
-from vtc.eval.shapes import END, IMAGE, SHAPES, START, TINY, VIDEO
-from vtc.eval.table import shown
+from vtc.eval.report.table import shown
+from vtc.eval.run.settings import make_settings
+from vtc.ops.clock import Moment
 
 #: Parameters in billions, and visual tokens with newlines.
 REAL = {

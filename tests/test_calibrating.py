@@ -9,10 +9,10 @@ from contract import EVERY, model_of, state_of
 from families import scenario
 
 import vtc
-from vtc import registry
-from vtc.calibrating import calibrate, measure
-from vtc.method import Decision, Prune
-from vtc.solving import solve
+from vtc.method import registry
+from vtc.method.prune import Decision, Prune
+from vtc.planning.calibrate import calibrate, measure
+from vtc.planning.solve import solve
 
 
 @dataclass

@@ -9,9 +9,9 @@ from families import scenario
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vtc
-from vtc.eval.bench_decision import Meter, pruning
-from vtc.eval.bench_scene import AFTER, BEFORE, Scene
-from vtc.registry import method_class
+from vtc.eval.bench.select.decision import Meter, pruning
+from vtc.eval.bench.select.scene import AFTER, BEFORE, Scene
+from vtc.method.registry import method_class
 from vtc.spec import parse
 
 SHIPPED = [name for name in METHODS if name != "none" and not name.startswith("test-")]

@@ -19,7 +19,7 @@ from contract import (
 from families import SCENARIOS, scenario
 
 import vtc
-from vtc.registry import method_class
+from vtc.method.registry import method_class
 
 
 def attentions(family):

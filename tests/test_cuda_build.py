@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from vtc import kernels, ops
+from vtc import ops
 from vtc.cuda import build
 from vtc.cuda.library import Library, LibraryError
+from vtc.ops import cuda as kernels
 
 ROOT = Path(__file__).parent.parent
 

@@ -3,18 +3,18 @@
 import pytest
 
 import vtc
-from vtc import registry
 from vtc.demo import controls
 from vtc.eval.errors import InputError
+from vtc.method import registry
 
-METHODS = [name for name in registry.METHODS if name != "none"]
+METHODS = [name for name in registry.shipped() if name != "none"]
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_has_a_control_for_each_field_and_none_else(name):
     methods = controls.parse(name, 400)
     found = controls.controls(methods)
-    assert [control.name for control in found] == [field.name for field in vtc.fields.settable(methods[0])]
+    assert [control.name for control in found] == [field.name for field in vtc.method.fields.settable(methods[0])]
     for control in found:
         assert controls.changed(methods, control, control.value) == methods
         assert control.about, f"{name}.{control.name} is not described"

@@ -13,8 +13,8 @@ from vtc.demo import comparing, curves, reproduce, showing
 from vtc.demo.asking import Media
 from vtc.demo.service import EXAMPLES
 from vtc.eval import cli
-from vtc.eval.benchmarks import example
-from vtc.eval.picture import View
+from vtc.eval.media.picture import View
+from vtc.eval.tasks.benchmarks import example
 
 
 @pytest.fixture(scope="module")

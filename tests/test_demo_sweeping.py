@@ -7,16 +7,17 @@ import torch
 from demo_server import items, service_without_page
 
 import vtc
-from vtc import registry, spec
-from vtc.budget import Keep
+from vtc import spec
 from vtc.demo import asking, gallery, showing
 from vtc.demo.service import MOST_SETTINGS
-from vtc.eval.benchmarks import bundled_task
 from vtc.eval.errors import InputError
 from vtc.eval.models import load
-from vtc.method import Selector
+from vtc.eval.tasks.benchmarks import bundled_task
+from vtc.method import registry
+from vtc.method.budget import Keep
+from vtc.method.selector import Selector
 
-METHODS = [name for name in registry.METHODS if name != "none"]
+METHODS = [name for name in registry.shipped() if name != "none"]
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 import vtc
-from vtc.eval import arguments, equal_tokens, solve
-from vtc.eval.benchmarks import bundled_task
+from vtc.eval import arguments, solve
 from vtc.eval.cli import main
-from vtc.eval.equal_tokens import batches_of, specs_at, specs_before
 from vtc.eval.errors import InputError
 from vtc.eval.models import load
+from vtc.eval.run import equal_tokens
+from vtc.eval.run.equal_tokens import batches_of, specs_at, specs_before
+from vtc.eval.tasks.benchmarks import bundled_task
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ def solved(*argv):
 def test_vtc_solve_prints_the_spec_and_says_the_plan(model, capsys):
     solved("--compress", "divprune+transprune", "--target", "flops=0.6", "--text-tokens", "12")
     out, err = capsys.readouterr()
-    assert out.strip() == vtc.solving.solve(model, "divprune+transprune", "flops=0.6", text_tokens=12)
+    assert out.strip() == vtc.planning.solve.solve(model, "divprune+transprune", "flops=0.6", text_tokens=12)
     assert "plan of divprune" in err and "GFLOP (60.0 %)" in err
 
 

@@ -4,13 +4,16 @@ import pytest
 import torch
 
 import vtc
-from vtc.eval import embedded, figure, report, results, stats
+from vtc.eval import embedded
 from vtc.eval.errors import InputError
-from vtc.eval.folder import RunFolder
-from vtc.eval.journal import Journal, busy, read
 from vtc.eval.models import load
-from vtc.eval.settings import NONE, make_settings
-from vtc.eval.stopwatch import Stopwatch
+from vtc.eval.report import figure, stats
+from vtc.eval.report import tables as report
+from vtc.eval.run import results
+from vtc.eval.run.folder import RunFolder
+from vtc.eval.run.journal import Journal, busy, read
+from vtc.eval.run.settings import NONE, make_settings
+from vtc.eval.run.stopwatch import Stopwatch
 
 
 @pytest.fixture(scope="module", autouse=True)

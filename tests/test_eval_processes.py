@@ -14,7 +14,7 @@ from eval_runs import untimed
 
 from vtc.eval.cli import main
 from vtc.eval.errors import InputError
-from vtc.eval.processes import Process, this_process
+from vtc.eval.run.processes import Process, this_process
 
 
 def arguments(output: Path) -> list[str]:

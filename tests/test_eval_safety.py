@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from eval_runs import untimed
 
-from vtc.eval import embedded, work
+from vtc.eval import embedded
 from vtc.eval.cli import main
-from vtc.eval.journal import Journal, read
-from vtc.eval.task import Question, Scored, Task
+from vtc.eval.run import work
+from vtc.eval.run.journal import Journal, read
+from vtc.eval.tasks.task import Question, Scored, Task
 
 KILLS = 20
 
@@ -31,7 +32,9 @@ def arguments(output: Path, questions: int = 6, batch: int = 1) -> list[str]:
 def test_killed_twenty_times_at_random_moments_it_ends_the_same(tmp_path):
     """Children are forked off a server that has imported all, so that most of their time is the run's own."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vtc.eval.cli", "vtc.eval.work", "vtc.eval.outcome", "vtc.eval.embedded.samples"])
+    context.set_forkserver_preload(
+        ["vtc.eval.cli", "vtc.eval.run.work", "vtc.eval.run.outcome", "vtc.eval.embedded.samples"]
+    )
 
     def child(folder: Path) -> multiprocessing.Process:
         process = context.Process(target=main, args=(arguments(folder),))
@@ -85,7 +88,7 @@ def test_on_a_full_disk_the_run_goes_on_and_tells_what_is_lost(tmp_path, capsys)
 
 
 def test_what_could_not_be_written_is_written_when_there_is_room_again(tmp_path, monkeypatch, capsys):
-    from vtc.eval import journal as module
+    from vtc.eval.run import journal as module
 
     lines = [{"batch": batch, "samples": [], "rounds": []} for batch in range(3)]
     journal, write = Journal(tmp_path), module._write

@@ -11,10 +11,10 @@ from video_files import needs_ffmpeg, numbered, numbers
 
 from vtc.eval import clips
 from vtc.eval.cli import main
-from vtc.eval.evaluate import METHODS
-from vtc.eval.images import open_repeated
+from vtc.eval.media.images import open_repeated
+from vtc.eval.media.video import Video
 from vtc.eval.models import Loaded
-from vtc.eval.video_file import Video
+from vtc.eval.run.evaluate import METHODS
 
 QUESTIONS, FRAMES, TOKENS = 3, 8, 64
 SETTINGS = ["none", "evs:keep=0.25", "holitom:keep=0.25", "frame_stride:keep=0.25"]

@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import vtc
 from vtc import HoliTom, HoliTomInner, Reduction, VisualTokens, ops
-from vtc.layout import Grid, VisualInput
-from vtc.refusals import split_kinds
-from vtc.registry import adapter_class
+from vtc.model.adapter import adapter_class
+from vtc.model.layout import Grid, VisualInput
+from vtc.seam.composition import split_kinds
 from vtc.selectors.static import cluster, corrected_ratio, frame_similarity, merge_frames, segment
 
 # ---------------------------------------------------------------- as the words say it

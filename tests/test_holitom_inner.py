@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 
 import vtc
-from vtc.method import Decision, Rows
+from vtc.method.prune import Decision, Rows
 from vtc.prunes.fastv import FastV
 from vtc.prunes.holitom_inner import HoliTomInner, halve_into, nearest_kept
 

@@ -23,8 +23,8 @@ from kernel_checks import (
 from kernel_draw import Draw
 from torch import Tensor
 
-from vtc import reference
 from vtc.cuda import library
+from vtc.ops import reference
 
 BACKENDS = ("reference", "emulated", "cuda")
 PAIRS = [(name, case) for name in BACKENDS for case in CASES] + [("cuda", case) for case in LARGE]

@@ -18,11 +18,11 @@ from tiny_base import SCENARIOS, SQUARE, Row
 from tiny_llava_package import VARIANTS, generate, inputs, length, model_of
 
 import vtc
-import vtc.watching
+import vtc.tower.listeners
 from vtc.adapters.llava_package import LlavaPackageAdapter
-from vtc.budget import Keep
-from vtc.reduction import Mixing
-from vtc.registry import adapter_class
+from vtc.method.budget import Keep
+from vtc.model.adapter import adapter_class
+from vtc.ops.mixing import Mixing
 
 ATTENTIONS = ("sdpa", "eager", flash_stand_in.NAME)
 MATRIX = [("spatial_unpad", attn) for attn in ATTENTIONS] + [
@@ -250,7 +250,7 @@ def test_scores_follow_patches_to_tokens(name, rows, monkeypatch):
         taken.append(args[0].detach().clone().requires_grad_())
         return (taken[-1],)
 
-    monkeypatch.setattr(vtc.watching, "_received", random_scores)
+    monkeypatch.setattr(vtc.tower.listeners, "_received", random_scores)
     with torch.enable_grad(), vtc.patched(model, spy):
         hook = model.model.mm_projector.register_forward_pre_hook(leaf)
         model(**inputs(variant, SCENARIOS[rows]))

@@ -25,16 +25,16 @@ from vtc import (
     TransPrune,
     VisualTokens,
     ops,
-    reference,
 )
-from vtc.layout import Grid
-from vtc.method import Rows
-from vtc.parts import Parts
+from vtc.attention.scores import Attention
+from vtc.method.prune import Rows
+from vtc.method.reduction import Reduction
+from vtc.method.registry import shipped
+from vtc.model.layout import Grid
+from vtc.model.parts import Parts
+from vtc.ops import reference
 from vtc.prunes.fastv import last_query_attention
 from vtc.prunes.transprune import instruction_attention, share_of_visual, transition
-from vtc.reduction import Reduction
-from vtc.registry import METHODS
-from vtc.scores import Attention
 from vtc.selectors.baselines import pool_mixing, random_positions, stride_positions
 from vtc.selectors.hiprune import hiprune
 from vtc.selectors.kcenter import mean_pivot
@@ -191,7 +191,7 @@ def test_every_registered_method_is_in_these_lists() -> None:
         "token_skip", "utrc",
     }  # fmt: skip
     listed = {method.name for method in [*SELECTORS, *PRUNES, NoCompression()]}
-    assert listed | merging | videos | reducers | prunes == set(METHODS)
+    assert listed | merging | videos | reducers | prunes == set(shipped())
 
 
 # ---------------------------------------------------------------- max-min

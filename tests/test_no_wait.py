@@ -12,10 +12,11 @@ from families import scenario
 from torch import Tensor
 
 import vtc
-from vtc import host, selecting
 from vtc.adapters.llava import LlavaAdapter
-from vtc.recorded import Recorded
-from vtc.seam import Seam
+from vtc.ops import host
+from vtc.seam import selection as selecting
+from vtc.seam.hooks import Seam
+from vtc.tower.prompt import Prompt
 
 #: Methods whose counts depend on what the picture shows, so that somebody has to look; that bring tokens back in decode
 #: steps; or, in a tower that packs all images into one sequence, that need to know where its parts begin afterwards.
@@ -109,11 +110,11 @@ def test_ids_that_do_not_tell_the_placeholders_are_not_trusted() -> None:
     own, other = ids == model.config.image_token_id, ids == ids[0, -1]
     for mask, told in ((own, True), (other, False)):
         adapter._ids_tell.clear()
-        recorded = Recorded(input_ids=on_double(ids))
+        prompt_seen = Prompt(input_ids=on_double(ids))
         with double(waits=True):
-            recorded.early.start(recorded.input_ids)
+            prompt_seen.early.start(prompt_seen.input_ids)
             for _ in range(2):
-                assert torch.equal(adapter._on_host(recorded, "image", on_double(mask)), mask)
+                assert torch.equal(adapter._on_host(prompt_seen, "image", on_double(mask)), mask)
         assert adapter._ids_tell == {"image": told}
 
 

@@ -11,8 +11,10 @@ from kernel_cases import CASES, Case
 from kernel_draw import Draw
 from torch import Tensor
 
-from vtc import kernels, ops, reference
-from vtc.reduction import Mixing
+from vtc import ops
+from vtc.ops import cuda as kernels
+from vtc.ops import reference
+from vtc.ops.mixing import Mixing
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 #: Small cases of each operation, one of them with all kinds of arguments.

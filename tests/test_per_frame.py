@@ -10,11 +10,11 @@ from test_video_families import MIXED
 from tiny_videos import Mixed
 
 import vtc
-from vtc.dividing import units
-from vtc.layout import Grid, Layout, VisualInput
-from vtc.registry import method_class
+from vtc.method.registry import method_class
+from vtc.method.units import units
+from vtc.method.visual_tokens import Crops, VisualTokens
+from vtc.model.layout import Grid, Layout, VisualInput
 from vtc.spec import parse, to_string
-from vtc.visual import Crops, VisualTokens
 
 SELECTORS = [m for m in METHODS if method_class(m).kind == "selector" and m != "none" and not m.startswith("test-")]
 VIDEOS = ("llava_onevision_video", "video_llava_video", "qwen3_vl_video")

@@ -10,8 +10,8 @@ from contract import EVERY, METHODS, each_alone, extended, model_of, spec_of
 from families import scenario
 
 import vtc
-from vtc.method import Decision
-from vtc.registry import method_class
+from vtc.method.prune import Decision
+from vtc.method.registry import method_class
 from vtc.spec import parse
 
 PRUNES = [m for m in METHODS if method_class(m).kind == "prune" and not m.startswith("test-")]

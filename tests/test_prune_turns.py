@@ -7,7 +7,7 @@ from families import Row, scenario
 from test_prune_decode import NEW, SPECS, greedy
 
 import vtc
-from vtc.registry import method_class
+from vtc.method.registry import method_class
 
 FAMILY = EVERY["llava"]
 STEPS = 3

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 import vtc
-from vtc.method import Rows
+from vtc.method.prune import Rows
 from vtc.prunes.profile import geometric
 from vtc.prunes.pyramiddrop import PyramidDrop
 

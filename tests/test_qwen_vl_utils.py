@@ -10,7 +10,7 @@ from tiny_videos import Qwen2_5VLVideo, Row
 from video_files import HEIGHT, WIDTH, needs_ffmpeg, numbered, numbers
 
 import vtc
-from vtc.eval.video_file import read
+from vtc.eval.media.video import read
 
 pytestmark = needs_ffmpeg
 

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from vtc.eval import task_data
 from vtc.eval.cli import main
-from vtc.eval.recipe import _values
-from vtc.eval.recipes import MEASURES, at_the_same_share, published_average, recipe, recipes
-from vtc.eval.task_config import read_config
-from vtc.eval.task_index import find_tasks, index
+from vtc.eval.recipes.command import _values
+from vtc.eval.recipes.recipe import MEASURES, at_the_same_share, published_average, recipe, recipes
+from vtc.eval.tasks import data as task_data
+from vtc.eval.tasks.config import read_config
+from vtc.eval.tasks.index import find_tasks, index
 from vtc.presets import presets
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from vtc import VisualTokens
-from vtc.layout import Grid
-from vtc.parts import Parts
-from vtc.scores import Attention
+from vtc.attention.scores import Attention
+from vtc.model.layout import Grid
+from vtc.model.parts import Parts
 from vtc.selectors.outliers import local_outlier_factor, outlier_count
 from vtc.selectors.recoverable import Counts, Recoverable, cls_full_width, outlier_counts, recover
 

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 import vtc
 from vtc import DiffRate, FlowCut, Reduction, TokenTransforming, ToMe, ZeroTPrune, ops
-from vtc.patches import Patches
+from vtc.method.patches import Patches
 
 quick = settings(max_examples=40, deadline=None)
 

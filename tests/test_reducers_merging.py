@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from vtc import DiffRate, TokenTransforming, ToMe, ops
-from vtc.nearest import nearest, unit_rows
+from vtc.ops.similarity import nearest, unit_rows
 from vtc.reducers.diffrate import grown_sizes, match_unimportant, prune_and_merge
 from vtc.reducers.diffrate_rates import published_shares
 from vtc.reducers.stages import geometric

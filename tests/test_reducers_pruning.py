@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from vtc import FlowCut, ZeroTPrune
-from vtc.method import Rows
-from vtc.patches import Patches
+from vtc.attention.scores import Attention
+from vtc.method.patches import Patches
+from vtc.method.prune import Rows
 from vtc.reducers.flowcut import FlowCutPrune, flow_score, prune_number
 from vtc.reducers.zero_tprune import importance, near_duplicates, page_rank
-from vtc.scores import Attention
 
 quick = settings(max_examples=40, deadline=None)
 

@@ -11,10 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from tower_reference import Result, Tower
 
 import vtc
-import vtc.tap
-from vtc.budget import Keep
-from vtc.patches import Patches
-from vtc.reduction import Mixing, Reduction
+import vtc.attention.tap
+from vtc.method.budget import Keep
+from vtc.method.patches import Patches
+from vtc.method.reduction import Reduction
+from vtc.ops.mixing import Mixing
 from vtc.tracing import ImageTrace
 
 torch.set_num_threads(1)
@@ -32,7 +33,7 @@ class Largest(vtc.Reducer):
     merges: bool = False
     proportional: bool = False
 
-    def blocks(self, parts: vtc.parts.Parts) -> tuple[int, ...]:
+    def blocks(self, parts: vtc.model.parts.Parts) -> tuple[int, ...]:
         return self.layers
 
     def left(self, patches: Patches) -> int:
@@ -216,7 +217,7 @@ def test_the_bias_of_a_key_is_added_to_its_logits_and_to_nothing_else(dim, dtype
     gen = torch.Generator().manual_seed(dim)
     query, key, value = (torch.randn(2, heads, 5, dim, generator=gen).to(dtype) for heads in (4, 2, 2))
     bias = torch.tensor([[0.0, 3.0, 7.0, 11.0, 500.0], [1.0, 2.0, 5.0, 6.0, 23.0]]).log().nan_to_num(neginf=-1e4)
-    wide = vtc.tap._with_bias(query, key, value, dim**-0.5, bias)
+    wide = vtc.attention.tap._with_bias(query, key, value, dim**-0.5, bias)
     assert all(x.shape[-1] == dim + 8 and x.isfinite().all() for x in wide)
     assert torch.equal(wide[2][..., :dim], value) and not wide[2][..., dim:].any()
     more = wide[1].double()[..., dim:].repeat_interleave(2, dim=1)
@@ -411,7 +412,7 @@ def everything(model) -> dict:
             [list(getattr(module, hook)) for hook in hooks],
             sorted(vars(module)),
             getattr(getattr(module, "config", None), "_attn_implementation", None),
-            module in vtc.tap._listeners,
+            module in vtc.attention.tap._listeners,
         )
         for name, module in model.named_modules()
     }

@@ -9,8 +9,8 @@ from contract import EVERY, model_of
 from families import scenario
 
 import vtc
-from vtc.budget import Keep
-from vtc.method import Method
+from vtc.method.base import Method
+from vtc.method.budget import Keep
 
 
 @pytest.fixture(autouse=True)

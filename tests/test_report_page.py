@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from vtc.eval import report_page
 from vtc.eval.cli import main
+from vtc.eval.report import page as report_page
 
 NASTY = "<script>alert('x')</script>"
 

@@ -7,8 +7,8 @@ from families import scenario
 
 import vtc
 from vtc.eval import embedded
-from vtc.planning import plan
-from vtc.solving import solve
+from vtc.planning.plan import plan
+from vtc.planning.solve import solve
 
 SPECS = (
     "none",

@@ -17,12 +17,12 @@ from torch.testing import assert_close
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import vtc
-from vtc.method import Decision, Rows
+from vtc.attention.scores import Attention
+from vtc.method.prune import Decision, Rows
 from vtc.prunes.clusters import density_peaks
 from vtc.prunes.raters import choose_raters, corrected_attention, gravity, relevance, strongest_heads
 from vtc.prunes.recycling import Recycling, clusters, laid_out, most_kept, recycled
 from vtc.prunes.sparsevlm import SparseVLM
-from vtc.scores import Attention
 
 # ---------------------------------------------------------------- the words of the paper and the code, token by token
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import vtc
-from vtc.method import Rows
+from vtc.attention.scores import Attention
+from vtc.method.prune import Rows
 from vtc.prunes.spatten import SpAtten, head_importance, num_queries, token_importance, top_heads
-from vtc.scores import Attention
 
 CLOSE = {"rtol": 0, "atol": 2e-4}
 
@@ -213,7 +213,7 @@ def test_scores_add_up_or_not_on_two_layers_made_by_hand() -> None:
     together, last = (watched(SpAtten(accumulate=accumulate), layers) for accumulate in (True, False))
     assert together[:5].argmax() == 1 and last[:5].argmax() == 3
     assert_close(together.sum(), torch.tensor(12.0))  # two layers, one head, six queries
-    equal = vtc.method.top_visual(last[None].round(), torch.tensor([[True] * 5 + [False]]), [2])
+    equal = vtc.method.prune.top_visual(last[None].round(), torch.tensor([[True] * 5 + [False]]), [2])
     assert equal.tolist() == [[True, True, False, False, False, False]]  # ties: the lowest index
 
 

@@ -16,9 +16,9 @@ from torch.testing import assert_close
 from transformers import DynamicCache
 
 import vtc
-from vtc.method import Rows
+from vtc.method.prune import Rows
 from vtc.prunes.utrc import UTRC, fuse, pair, token_importance, unified_reduction
-from vtc.recorded import Features
+from vtc.tower.features import Features
 
 torch.set_num_threads(1)
 WIDTH = 32
@@ -338,11 +338,12 @@ def test_placeholders_are_told_apart_by_their_id() -> None:
     embeds, sound = model.get_input_embeddings()(ids), int(ids[0, -1])
     with vtc.patched(model, "none"):
         seam: Any = vars(model)["_vtc_seam"]
+        seen = seam.observer.prompt
         for token in (image, sound):
             model.get_placeholder_mask(ids, embeds, embeds[ids == token], token)
-        seam.recorded.features["video"] = Features("video", sizes=[int((ids == image).sum())])
+        seen.features["video"] = Features("video", sizes=[int((ids == image).sum())])
         model.get_placeholder_mask(ids, embeds, embeds[ids == image], image)
-        assert [kind for kind, _ in seam.recorded.placeholders] == ["image", "video"]  # sound is left alone, like text
-        assert all(torch.equal(mask, ids == image) for _, mask in seam.recorded.placeholders)
+        assert [kind for kind, _ in seen.placeholders] == ["image", "video"]  # sound is left alone, like text
+        assert all(torch.equal(mask, ids == image) for _, mask in seen.placeholders)
         with pytest.raises(ValueError, match="video_pruning_rate"):
-            seam.adapter.layout(seam.recorded, (1, ids.shape[1] - 2))
+            seam.composition.adapter.layout(seen, (1, ids.shape[1] - 2))

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from eval_runs import untimed
 
-from vtc.eval import sweep
 from vtc.eval.cli import main
+from vtc.eval.run import sweep
 
 
 def arguments(output: Path, command: str = "sweep") -> list[str]:

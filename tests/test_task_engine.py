@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vtc.eval import embedded, task_data
+from vtc.eval import embedded
 from vtc.eval.cli import main
 from vtc.eval.errors import InputError
-from vtc.eval.task_index import find_tasks
-from vtc.eval.yaml_task import load_task
+from vtc.eval.tasks import data as task_data
+from vtc.eval.tasks.index import find_tasks
+from vtc.eval.tasks.yaml_task import load_task
 
 YAML = """
 task: {name}

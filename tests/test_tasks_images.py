@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vtc.eval.task import Task
-from vtc.eval.tasks.ai2d import ai2d
-from vtc.eval.tasks.gqa import gqa
-from vtc.eval.tasks.mmbench import mmbench
-from vtc.eval.tasks.mme import mme
-from vtc.eval.tasks.pope import pope
-from vtc.eval.tasks.scienceqa import scienceqa
-from vtc.eval.tasks.seedbench import seedbench
-from vtc.eval.yaml_task import load_task
+from vtc.eval.tasks.packaged.ai2d import ai2d
+from vtc.eval.tasks.packaged.gqa import gqa
+from vtc.eval.tasks.packaged.mmbench import mmbench
+from vtc.eval.tasks.packaged.mme import mme
+from vtc.eval.tasks.packaged.pope import pope
+from vtc.eval.tasks.packaged.scienceqa import scienceqa
+from vtc.eval.tasks.packaged.seedbench import seedbench
+from vtc.eval.tasks.task import Task
+from vtc.eval.tasks.yaml_task import load_task
 
 EXPECTED = Path(__file__).parent / "expected"
 #: Task -> the split that it asks.

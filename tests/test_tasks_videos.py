@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vtc.eval.task import Task
-from vtc.eval.task_index import find_tasks
-from vtc.eval.yaml_task import load_task
+from vtc.eval.tasks.index import find_tasks
+from vtc.eval.tasks.task import Task
+from vtc.eval.tasks.yaml_task import load_task
 
 EXPECTED = json.loads((Path(__file__).parent / "expected" / "videos.json").read_text(encoding="utf-8"))
 #: They draw a letter where none can be read.

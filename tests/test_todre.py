@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import vtc
-from vtc.method import Decision, Rows
+from vtc.attention.scores import Attention
+from vtc.method.prune import Decision, Rows
 from vtc.prunes import todre_stage2
 from vtc.prunes.todre import Todre
 from vtc.prunes.todre_stage2 import TodreStage2, cross_attention, text_after
-from vtc.refusals import split_kinds
-from vtc.scores import Attention
+from vtc.seam.composition import split_kinds
 from vtc.selectors.kcenter import KCenter
 
 ALWAYS, LAYER = 2.0, 1

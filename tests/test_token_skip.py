@@ -14,10 +14,10 @@ from torch.testing import assert_close
 
 import vtc
 from vtc import DivPrune
-from vtc.layout import VisualInput
-from vtc.method import Rows, top_visual
+from vtc.attention.scores import Attention
+from vtc.method.prune import Rows, top_visual
+from vtc.model.layout import VisualInput
 from vtc.prunes.token_skip import TokenSkip
-from vtc.scores import Attention
 
 CLOSE = {"rtol": 0, "atol": 2e-4}
 

@@ -8,8 +8,8 @@ from contract import EVERY, FAMILIES
 from families import scenario
 
 import vtc
-import vtc.watching
-from vtc.budget import Keep
+import vtc.tower.listeners
+from vtc.method.budget import Keep
 
 
 @vtc.register("test-spy")
@@ -46,7 +46,7 @@ def test_scores_follow_patches_to_tokens(family, monkeypatch):
         outputs.append((output[0] if isinstance(output, tuple) else output).detach().clone().requires_grad_())
         return (outputs[-1], *output[1:]) if isinstance(output, tuple) else outputs[-1]
 
-    monkeypatch.setattr(vtc.watching, "_received", random_scores)
+    monkeypatch.setattr(vtc.tower.listeners, "_received", random_scores)
     with torch.enable_grad(), vtc.patched(model, spy):
         hook = spy.block.register_forward_hook(leaf)
         model(**inputs)

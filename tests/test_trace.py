@@ -62,7 +62,7 @@ def test_merged_tokens_say_where_they_went():
 def test_flops_equal_those_that_torch_counts(family, spec):
     model = model_of(family, "eager")
     inputs = EVERY[family].inputs(model, scenario(EVERY[family], "single"))
-    parts = vtc.registry.adapter_class(model)(model).parts
+    parts = vtc.model.adapter.adapter_class(model)(model).parts
     with torch.no_grad(), vtc.patched(model, spec):
         with FlopCounterMode(display=False, depth=None) as counter:
             model(**inputs, use_cache=False)

@@ -11,11 +11,13 @@ from torch.testing import assert_close
 from transformers import CLIPImageProcessorPil, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 import vtc
-from vtc.eval import atp_compared, embedded, models, train_atp
-from vtc.eval.atp_compared import planned
-from vtc.eval.atp_forward import SoftATP, Thresholds, soft_mask
+from vtc.eval import embedded, models
 from vtc.eval.errors import InputError
-from vtc.eval.instructions import instructions
+from vtc.eval.train import atp as train_atp
+from vtc.eval.train import atp_compared
+from vtc.eval.train.atp_compared import planned
+from vtc.eval.train.atp_forward import SoftATP, Thresholds, soft_mask
+from vtc.eval.train.instructions import instructions
 from vtc.prunes.atp import ATP, above, to_json
 
 torch.set_num_threads(1)
@@ -82,7 +84,7 @@ def test_gradient_tells_what_a_token_that_is_gone_would_change(monkeypatch):
 
         def loss(*masks):
             turn = iter(masks)
-            monkeypatch.setattr("vtc.eval.atp_forward.soft_mask", lambda *_: next(turn))
+            monkeypatch.setattr("vtc.eval.train.atp_forward.soft_mask", lambda *_: next(turn))
             return soft.loss(given, answers, torch.ones(1), weights)[0]
 
         gradients = torch.autograd.grad(loss(*masks), masks)

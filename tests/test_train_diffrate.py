@@ -10,10 +10,19 @@ from torch.testing import assert_close
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 import vtc
-from vtc.eval import diffrate_forward, embedded, models, train_diffrate
+from vtc.eval import embedded, models
 from vtc.eval.cli import main
-from vtc.eval.diffrate_forward import Rate, Rates, SoftLlava, _Rows, fixed_schedule, patches_kept
-from vtc.eval.train_diffrate import method_of
+from vtc.eval.train import diffrate as train_diffrate
+from vtc.eval.train import diffrate_forward
+from vtc.eval.train.diffrate import method_of
+from vtc.eval.train.diffrate_forward import (
+    Rate,
+    Rates,
+    SoftLlava,
+    _Rows,
+    fixed_schedule,
+    patches_kept,
+)
 
 PATCHES = 256
 

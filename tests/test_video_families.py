@@ -12,9 +12,9 @@ from tiny_videos import LlavaOnevisionVideo, Mixed
 from transformers import LlavaOnevisionConfig
 
 import vtc
-from vtc.layout import Grid
-from vtc.registry import method_class
-from vtc.visual import VisualTokens
+from vtc.method.registry import method_class
+from vtc.method.visual_tokens import VisualTokens
+from vtc.model.layout import Grid
 
 SELECTORS = [name for name in METHODS if method_class(name).kind == "selector"]
 PRUNES = [name for name in METHODS if method_class(name).kind == "prune"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from video_files import FPS, HEIGHT, WIDTH, ffmpeg, needs_ffmpeg, numbered, numbers
 
-from vtc.eval.video_file import read
+from vtc.eval.media.video import read
 
 pytestmark = needs_ffmpeg
 

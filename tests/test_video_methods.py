@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vtc
-from vtc.dividing import units
-from vtc.layout import Grid, Layout, VisualInput
+from vtc.method.units import units
+from vtc.method.visual_tokens import VisualTokens
+from vtc.model.layout import Grid, Layout, VisualInput
 from vtc.selectors.baselines import frame_stride_positions, stride_positions
 from vtc.selectors.evs import temporal_change
 from vtc.selectors.hiprune import hiprune
 from vtc.selectors.places import partition
-from vtc.visual import VisualTokens
 
 quick = settings(max_examples=40, deadline=None)
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4))

@@ -7,8 +7,9 @@ from typing import Any
 from torch import nn
 
 from vtc import spec as specs
-from vtc.registry import adapter_class
-from vtc.seam import Seam
+from vtc.model.adapter import adapter_class
+from vtc.seam.composition import Composition
+from vtc.seam.hooks import Seam
 from vtc.tracing import Trace
 
 _MARK, _PART = "_vtc_seam", "_vtc_part"  # on a patched model, and on its decoder
@@ -33,19 +34,23 @@ def patch(model: nn.Module, *methods: specs.Spec, **fields: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model={model!r} is a {type(model).__name__}; give a loaded vision-language model")
     if (seam := _seam_of(model)) is not None:
-        raise ValueError(f"this {type(model).__name__} is patched already ({seam.spec}); call vtc.unpatch first")
+        spec = seam.composition.spec
+        raise ValueError(f"this {type(model).__name__} is patched already ({spec}); call vtc.unpatch first")
     if not methods:
         raise ValueError("no method given; name one, e.g. vtc.patch(model, 'divprune', keep=0.25)")
     if len(methods) > 1 and fields:
         raise ValueError(f"{', '.join(fields)}=… beside several methods is ambiguous; put each field into its method")
     parsed = specs.parse(methods[0], **fields) if len(methods) == 1 else specs.parse(methods)
     adapter = adapter_class(model)(model)
-    seam = Seam(adapter, parsed, specs.to_string(parsed))
-    if (inside := getattr(seam.parts.decoder, _PART, None)) is not None:
-        raise ValueError(f"a part of this model is patched already ({inside.spec}); call vtc.unpatch on it first")
+    composition = Composition.of(adapter, parsed, specs.to_string(parsed))
+    if (inside := getattr(composition.parts.decoder, _PART, None)) is not None:
+        raise ValueError(
+            f"a part of this model is patched already ({inside.composition.spec}); call vtc.unpatch on it first"
+        )
+    seam = Seam(composition)
     seam.install()
     object.__setattr__(model, _MARK, seam)
-    object.__setattr__(seam.parts.decoder, _PART, seam)
+    object.__setattr__(composition.parts.decoder, _PART, seam)
     return model
 
 
@@ -62,7 +67,7 @@ def unpatch(model: nn.Module) -> nn.Module:
         )
     seam.remove()
     object.__delattr__(model, _MARK)
-    object.__delattr__(seam.parts.decoder, _PART)
+    object.__delattr__(seam.composition.parts.decoder, _PART)
     return model
 
 

@@ -9,10 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from vtc.method import Method
+from typing import Any
 
 #: Keys of the file that become another field, or none.
 _SHAPED = {"models", "settings", "remarks", "benchmarks", "numbers", "untouched", "average", "related"}
@@ -71,28 +68,6 @@ class Published:
     costs: Mapping[str, float] = field(default_factory=dict)
     untouched_costs: Mapping[str, float] = field(default_factory=dict)
     costs_on: str = ""
-
-
-def preset(name: str) -> "Method":
-    """The method of a published setting, ready for `vtc.patch`.
-
-    Args:
-        name: "METHOD/MODEL/SETTING" such as "hiprune/llava-1.5/192"; `vtc presets` lists them.
-
-    Returns:
-        A new instance each time. Its attribute `published` is the `Published` record; it is no field, so that the
-        instance equals, and prints as, the same method made by hand.
-
-    Raises:
-        ValueError: unknown name; the message suggests the nearest.
-        TypeError: `name` is no string.
-    """
-    from vtc.spec import parse
-
-    record = published(name)
-    (method,) = parse(record.spec)
-    object.__setattr__(method, "published", record)
-    return method
 
 
 def published(name: str) -> Published:

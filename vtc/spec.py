@@ -13,10 +13,11 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from vtc.fields import settable
-from vtc.method import Method, Selector
+from vtc.method.base import Method
+from vtc.method.fields import settable
+from vtc.method.registry import method_class
+from vtc.method.selector import Selector
 from vtc.presets import published
-from vtc.registry import method_class
 
 Spec = str | Method | Iterable["Spec"]
 
@@ -56,6 +57,26 @@ def parse(spec: Spec, **fields: Any) -> list[Method]:
             f"{', '.join(fields)}=… beside {spec!r} is ambiguous; put each field into its own method's spec"
         )
     return methods
+
+
+def preset(name: str) -> Method:
+    """The method of a published setting, ready for `vtc.patch`.
+
+    Args:
+        name: "METHOD/MODEL/SETTING" such as "hiprune/llava-1.5/192"; `vtc presets` lists them.
+
+    Returns:
+        A new instance each time. Its attribute `published` is the `Published` record; it is no field, so that the
+        instance equals, and prints as, the same method made by hand.
+
+    Raises:
+        ValueError: unknown name; the message suggests the nearest.
+        TypeError: `name` is no string.
+    """
+    record = published(name)
+    (method,) = parse(record.spec)
+    object.__setattr__(method, "published", record)
+    return method
 
 
 def split(spec: str) -> list[str]:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vtc.flops import Cost, Flops
-from vtc.layout import Layout, VisualInput
-from vtc.sequence import Cut
+from vtc.model.flops import Cost, Flops
+from vtc.model.layout import Layout, VisualInput
+from vtc.ops.cut import Cut
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Trace:
         return self._revived()
 
     def flops(self) -> Flops:
-        """Prefill FLOPs of the batch, decoder and tower, with and without compression; see `vtc.flops`."""
+        """Prefill FLOPs of the batch, decoder and tower, with and without compression; see `vtc.model.flops`."""
         return self._cost.flops(self.tokens_per_layer, self.original_tokens, self.text_tokens, self.heads_per_layer)
 
     def __str__(self) -> str:

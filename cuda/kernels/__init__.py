@@ -1,4 +1,4 @@
-"""CUDA C++ kernels, their build and their binding; `vtc.kernels` chooses them. Installed as `vtc.cuda`.
+"""CUDA C++ kernels, their build and their binding; `vtc.ops.cuda` chooses them. Installed as `vtc.cuda`.
 
 The folder above is no package: `cuda` is the name of NVIDIA's.
 """

@@ -214,7 +214,7 @@ def bench_step(bench: str, limit: float, folder: Path, environment: Mapping[str,
 
 def gpu_steps(folder: Path, seed: int) -> list[Step]:
     """Build, correctness, sanitizers, benchmarks; `folder` takes the fresh build and the reports."""
-    from vtc.eval.shapes import SHAPES
+    from vtc.eval.bench.prefill.shapes import SHAPES
 
     own = {"VTC_TEST_SEED": str(seed), "XDG_CACHE_HOME": str(folder)}
     prefill = "--methods", "divprune", "--keep", "0.25,0.125", "--rounds", "5"

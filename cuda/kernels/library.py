@@ -1,4 +1,4 @@
-"""The compiled kernels, called with tensors: same arguments and results as the functions of `vtc.reference`.
+"""The compiled kernels, called with tensors: same arguments and results as the functions of `vtc.ops.reference`.
 
 Launches go to torch's current stream of the tensors' device and don't wait for it. Results and work space come from
 torch's allocator, in front of the launch.
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc import reference
+from vtc.ops import reference
 
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.bool: 3}
 _MAX_TENSORS = 16

@@ -6,12 +6,12 @@ from statistics import fmean
 from typing import Any
 
 import vtc
-from vtc.eval.memory import PeakMemory
 from vtc.eval.models import Loaded
-from vtc.eval.settings import NONE
-from vtc.eval.stopwatch import Stopwatch
-from vtc.method import Method
-from vtc.registry import adapter_class
+from vtc.eval.run.memory import PeakMemory
+from vtc.eval.run.settings import NONE
+from vtc.eval.run.stopwatch import Stopwatch
+from vtc.method.base import Method
+from vtc.model.adapter import adapter_class
 
 
 class Meter:

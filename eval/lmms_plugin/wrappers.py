@@ -9,8 +9,8 @@ from typing import Any
 
 from vtc import spec
 from vtc.eval.lmms_plugin.meter import Meter
-from vtc.eval.settings import fields_of
-from vtc.method import Method
+from vtc.eval.run.settings import fields_of
+from vtc.method.base import Method
 
 
 def __getattr__(name: str) -> type:

@@ -11,12 +11,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vtc.budget import Keep, check_keep
-from vtc.host import on
-from vtc.method import Decision, Memory, Rows
+from vtc.method.budget import Keep, check_keep
+from vtc.method.prune import Decision, Memory, Rows
+from vtc.method.registry import register
+from vtc.ops.host import on
 from vtc.prunes.atp_scores import LAYERS, ATPModules, grid_points, rescaled, stride_for
 from vtc.prunes.profile import check_layers
-from vtc.registry import register
 
 #: Published (Eq. 5): R, the share of the grid that is sampled, and what a sampled token scores with lambda = 3.
 RATE = 0.25

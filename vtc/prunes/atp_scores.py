@@ -7,11 +7,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from vtc.host import on
-from vtc.layout import VisualInput
-from vtc.method import Memory, Prune, Rows, Watch, resolve_layers
+from vtc.attention.scores import Attention
+from vtc.method.base import resolve_layers
+from vtc.method.prune import Memory, Prune, Rows, Watch
+from vtc.model.layout import VisualInput
+from vtc.ops.host import on
 from vtc.prunes.transprune import instruction_attention
-from vtc.scores import Attention
 
 #: Decoder layers, from 0, in front of which the modules stand: behind layers 4, 14 and 24 of 32.
 LAYERS, DEPTH = (5, 15, 25), 32

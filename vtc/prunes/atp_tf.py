@@ -7,14 +7,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vtc import fields
-from vtc.budget import Keep
-from vtc.host import on
-from vtc.method import Decision, Memory, Rows
+from vtc.method import fields
+from vtc.method.budget import Keep
+from vtc.method.prune import Decision, Memory, Rows
+from vtc.method.registry import register
+from vtc.ops.host import on
 from vtc.prunes.atp_scores import LAYERS, ATPModules, cells_of, grid_points, stride_for
 from vtc.prunes.profile import check_layers, geometric
 from vtc.prunes.transprune import share_of_visual
-from vtc.registry import register
 
 
 def enough(scores: Tensor, visual: Tensor, mass: float, least: float, most: float) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vtc.method import as_float
+from vtc.ops.similarity import as_float
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vtc import fields
-from vtc.budget import Keep
-from vtc.method import Memory, Prune, Rows, Watch
-from vtc.registry import register
-from vtc.scores import Attention
+from vtc.attention.scores import Attention
+from vtc.method import fields
+from vtc.method.budget import Keep
+from vtc.method.prune import Memory, Prune, Rows, Watch
+from vtc.method.registry import register
 
 
 def last_query_row(attention: Attention) -> Tensor:

@@ -10,15 +10,24 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vtc import fields, ops
-from vtc.budget import Keep
-from vtc.host import on
-from vtc.method import Decision, Memory, Prune, Rows, Watch, resolve_layers, top_visual
-from vtc.nearest import nearest, unit_rows
+from vtc import ops
+from vtc.attention.scores import Attention
+from vtc.method import fields
+from vtc.method.base import resolve_layers
+from vtc.method.budget import Keep
+from vtc.method.prune import (
+    Decision,
+    Memory,
+    Prune,
+    Rows,
+    Watch,
+    top_visual,
+)
+from vtc.method.registry import register
+from vtc.ops.host import on
+from vtc.ops.mixing import Mixing
+from vtc.ops.similarity import nearest, unit_rows
 from vtc.prunes.fastv import last_query_attention
-from vtc.reduction import Mixing
-from vtc.registry import register
-from vtc.scores import Attention
 
 #: Published for LLaVA-OneVision-7B and LLaVA-Video-7B: K = 18 of 28 layers.
 _LAYER, _DEPTH = 18, 28

@@ -8,13 +8,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from vtc import fields
-from vtc.budget import Keep
-from vtc.method import Memory, Prune, Rows, Watch, resolve_layers
+from vtc.attention.scores import Attention
+from vtc.method import fields
+from vtc.method.base import resolve_layers
+from vtc.method.budget import Keep
+from vtc.method.prune import Memory, Prune, Rows, Watch
+from vtc.method.registry import register
 from vtc.prunes.fastv import last_query_attention, last_query_row
 from vtc.prunes.profile import check_layers
-from vtc.registry import register
-from vtc.scores import Attention
 
 #: After 9, 19 and 28 of 32 layers, where 3/7, 5/7 and all of what is to go has gone.
 _LAYERS, _DEPTH, _GONE = (9, 19, 28), 32, (Fraction(3, 7), Fraction(5, 7), Fraction(1))

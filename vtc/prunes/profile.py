@@ -6,8 +6,8 @@ from functools import lru_cache
 from itertools import pairwise
 from numbers import Integral
 
-from vtc import budget, fields
-from vtc.budget import Keep
+from vtc.method import budget, fields
+from vtc.method.budget import Keep
 
 
 def geometric(keep: Keep, present: int, stage: int, stages: int) -> int:

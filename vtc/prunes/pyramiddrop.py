@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vtc.budget import Keep
-from vtc.method import Memory, Prune, Rows, Watch, resolve_layers
+from vtc.method.base import resolve_layers
+from vtc.method.budget import Keep
+from vtc.method.prune import Memory, Prune, Rows, Watch
+from vtc.method.registry import register
 from vtc.prunes.fastv import last_query_attention
 from vtc.prunes.profile import check_keeps, check_layers, geometric, rounded_down
-from vtc.registry import register
 
 #: Published for LLaVA-1.5 and LLaVA-NeXT: stages of 8 layers, so prune after 8, 16 and 24 of 32.
 _LAYERS, _DEPTH = (8, 16, 24), 32

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from vtc.method import as_float
-from vtc.scores import Attention
+from vtc.attention.scores import Attention
+from vtc.ops.similarity import as_float
 
 
 def relevance(hidden: Tensor, visual: Tensor, text: Tensor, chunk: int = 512) -> Tensor:

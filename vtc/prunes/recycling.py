@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from vtc import ops
-from vtc.method import Decision
+from vtc.method.prune import Decision
+from vtc.ops.mixing import Mixing
 from vtc.prunes.clusters import density_peaks
-from vtc.reduction import Mixing
 
 Count = TypeVar("Count", int, Tensor)
 

@@ -12,15 +12,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vtc import fields
-from vtc.budget import Keep
-from vtc.host import on
-from vtc.method import Decision, Memory, Prune, Rows, Watch, resolve_layers
+from vtc.attention.scores import Attention
+from vtc.method import fields
+from vtc.method.base import resolve_layers
+from vtc.method.budget import Keep
+from vtc.method.prune import Decision, Memory, Prune, Rows, Watch
+from vtc.method.registry import register
+from vtc.ops.host import on
 from vtc.prunes.profile import check_keeps, check_layers, geometric, rounded_down
 from vtc.prunes.raters import choose_raters, corrected_attention, rank_of, relevance, strongest_heads
 from vtc.prunes.recycling import clusters, laid_out, most_kept, recycle
-from vtc.registry import register
-from vtc.scores import Attention
 
 #: Published for LLaVA-1.5: prune at the output of layers 2, 6 and 15 of 32 (from 0), in front of those that follow.
 _LAYERS, _DEPTH = (3, 7, 16), 32

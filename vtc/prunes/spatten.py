@@ -10,12 +10,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vtc import fields
-from vtc.budget import Keep
-from vtc.method import Memory, Method, Prune, Rows, Watch
-from vtc.registry import register
-from vtc.scores import Attention
-from vtc.tap import choose_heads
+from vtc.attention.heads import choose_heads
+from vtc.attention.scores import Attention
+from vtc.method import fields
+from vtc.method.base import Method
+from vtc.method.budget import Keep
+from vtc.method.prune import Memory, Prune, Rows, Watch
+from vtc.method.registry import register
 
 #: Share of the layers that run before the first head goes.
 _HEADS_FROM = Fraction(3, 10)

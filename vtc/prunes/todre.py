@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from vtc.budget import Keep
-from vtc.method import Method
+from vtc.method.base import Method
+from vtc.method.budget import Keep
+from vtc.method.registry import register
 from vtc.prunes.todre_stage2 import TodreStage2
-from vtc.registry import register
 from vtc.selectors.kcenter import KCenter
 
 

@@ -11,10 +11,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vtc import fields
-from vtc.method import Decision, Memory, Prune, Rows, Watch
-from vtc.registry import register
-from vtc.scores import Attention
+from vtc.attention.scores import Attention
+from vtc.method import fields
+from vtc.method.prune import Decision, Memory, Prune, Rows, Watch
+from vtc.method.registry import register
 
 
 def text_after(visual: Tensor, valid: Tensor) -> Tensor:

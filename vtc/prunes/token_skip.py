@@ -6,12 +6,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vtc import fields
-from vtc.budget import Keep
-from vtc.method import Memory, Prune, Rows, Watch
+from vtc.attention.scores import Attention
+from vtc.method import fields
+from vtc.method.budget import Keep
+from vtc.method.prune import Memory, Prune, Rows, Watch
+from vtc.method.registry import register
 from vtc.prunes.fastv import last_query_attention
-from vtc.registry import register
-from vtc.scores import Attention
 
 
 @register("token_skip")

@@ -9,11 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vtc.budget import Keep
-from vtc.method import Memory, Prune, Rows, Watch, resolve_layers
+from vtc.attention.scores import Attention
+from vtc.method.base import resolve_layers
+from vtc.method.budget import Keep
+from vtc.method.prune import Memory, Prune, Rows, Watch
+from vtc.method.registry import register
 from vtc.prunes.profile import check_keeps, check_layers, rounded_down
-from vtc.registry import register
-from vtc.scores import Attention
 
 #: Published for LLaVA-1.5: prune after 7, 9 and 12 of 32 layers, where 1/7, 3/7 and all of what is to go has gone.
 _LAYERS, _DEPTH, _GONE = (7, 9, 12), 32, (Fraction(1, 7), Fraction(3, 7), Fraction(1))

@@ -15,13 +15,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vtc import fields
-from vtc.budget import Keep
-from vtc.host import on
-from vtc.method import Decision, Memory, Prune, Rows, Watch, as_float, resolve_layers, top_visual
-from vtc.nearest import nearest, unit_rows
+from vtc.method import fields
+from vtc.method.base import resolve_layers
+from vtc.method.budget import Keep
+from vtc.method.prune import (
+    Decision,
+    Memory,
+    Prune,
+    Rows,
+    Watch,
+    top_visual,
+)
+from vtc.method.registry import register
+from vtc.ops.host import on
+from vtc.ops.similarity import as_float, nearest, unit_rows
 from vtc.prunes.profile import check_layers, geometric
-from vtc.registry import register
 
 #: Published, by depth: these blocks run in full, and tokens go behind them.
 _ANCHORS = {64: (12, 17, 22, 27, 32, 37, 42), 48: (10, 15, 20, 25, 30, 35)}

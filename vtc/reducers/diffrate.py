@@ -9,15 +9,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vtc import fields
-from vtc.budget import Keep
-from vtc.method import Reducer
-from vtc.nearest import nearest, unit_rows
-from vtc.parts import Parts
-from vtc.patches import Patches, take
+from vtc.method import fields
+from vtc.method.budget import Keep
+from vtc.method.patches import Patches, take
+from vtc.method.reducer import Reducer
+from vtc.method.reduction import Reduction, top_k
+from vtc.method.registry import register
+from vtc.model.parts import Parts
+from vtc.ops.mixing import Mixing
+from vtc.ops.similarity import nearest, unit_rows
 from vtc.reducers.diffrate_rates import published_shares
-from vtc.reduction import Mixing, Reduction, top_k
-from vtc.registry import register
 
 
 def match_unimportant(metric: Tensor, kept: int, cls: bool = False) -> tuple[Tensor, Tensor]:

@@ -10,14 +10,18 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vtc import fields, ops
-from vtc.budget import Keep
-from vtc.method import Memory, Method, Prune, Reducer, Rows, Watch, as_float
-from vtc.parts import Parts
-from vtc.patches import Patches
-from vtc.reduction import Reduction
-from vtc.registry import register
-from vtc.scores import Attention
+from vtc import ops
+from vtc.attention.scores import Attention
+from vtc.method import fields
+from vtc.method.base import Method
+from vtc.method.budget import Keep
+from vtc.method.patches import Patches
+from vtc.method.prune import Memory, Prune, Rows, Watch
+from vtc.method.reducer import Reducer
+from vtc.method.reduction import Reduction
+from vtc.method.registry import register
+from vtc.model.parts import Parts
+from vtc.ops.similarity import as_float
 
 #: The decoder layer, from 0, in front of which the second stage prunes: it reads layer 1.
 _LLM_LAYER = 2

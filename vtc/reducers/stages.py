@@ -1,7 +1,7 @@
 """How a budget is spread over the blocks of the vision tower at which a reducer acts."""
 
-from vtc import fields
-from vtc.parts import Parts
+from vtc.method import fields
+from vtc.model.parts import Parts
 
 
 def geometric(stage: int, stages: int, start: int, target: int, present: int) -> int:

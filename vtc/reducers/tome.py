@@ -10,14 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vtc import fields
-from vtc.budget import Keep
-from vtc.method import Reducer
-from vtc.nearest import nearest, unit_rows
-from vtc.parts import Parts
-from vtc.patches import Patches
-from vtc.reduction import Mixing, Reduction
-from vtc.registry import register
+from vtc.method import fields
+from vtc.method.budget import Keep
+from vtc.method.patches import Patches
+from vtc.method.reducer import Reducer
+from vtc.method.reduction import Reduction
+from vtc.method.registry import register
+from vtc.model.parts import Parts
+from vtc.ops.mixing import Mixing
+from vtc.ops.similarity import nearest, unit_rows
 
 
 @dataclass(frozen=True)

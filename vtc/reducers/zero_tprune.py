@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vtc import fields
-from vtc.budget import Keep
-from vtc.method import Reducer, as_float
-from vtc.nearest import nearest, unit_rows
-from vtc.parts import Parts
-from vtc.patches import Patches, take
+from vtc.method import fields
+from vtc.method.budget import Keep
+from vtc.method.patches import Patches, take
+from vtc.method.reducer import Reducer
+from vtc.method.reduction import Reduction, top_k
+from vtc.method.registry import register
+from vtc.model.parts import Parts
+from vtc.ops.similarity import as_float, nearest, unit_rows
 from vtc.reducers.stages import check_layers, geometric, within_tower
-from vtc.reduction import Reduction, top_k
-from vtc.registry import register
 
 #: Range of a head's variance over tokens within which it counts (Sec. 3.2).
 _VARIANCE = (0.01, 0.7)

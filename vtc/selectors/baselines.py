@@ -7,16 +7,17 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from vtc import fields
-from vtc.budget import Keep
-from vtc.dividing import Per
-from vtc.host import on
-from vtc.layout import Grid
-from vtc.method import Selector
-from vtc.reduction import Mixing, Reduction
-from vtc.registry import register
+from vtc.method import fields
+from vtc.method.budget import Keep
+from vtc.method.reduction import Reduction
+from vtc.method.registry import register
+from vtc.method.selector import Selector
+from vtc.method.units import Per
+from vtc.method.visual_tokens import VisualTokens
+from vtc.model.layout import Grid
+from vtc.ops.host import on
+from vtc.ops.mixing import Mixing
 from vtc.selectors.places import boxes, candidates
-from vtc.visual import VisualTokens
 
 
 def random_positions(tokens: int, k: int, seed: int, ordinal: int) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc.method import as_float
+from vtc.ops.similarity import as_float
 
 
 def text_score(features: Tensor, text: Tensor) -> Tensor:

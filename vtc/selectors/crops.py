@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from vtc.budget import share_out
-from vtc.visual import VisualTokens
+from vtc.method.budget import share_out
+from vtc.method.visual_tokens import VisualTokens
 
 
 def crop_tokens(visual: VisualTokens) -> list[Tensor]:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vtc import ops
-from vtc.budget import Keep
-from vtc.method import Selector
-from vtc.reduction import Reduction
-from vtc.registry import register
-from vtc.visual import VisualTokens
+from vtc.method.budget import Keep
+from vtc.method.reduction import Reduction
+from vtc.method.registry import register
+from vtc.method.selector import Selector
+from vtc.method.visual_tokens import VisualTokens
 
 
 def max_min_order(features: Tensor, k: int) -> Tensor:

@@ -6,14 +6,15 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from vtc.budget import Keep
-from vtc.dividing import Unit
-from vtc.host import on
-from vtc.layout import Grid
-from vtc.method import Selector, as_float
-from vtc.reduction import Reduction
-from vtc.registry import register
-from vtc.visual import VisualTokens
+from vtc.method.budget import Keep
+from vtc.method.reduction import Reduction
+from vtc.method.registry import register
+from vtc.method.selector import Selector
+from vtc.method.units import Unit
+from vtc.method.visual_tokens import VisualTokens
+from vtc.model.layout import Grid
+from vtc.ops.host import on
+from vtc.ops.similarity import as_float
 
 _FIRST = 255.0  # above any dissimilarity
 

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vtc import fields
-from vtc.budget import Keep, share_out
-from vtc.host import on
-from vtc.method import Selector
-from vtc.parts import Parts
-from vtc.reduction import Reduction, top_k
-from vtc.registry import register
+from vtc.method import fields
+from vtc.method.budget import Keep, share_out
+from vtc.method.reduction import Reduction, top_k
+from vtc.method.registry import register
+from vtc.method.selector import Selector
+from vtc.method.visual_tokens import Needs, VisualTokens
+from vtc.model.parts import Parts
+from vtc.ops.host import on
 from vtc.selectors.crops import crop_tokens, share_by
 from vtc.selectors.places import candidates
-from vtc.visual import Needs, VisualTokens
 
 
 def anchor_count(k: int, alpha: float) -> int:

@@ -6,17 +6,19 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from vtc import budget, fields
-from vtc.budget import Keep
-from vtc.host import on
-from vtc.layout import Grid
-from vtc.method import Method, Selector
-from vtc.parts import Parts
+from vtc.method import budget, fields
+from vtc.method.base import Method
+from vtc.method.budget import Keep
+from vtc.method.reduction import Reduction
+from vtc.method.registry import register
+from vtc.method.selector import Selector
+from vtc.method.visual_tokens import Needs, VisualTokens
+from vtc.model.layout import Grid
+from vtc.model.parts import Parts
+from vtc.ops.host import on
+from vtc.ops.mixing import Mixing
 from vtc.prunes.holitom_inner import HoliTomInner
-from vtc.reduction import Mixing, Reduction
-from vtc.registry import register
 from vtc.selectors.static import merge_frames
-from vtc.visual import Needs, VisualTokens
 
 
 @register("holitom")

@@ -6,15 +6,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vtc import fields, ops
-from vtc.budget import Keep
-from vtc.host import on
-from vtc.method import Selector, as_float
-from vtc.parts import Parts
-from vtc.reduction import Reduction, top_k
-from vtc.registry import register
+from vtc import ops
+from vtc.method import fields
+from vtc.method.budget import Keep
+from vtc.method.reduction import Reduction, top_k
+from vtc.method.registry import register
+from vtc.method.selector import Selector
+from vtc.method.visual_tokens import Needs, VisualTokens
+from vtc.model.parts import Parts
+from vtc.ops.host import on
+from vtc.ops.similarity import as_float
 from vtc.selectors.places import candidates
-from vtc.visual import Needs, VisualTokens
 
 
 def k_center_order(features: Tensor, pivot: Tensor, k: int, rule: str = "max-min") -> Tensor:

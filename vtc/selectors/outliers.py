@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vtc.method import as_float
+from vtc.ops.similarity import as_float
 
 
 def local_outlier_factor(values: Tensor, neighbours: int) -> Tensor:

@@ -7,9 +7,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from vtc.budget import share_out
-from vtc.layout import Grid
-from vtc.visual import VisualTokens
+from vtc.method.budget import share_out
+from vtc.method.visual_tokens import VisualTokens
+from vtc.model.layout import Grid
 
 
 def candidates(visual: VisualTokens, k: int) -> Tensor:

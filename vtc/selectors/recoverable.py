@@ -7,18 +7,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from vtc import fields, ops
-from vtc.budget import Keep, share_out
-from vtc.host import on
-from vtc.method import Selector, as_float
-from vtc.parts import Parts
-from vtc.reduction import Mixing, Reduction, top_k
-from vtc.registry import register
-from vtc.scores import Attention
+from vtc import ops
+from vtc.attention.scores import Attention
+from vtc.method import fields
+from vtc.method.budget import Keep, share_out
+from vtc.method.reduction import Reduction, top_k
+from vtc.method.registry import register
+from vtc.method.selector import Selector
+from vtc.method.visual_tokens import Needs, VisualTokens
+from vtc.model.parts import Parts
+from vtc.ops.host import on
+from vtc.ops.mixing import Mixing
+from vtc.ops.similarity import as_float
 from vtc.selectors.clip_text import ClipText, text_score
 from vtc.selectors.outliers import outlier_count
 from vtc.selectors.places import candidates
-from vtc.visual import Needs, VisualTokens
 
 #: Neighbours of the Local Outlier Factor: among all tokens, and among those that are left for merging.
 LOF_ALL, LOF_REST = 20, 10

@@ -6,9 +6,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from vtc.host import on
-from vtc.method import as_float
-from vtc.nearest import unit_rows
+from vtc.ops.host import on
+from vtc.ops.similarity import as_float, unit_rows
 from vtc.prunes.clusters import density_peaks
 
 #: Frames that a segment may have, as released.

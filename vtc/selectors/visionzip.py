@@ -6,17 +6,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vtc import fields, ops
-from vtc.budget import Keep, share_out
-from vtc.host import on
-from vtc.method import Selector, as_float
-from vtc.nearest import nearest
-from vtc.parts import Parts
-from vtc.reduction import Mixing, Reduction, top_k
-from vtc.registry import register
+from vtc import ops
+from vtc.method import fields
+from vtc.method.budget import Keep, share_out
+from vtc.method.reduction import Reduction, top_k
+from vtc.method.registry import register
+from vtc.method.selector import Selector
+from vtc.method.visual_tokens import Needs, Projection, VisualTokens
+from vtc.model.parts import Parts
+from vtc.ops.host import on
+from vtc.ops.mixing import Mixing
+from vtc.ops.similarity import as_float, nearest
 from vtc.selectors.crops import crop_tokens
 from vtc.selectors.places import candidates
-from vtc.visual import Needs, Projection, VisualTokens
 
 
 @dataclass(frozen=True)

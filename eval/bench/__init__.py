@@ -1,0 +1,1 @@
+"""Speed, each figure beside what it could be at best."""

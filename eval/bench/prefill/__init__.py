@@ -1,0 +1,1 @@
+"""`vtc bench prefill`."""

@@ -1,0 +1,132 @@
+"""`vtc bench select`: how long each method's decision takes beside the prefill that it is to shorten.
+
+Every method is shown random stand-ins (`bench_scene`, `bench_video`), and its own part alone is timed
+(`bench_decision`), in rounds beside a decoder layer and a tower block (`bench_rounds`).
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vtc.eval.arguments import keeps, names, positive
+from vtc.eval.errors import InputError
+from vtc.method.budget import Keep
+
+if TYPE_CHECKING:
+    from vtc.method.base import Method
+
+
+def add_arguments(benches: Any) -> None:
+    """Add `select` to what `vtc bench` offers."""
+    parser = benches.add_parser(
+        "select",
+        help="time of each method's decision as a share of the prefill, and its memory",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--methods", type=names, default="all", help="names separated by commas, or all; of a video, all selectors"
+    )
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--tokens", type=_sizes, default="576,2880,16384", help="visual tokens, separated by commas")
+    shown.add_argument(
+        "--video",
+        type=_sizes,
+        nargs="?",
+        const="8,16,32,64",
+        default=argparse.SUPPRESS,
+        metavar="FRAMES",
+        help="decide about videos of so many frames of 196 tokens instead; without numbers 8,16,32,64",
+    )
+    parser.add_argument("--keep", type=_one_keep, default="0.1", help="budget: a share (0.25) or a count (64)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--rounds",
+        type=positive,
+        default=15,
+        help="most times each method is run; a size gets no more than 3 once it took 30 s",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the rounds and print the tables.
+
+    Raises:
+        InputError: an argument can't be used.
+    """
+    import torch
+
+    from vtc.eval.bench.select.rounds import bench_select
+    from vtc.eval.bench.select.scene import Scene
+    from vtc.eval.bench.select.table import about, table
+    from vtc.eval.bench.select.video import VideoScene
+    from vtc.eval.models import check_device
+    from vtc.eval.run.folder import write_atomically
+    from vtc.eval.run.memory import source
+
+    if args.json and not args.json.parent.is_dir():
+        raise InputError(f"argument --json: folder {str(args.json.parent)!r} does not exist; create it or give another")
+    check_device(args.device)
+    device = torch.device(args.device)
+    frames = getattr(args, "video", None)
+    run = {
+        "shown": "image" if frames is None else "video",
+        "keep": args.keep,
+        "device": args.device,
+        "dtype": "bfloat16" if device.type == "cuda" else "float32",
+        "threads": torch.get_num_threads(),
+        "most_rounds": args.rounds,
+        "memory": None if source(device) is None else "allocated" if device.type == "cuda" else "resident",
+    }
+    sizes, methods = bench_select(
+        make_methods(args.methods, args.keep, None if frames is None else "selector"),
+        args.tokens if frames is None else frames,
+        device,
+        args.rounds,
+        Scene if frames is None else VideoScene,
+    )
+    notes = about(run)
+    print("\n".join([*notes, "", *table(sizes, methods)]))
+    if args.json:
+        write_atomically(
+            args.json, json.dumps({**run, "notes": notes, "sizes": sizes, "methods": methods}, indent=2) + "\n"
+        )
+
+
+def make_methods(wanted: Sequence[str], keep: Keep, kind: str | None = None) -> "list[Method]":
+    """Every method that is named ("all": every one there is, of the `kind`), at the budget.
+
+    Raises:
+        InputError: an unknown method, or a budget that it does not take.
+    """
+    from vtc import spec
+    from vtc.eval.run.settings import fields_of
+    from vtc.method import registry
+
+    try:
+        found = registry.list_methods(kind) if list(wanted) == ["all"] else sorted(set(wanted))
+        classes = [registry.method_class(name) for name in found]
+    except ValueError as error:
+        raise InputError(f"argument --methods: {error}") from None
+    try:
+        return [
+            spec.build(name, {"keep": keep} if "keep" in fields_of(cls) else {}) for name, cls in zip(found, classes)
+        ]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"argument --keep: {error}") from None
+
+
+def _sizes(text: str) -> list[int]:
+    """Whole numbers of at least 1, separated by commas."""
+    return [positive(part.strip()) for part in text.split(",")]
+
+
+def _one_keep(text: str) -> Keep:
+    """A single budget."""
+    found = keeps(text)
+    if len(found) > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} holds {len(found)} budgets; give one, such as 0.1")
+    return found[0]

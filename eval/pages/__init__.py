@@ -1,0 +1,1 @@
+"""The page of each method, written from its docstring."""

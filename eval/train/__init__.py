@@ -1,0 +1,1 @@
+"""What is trained: embedded models, ATP, DiffRate."""

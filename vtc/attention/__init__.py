@@ -1,0 +1,1 @@
+"""Attention as methods read it, and the tap that hands it to them."""

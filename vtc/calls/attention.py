@@ -1,0 +1,63 @@
+"""How an attention module calls the attention interface that its config names."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+#: In a config, what names the implementation, and where it is kept.
+IMPLEMENTATION, _KEPT = "_attn_implementation", "_attn_implementation_internal"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a call of the interface says beside query, key, value and mask; see `vtc.attention.scores.Attention`.
+
+    Attributes:
+        scaling, causal, window, softcap: as there.
+    """
+
+    scaling: float
+    causal: bool
+    window: int | None
+    softcap: float | None
+
+
+def settings(module: nn.Module, width: int, kwargs: dict[str, Any]) -> Settings:
+    """The settings of a call of the interface by `module`, of heads of this `width`."""
+    scaling, causal = kwargs.get("scaling"), kwargs.get("is_causal")
+    return Settings(
+        scaling=width**-0.5 if scaling is None else float(scaling),
+        causal=bool(getattr(module, "is_causal", True) if causal is None else causal),
+        window=kwargs.get("sliding_window"),
+        softcap=kwargs.get("softcap"),
+    )
+
+
+def with_scaling(kwargs: dict[str, Any], scaling: float) -> dict[str, Any]:
+    """The further arguments of a call with its scaling written out."""
+    return {**kwargs, "scaling": scaling}
+
+
+def boundaries(kwargs: dict[str, Any]) -> Tensor | None:
+    """Where sequences packed into one row begin and end, LongTensor [sequences + 1]; None where none are."""
+    return kwargs.get("cu_seq_lens_q")
+
+
+def implementation(config: Any) -> str | None:
+    """The implementation that a config names; None where it names none."""
+    return getattr(config, IMPLEMENTATION, None)
+
+
+def set_implementation(config: Any, name: str) -> None:
+    """Name another implementation in one config alone, without the checks and the sub-configs of the public setter."""
+    setattr(config, _KEPT, name)
+
+
+def eager_function(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """Eager attention is a function that the module's own file defines."""
+    forward = inspect.unwrap(type(module).forward)
+    names = [word for word in forward.__code__.co_names if word.endswith("eager_attention_forward")]
+    return forward.__globals__[names[0]]

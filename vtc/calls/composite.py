@@ -1,0 +1,129 @@
+"""How a vision-language model is called, and how it puts visual features into the sequence."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from vtc.calls.roles import Call, Role
+
+PLACEHOLDERS = "get_placeholder_mask"
+PACKING = "pack_image_features"
+#: Arguments of a features call: sides of pictures in pixels, grids in patches, pictures of each row.
+IMAGE_SIZES, IMAGE_GRID_HW, PICTURES_PER_ROW = "image_sizes", "image_grid_hw", "batch_num_images"
+KINDS = ("image", "video")
+
+
+class CompositeCall(Call):
+    """One call of the module that calls the decoder."""
+
+    ids = Role("input_ids", first=True)
+    mask = Role("attention_mask")
+    cache = Role("past_key_values", "cache")  # renamed by 5.24
+    ahead = Role("mm_encoder_outputs")  # kind -> features that `generate` made ahead
+
+    @property
+    def shows(self) -> bool:
+        """Whether it brings pixels, or features made of some."""
+        return any(is_real(value) for value in self.kwargs.values()) or bool(self.ahead)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """All arguments, ids included, by name."""
+        return {type(self).ids.names[0]: self.args[0] if self.args else None, **self.kwargs}
+
+
+class FeaturesCall(Call):
+    """The arguments of the method that makes image or video features, by name.
+
+    Args:
+        composite: owns the method.
+        kind: "image" or "video".
+        args, kwargs: of the call.
+    """
+
+    def __init__(self, composite: nn.Module, kind: str, args: tuple, kwargs: dict[str, Any]):
+        given = inspect.signature(getattr(composite, features_method(kind))).bind(*args, **kwargs)
+        super().__init__((), {**given.arguments, **given.arguments.get("kwargs", {})})
+
+
+def features_method(kind: str) -> str:
+    """The method that makes features of a kind."""
+    return f"get_{kind}_features"
+
+
+def kinds_shown(kwargs: dict[str, Any]) -> list[str]:
+    """The kinds whose placeholders a call of `PLACEHOLDERS` asks for; images where it does not tell."""
+    return [kind for kind in KINDS if kwargs.get(f"{kind}_features") is not None] or ["image"]
+
+
+def placeholder_masks(output: Any, kwargs: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """(kind, BoolTensor [B, L]) for what a call of `PLACEHOLDERS` returned."""
+    masks = output if isinstance(output, tuple) else (output,)
+    for kind in kinds_shown(kwargs):
+        mask = masks[1] if kind == "video" and len(masks) > 1 else masks[0]
+        if mask is not None:
+            yield kind, mask[..., 0] if mask.dim() == 3 else mask
+
+
+def token_asked_for(args: tuple, kwargs: dict[str, Any]) -> Any:
+    """The id whose placeholders a call of `PLACEHOLDERS` asks for, in families that name it; else None."""
+    return kwargs.get("token_id", args[3] if len(args) > 3 else None)
+
+
+def grid_thw(arguments: dict[str, Any], kind: str) -> Tensor | None:
+    """The grids in patches [images, 3] among the arguments of a features call."""
+    named = arguments.get(f"{kind}_grid_thw")
+    return next((value for value in arguments.values() if _is_thw(value)), None) if named is None else named
+
+
+def _is_thw(value: Any) -> bool:
+    return isinstance(value, Tensor) and not value.is_floating_point() and value.dim() == 2 and value.shape[1] == 3
+
+
+def is_real(value: Any) -> bool:
+    """Whether a value is a tensor of real numbers: pixels, features or embeddings."""
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def rope_offset(composite: nn.Module) -> Any:
+    """The M-RoPE offset that the model keeps for decode steps; None where it has none."""
+    return getattr(composite, "rope_deltas", None)
+
+
+def set_rope_offset(composite: nn.Module, offset: Any) -> None:
+    """Give the model the M-RoPE offset of another conversation."""
+    composite.rope_deltas = offset
+
+
+def last_logits_only(model: nn.Module) -> dict[str, int]:
+    """The argument that asks for the last token's logits alone, where the model takes it."""
+    name = "logits_to_keep"
+    return {name: 1} if name in inspect.signature(model.forward).parameters else {}
+
+
+class PackingCall(Call):
+    """A call of a family's own packing of tiles into tokens."""
+
+    features = Role("image_features", first=True)
+    sizes = Role(IMAGE_SIZES)
+    newline = Role("image_newline")
+
+
+#: Arguments of packing that a config has, and the pictures' sizes.
+PACKING_DEFAULTS = ("vision_feature_select_strategy", "vision_aspect_ratio")
+
+
+def packing_arguments(method: Callable[..., Any], config: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What a family's packing will be called with, but for features and newline, told by a features call.
+
+    Args:
+        method: the packing.
+        config: the model's.
+        arguments: of the features call.
+    """
+    values = {**{name: getattr(config, name, None) for name in PACKING_DEFAULTS}, IMAGE_SIZES: None}
+    given = {name: value for name, value in arguments.items() if value is not None}
+    named = inspect.signature(method).parameters
+    return {name: given.get(name, value) for name, value in values.items() if name in named}

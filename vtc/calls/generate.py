@@ -1,0 +1,33 @@
+"""What transformers' `generate` calls on its way, and what it is told there."""
+
+from typing import Any
+
+from torch import Tensor
+
+#: Methods of a model that `generate` calls.
+PREFILL = "_prefill"
+MAKING_CACHES = "_prepare_cache_for_generation"
+ENCODING_AHEAD = "_maybe_prepare_encoder_kwargs_for_generation"  # runs the tower before the first forward pass
+
+_PROMPT, _ARGUMENTS, _CACHES = "inputs_tensor", "model_kwargs", ("past_key_values", "cache")  # renamed by 5.24
+
+
+def cuts_prompt(args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether a call of `PREFILL` feeds the prompt in chunks."""
+    given = (getattr(value, "prefill_chunk_size", None) for value in (*args, *kwargs.values()))
+    return any(size is not None for size in given)
+
+
+def takes_drafts(args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether a call of `MAKING_CACHES` is told that steps will be taken back."""
+    return any(getattr(value, "name", None) == "ASSISTED_GENERATION" for value in (*args, *kwargs.values()))
+
+
+def new_ids(args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
+    """The ids [B, L] of a call of `ENCODING_AHEAD` that the cache does not hold yet; None where it has none."""
+    prompt = args[0] if args else kwargs.get(_PROMPT)
+    given = (args[1] if len(args) > 1 else kwargs.get(_ARGUMENTS)) or {}
+    cache = next((given[name] for name in _CACHES if given.get(name) is not None), None)
+    if not isinstance(prompt, Tensor) or prompt.is_floating_point():
+        return None
+    return prompt[:, cache.get_seq_length() if cache is not None else 0 :]

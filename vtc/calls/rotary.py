@@ -1,0 +1,48 @@
+"""How a decoder calls the rotary embeddings that its layers share."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class RotaryCall:
+    """One call of a rotary embedding.
+
+    Attributes:
+        module: the embedding.
+        args, kwargs: of the call.
+        output: what it returned, a table or a tuple of tables.
+    """
+
+    module: nn.Module
+    args: tuple
+    kwargs: dict[str, Any]
+    output: Any
+
+    @property
+    def positions(self) -> Tensor:
+        """The positions [.., B, n] that it was called with."""
+        given = (*self.args, *self.kwargs.values())
+        return next(value for value in given if isinstance(value, Tensor) and not value.is_floating_point())
+
+    @property
+    def tables(self) -> tuple:
+        """What it returned, as a tuple."""
+        return _tuple(self.output)
+
+    def made(self, table: Tensor) -> bool:
+        """Whether a tensor is one of its tables."""
+        return any(own is table for own in self.tables)
+
+    def again(self, positions: Tensor) -> tuple:
+        """The tables for other positions."""
+        old = self.positions
+        args = (positions if value is old else value for value in self.args)
+        kwargs = {name: positions if value is old else value for name, value in self.kwargs.items()}
+        return _tuple(self.module.forward(*args, **kwargs))
+
+
+def _tuple(output: Any) -> tuple:
+    return output if isinstance(output, tuple) else (output,)

@@ -1,0 +1,47 @@
+"""Methods of a model of which every call is seen."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Wrap:
+    """Who sees every call of one method of one module; the class stays as it is.
+
+    Attributes:
+        owner: the module.
+        name: of its method.
+        before: called with (args, kwargs).
+        after: called with (output, args, kwargs), where the call returned.
+        finally_: called at the end, also when the call failed.
+    """
+
+    owner: nn.Module
+    name: str
+    before: Callable[..., None] = lambda *_: None
+    after: Callable[..., None] = lambda *_: None
+    finally_: Callable[[], None] = lambda: None
+
+    def install(self) -> Callable[[], None]:
+        """Put it around the method; what is returned takes it away again."""
+        owner, name, original = self.owner, self.name, getattr(self.owner, self.name)
+
+        @functools.wraps(original)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            self.before(args, kwargs)
+            try:
+                output = original(*args, **kwargs)
+                self.after(output, args, kwargs)
+            finally:
+                self.finally_()
+            return output
+
+        own = vars(owner).get(name)  # set on the instance by somebody else
+        object.__setattr__(owner, name, wrapper)
+        if own is None:
+            return lambda: object.__delattr__(owner, name)
+        return lambda: object.__setattr__(owner, name, own)

@@ -1,0 +1,247 @@
+"""The operations of `vtc.ops` in plain torch: on any device, what the kernels are held against."""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from vtc.ops.farthest import farthest_first
+
+#: From so many tokens on, of which at most a quarter are picked, a CPU computes a part of the similarities only.
+MANY = 2048
+#: Up to this many entries (of float32: 256 MiB) all pairwise similarities are kept; beyond, each pick computes its row.
+MATRIX_ENTRIES = 2**26
+_CHUNK = 512
+#: Attention probabilities (of float32: 16 MiB) and queries that are worked through at once: what a CPU's cache holds.
+_ENTRIES = 2**22
+_QUERIES = 64
+#: Numbers (of float32: 1 MiB) of old tokens that are added up at once on a CPU.
+_ADDED = 2**18
+_LOST = 1e30
+
+
+# ---------------------------------------------------------------- compact
+
+
+def compact(tensors: list[Tensor], index: Tensor, valid: Tensor | None) -> list[Tensor]:
+    """Gather rows; arguments as `vtc.ops.compact`."""
+    batch, count = index.shape
+    row = torch.arange(batch, device=index.device)[:, None]
+    taken = []
+    for tensor in tensors:
+        place = index if len(tensor) == 1 else index + row * tensor.shape[1]  # int64, as row is
+        new = tensor.flatten(0, 1).index_select(0, place.flatten()).view(batch, count, *tensor.shape[2:])
+        if valid is not None:
+            new = new.masked_fill(~valid.view(batch, count, *[1] * (new.dim() - 2)), 0)
+        taken.append(new)
+    return taken
+
+
+# ---------------------------------------------------------------- greedy diversity
+
+
+@torch.no_grad()
+def max_min(features: Tensor, k: int, seed: Tensor | None, rule: str, counts: Tensor | None) -> Tensor:
+    """Greedy diversity order; arguments as `vtc.ops.max_min`."""
+    images, tokens, _ = features.shape
+    unit, lost = unit_rows(features)
+    behind = None
+    if counts is not None:  # what is behind an image's tokens comes after its last, so that its picks can be cut off
+        behind = torch.arange(tokens, device=counts.device) >= counts[:, None]
+        unit, lost = unit.masked_fill(behind[:, :, None], 0.0), lost | behind
+    fits = images * tokens * tokens <= MATRIX_ENTRIES
+    if images > 1 and not fits:
+        seeds = [None] * images if seed is None else seed.split(1)
+        sizes = [None] * images if counts is None else counts.split(1)
+        parts = zip(features.split(1), seeds, sizes, strict=True)
+        return torch.cat([max_min(one, k, first, rule, size) for one, first, size in parts])
+    # `near` [G, N] is how close a token is to the picks; the smallest is next, a picked one is at +inf.
+    near = unit.new_full((images, tokens), 0.0 if rule == "max-sum" else -torch.inf).masked_fill_(lost, _LOST)
+    if behind is not None:
+        near.masked_fill_(behind, 2 * _LOST)
+    if rule == "max-min" and unit.device.type == "cpu" and tokens >= max(MANY, 4 * k):
+        return _from_a_part(unit, near, k, seed, counts)
+    join = torch.add if rule == "max-sum" else torch.maximum
+    if fits and (seed is None or images > 1 or 3 * k >= tokens):
+        similarity = _gram(unit)
+        if seed is None:
+            similarity.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+            others = similarity if behind is None else similarity.masked_fill(behind[:, None], -torch.inf)
+            seed = _first(others.amax(dim=-1), near)
+        similarity.diagonal(dim1=1, dim2=2).fill_(torch.inf)  # so that a pick takes itself out
+        picks = _greedy_from_matrix(similarity, near, k, seed, join)
+    else:
+        seed = _first(nearest_other(unit, behind), near) if seed is None else seed
+        picks = _greedy_from_rows(unit, near, k, seed, join)
+    if counts is None:
+        return picks
+    return picks.masked_fill_(torch.arange(k, device=picks.device) >= counts[:, None], -1)
+
+
+def _from_a_part(unit: Tensor, near: Tensor, k: int, seed: Tensor | None, counts: Tensor | None) -> Tensor:
+    """`farthest_first` of each image, of its own tokens."""
+    picks = torch.full((len(unit), k), -1)
+    for image, (rows, start) in enumerate(zip(unit, near)):
+        size = len(rows) if counts is None else int(counts[image])
+        first = None if seed is None else int(seed[image])
+        found = farthest_first(rows[:size], start[:size], min(k, size), first)
+        picks[image, : len(found)] = found
+    return picks
+
+
+def _first(nearest: Tensor, near: Tensor) -> Tensor:
+    """The token [G] whose nearest other token is farthest away, among those that have a direction."""
+    return torch.where(near >= _LOST, near, nearest).argmin(dim=-1)
+
+
+def unit_rows(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of length 1 (zero where there is no direction), and BoolTensor [G, N]: where there is none."""
+    features = features if features.dtype == torch.float64 else features.float()
+    length = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
+    lost = ~(length.isfinite() & (length > 0))
+    return (features / length).masked_fill_(lost, 0.0), lost[..., 0]
+
+
+def _gram(unit: Tensor, parts: int = 5) -> Tensor:
+    """All products of rows [G, N, D], of which half are computed and half mirrored: [G, N, N]."""
+    images, tokens, _ = unit.shape
+    if tokens < _CHUNK:
+        return unit @ unit.transpose(1, 2)
+    products, size = unit.new_empty(images, tokens, tokens), -(-tokens // parts)
+    for start in range(0, tokens, size):
+        stop = min(start + size, tokens)
+        block = unit[:, start:stop] @ unit[:, start:].transpose(1, 2)
+        products[:, start:stop, start:] = block
+        products[:, stop:, start:stop] = block[:, :, stop - start :].transpose(1, 2)
+    return products
+
+
+def nearest_other(unit: Tensor, behind: Tensor | None = None) -> Tensor:
+    """Similarity [G, N] of each row to the most similar other one, but those `behind` [G, N], in parts."""
+    best = []
+    for start in range(0, unit.shape[1], _CHUNK):
+        block = unit[:, start : start + _CHUNK] @ unit.transpose(1, 2)
+        block.diagonal(offset=start, dim1=1, dim2=2).fill_(-torch.inf)
+        if behind is not None:
+            block.masked_fill_(behind[:, None], -torch.inf)
+        best.append(block.amax(dim=-1))
+    return torch.cat(best, dim=1)
+
+
+def _greedy_from_matrix(similarity: Tensor, near: Tensor, k: int, seed: Tensor, join) -> Tensor:
+    images, tokens = near.shape
+    rows = similarity.view(images * tokens, tokens)
+    first_row = torch.arange(0, images * tokens, tokens, device=near.device)
+    picks = first_row.new_empty(k, images)
+    picks[0] = seed
+    for i in range(1, k):
+        join(near, rows.index_select(0, picks[i - 1] + first_row), out=near)
+        torch.argmin(near, dim=1, out=picks[i])
+    return picks.t().contiguous()
+
+
+def _greedy_from_rows(unit: Tensor, near: Tensor, k: int, seed: Tensor, join) -> Tensor:
+    images, tokens, dim = unit.shape
+    rows = unit.view(images * tokens, dim)
+    first_row = torch.arange(0, images * tokens, tokens, device=near.device)
+    picks = first_row.new_empty(k, images)
+    picks[0] = seed
+    for i in range(1, k):
+        newest = rows.index_select(0, picks[i - 1] + first_row)
+        join(near, torch.bmm(unit, newest[:, :, None])[:, :, 0], out=near)
+        near.scatter_(1, picks[i - 1, :, None], torch.inf)
+        torch.argmin(near, dim=1, out=picks[i])
+    return picks.t().contiguous()
+
+
+# ---------------------------------------------------------------- attention
+
+
+def attention_rows(
+    query: Tensor,
+    key: Tensor,
+    scaling: float,
+    mask: Tensor | None,
+    begin: Tensor | None,
+    end: Tensor | None,
+    softcap: float | None,
+) -> Tensor:
+    """Rows of softmax(Q Kᵀ); arguments as `vtc.ops.attention_rows`."""
+    batch, heads, rows, dim = query.shape
+    groups, keys = key.shape[1:3]
+    grouped = query.float().reshape(batch, groups, heads // groups * rows, dim)
+    logits = (grouped @ key.float().transpose(-1, -2) * scaling).reshape(batch, heads, rows, keys)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    if mask is not None and mask.dtype != torch.bool:
+        logits, mask = logits + mask.float(), None
+    place = torch.arange(keys, device=key.device)
+    unseen = [] if mask is None else [~mask]
+    if begin is not None:
+        unseen.append((place < begin[:, :, None])[:, None])
+    if end is not None:
+        unseen.append((place >= end[:, :, None])[:, None])
+    if unseen:
+        logits = logits.masked_fill(functools.reduce(torch.logical_or, unseen), -torch.inf)
+    return torch.softmax(logits, dim=-1).nan_to_num(0.0)
+
+
+def attention_received(
+    query: Tensor,
+    key: Tensor,
+    scaling: float,
+    weights: Tensor | None,
+    mask: Tensor | None,
+    begin: Tensor | None,
+    end: Tensor | None,
+    softcap: float | None,
+) -> Tensor:
+    """Weighted column sums of softmax(Q Kᵀ); arguments as `vtc.ops.attention_received`."""
+    batch, heads, queries, _ = query.shape
+    keys = key.shape[2]
+    size = max(1, _ENTRIES // max(heads * min(queries, _QUERIES) * keys, 1))
+    received = []
+    for first in range(0, batch, size):
+        some = slice(first, first + size)
+        total = torch.zeros(len(query[some]), keys, device=key.device)
+        for start in range(0, queries, _QUERIES):
+            asking = slice(start, start + _QUERIES)
+            rows = attention_rows(
+                query[some, :, asking],
+                key[some],
+                scaling,
+                None if mask is None else _part(mask, some, asking),
+                None if begin is None else begin[some, asking],
+                None if end is None else end[some, asking],
+                softcap,
+            )
+            if weights is None:
+                total += rows.sum(dim=(1, 2))
+            else:
+                total += (weights[some, None, None, asking].float() @ rows).sum(dim=(1, 2))
+        received.append(total / (heads if weights is not None else heads * max(queries, 1)))
+    return torch.cat(received)
+
+
+def _part(mask: Tensor, some: slice, asking: slice) -> Tensor:
+    """A part of the batch and the queries of a mask that is broadcast over them."""
+    mask = mask if len(mask) == 1 else mask[some]
+    return mask if mask.shape[2] == 1 else mask[:, :, asking]
+
+
+# ---------------------------------------------------------------- merge
+
+
+def merge(x: Tensor, source: Tensor, target: Tensor, weight: Tensor, k: int) -> Tensor:
+    """New tokens = W · old tokens; arguments as `vtc.ops.merge`, W by its entries."""
+    images, tokens, dim = x.shape
+    exact = torch.promote_types(x.dtype, torch.float32)
+    image = torch.arange(images, device=x.device)[:, None]
+    old, new = (source + image * tokens).flatten(), (target + image * k).flatten()
+    rows, factor = x.flatten(0, 1), weight.flatten()[:, None].to(exact)
+    merged = torch.zeros(images * k, dim, dtype=exact, device=x.device)
+    size = max(1, _ADDED // max(dim, 1) if x.device.type == "cpu" else len(old))
+    for start in range(0, len(old), size):
+        some = slice(start, start + size)
+        merged.index_add_(0, new[some], rows.index_select(0, old[some]).to(exact) * factor[some])
+    return merged.view(images, k, dim).to(x.dtype)

@@ -1,0 +1,1 @@
+"""What a prefill will cost, told from shapes, and the settings that meet a budget."""

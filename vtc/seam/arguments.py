@@ -1,0 +1,113 @@
+"""The arguments of a decoder layer, at the length of its segment."""
+
+from typing import Any
+
+from torch import Tensor
+
+from vtc.calls.cache import keys_in_layer
+from vtc.calls.decoder import LayerCall
+from vtc.calls.rotary import RotaryCall
+from vtc.ops.cut import map_tensors, token_dim
+from vtc.ops.following import Following
+from vtc.seam.composition import Composition
+from vtc.seam.conversation import Conversation
+from vtc.seam.masks import layer_mask, opened_mask
+from vtc.seam.segments import Segments, cut_argument
+
+
+class LayerArguments:
+    """Cuts what the layers of one decoder call are called with.
+
+    Args:
+        composition: what the patch knows.
+        conversation: what earlier calls left.
+        cache: the cache of the call, or None.
+        segments: of the call.
+        rotary: its calls of rotary embeddings, as they come.
+        has_images: whether the call brings any.
+    """
+
+    def __init__(
+        self,
+        composition: Composition,
+        conversation: Conversation,
+        cache: Any,
+        segments: Segments,
+        rotary: list[RotaryCall],
+        has_images: bool,
+    ):
+        self.composition, self.conversation, self.cache = composition, conversation, cache
+        self.segments, self.rotary, self.has_images = segments, rotary, has_images
+        self.family = composition.parts.family
+
+    def of(self, layer: int, call: LayerCall) -> LayerCall:
+        """A layer's call with every argument but hidden state and cache cut to the segment that it is in."""
+        recurrent = self.cache is None and layer in self.composition.recurrent
+        held = None if recurrent else keys_in_layer(self.cache, layer)
+        new = call.changed(self._argument, LayerCall.hidden, LayerCall.cache, LayerCall.mask, LayerCall.positions)
+        assert isinstance(new, LayerCall)
+        if call.has(LayerCall.positions):
+            own, given = self.segments.now.positions, call.positions
+            packed = len(self.segments) > 1 and own is not None and isinstance(given, Tensor)
+            new.positions = own if packed else self._argument(LayerCall.positions.names[0], given)
+        if call.has(LayerCall.mask):
+            new.mask = self._masks(call.mask, held)
+            if layer in self.composition.open_layers and self.has_images:
+                seen = self.conversation.held_valid[self.segments.index]
+                new.mask = opened_mask(new.mask, self.segments.now, seen, held or 0)
+        return new
+
+    def _masks(self, mask: Any, held: int | None) -> Any:
+        """A mask, or one for each kind of layer, made once for all layers that hold as many keys."""
+        if isinstance(mask, dict):
+            return {kind: self._masks(item, held) for kind, item in mask.items()}
+        done, key = self.segments.now.done, (id(mask), held)
+        if key not in done:
+            index, flash = self.segments.index, self.composition.flash
+            done[key] = mask, layer_mask(mask, index, self.segments.now, self.conversation, held, flash)
+        return done[key][1]
+
+    def _argument(self, name: str, value: Any) -> Any:
+        if len(self.segments) == 1:
+            return map_tensors(value, lambda tensor: tensor.now if isinstance(tensor, Following) else tensor)
+        if isinstance(value, tuple):
+            self._cut_together(value)
+        return map_tensors(value, lambda tensor: self._tensor(name, tensor))
+
+    def _tensor(self, name: str, tensor: Tensor) -> Tensor:
+        now = self.segments.now
+        if isinstance(tensor, Following):
+            if now.within is None:
+                return tensor.now
+            return cut_argument(name, tensor.now, now.within, None, 0, self.family)
+        key = (id(tensor), None)
+        if key not in now.done and not self._rotary_again(tensor):
+            new = tensor
+            if not now.in_entry.identity:
+                new = cut_argument(name, tensor, now.in_entry, None, 0, self.family)
+            now.done[key] = tensor, new
+        return now.done[key][1]
+
+    def _cut_together(self, tensors: tuple) -> None:
+        """Cut what a tuple (of rotary tables) has for each token in one go."""
+        entry, done = self.segments.now.in_entry, self.segments.now.done
+        batch, length = entry.index.shape[0], entry.length
+        fits = {  # by number: torch.compile can't follow the tuple's own iterator
+            number: isinstance(tensors[number], Tensor) and token_dim(tensors[number], batch, length) == 1
+            for number in range(len(tensors))
+        }
+        new = [tensors[number] for number, fit in fits.items() if fit and (id(tensors[number]), None) not in done]
+        if len(new) > 1 and not entry.identity and not self._rotary_again(new[0]):
+            done.update({(id(old), None): (old, cut) for old, cut in zip(new, entry.take_all(new))})
+
+    def _rotary_again(self, tensor: Tensor) -> bool:
+        """If `tensor` is a rotary table, make the tables of its call again for the segment's own positions."""
+        positions = self.segments.now.positions
+        if positions is None or not self.composition.packs_inside:
+            return False
+        for call in self.rotary:
+            if call.made(tensor):
+                made = zip(call.tables, call.again(positions))
+                self.segments.now.done.update({(id(old), None): (old, new) for old, new in made})
+                return True
+        return False

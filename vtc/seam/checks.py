@@ -1,0 +1,83 @@
+"""Calls of a decoder that can't be compressed, said in a sentence before anything is computed."""
+
+from torch import Tensor
+
+from vtc.calls.cache import has_fixed_length
+from vtc.calls.decoder import DecoderCall, always_gives_attentions, may_return_tuples
+from vtc.model.layout import Layout
+from vtc.ops.host import EarlyCopies
+from vtc.seam.composition import Composition
+from vtc.seam.conversation import Conversation
+
+
+def check_call(composition: Composition, call: DecoderCall, early: EarlyCopies) -> None:
+    """Refuse a call that a compressed decoder can't do.
+
+    Args:
+        composition: what the patch knows.
+        call: the decoder's.
+        early: what the host knows of its arguments.
+
+    Raises:
+        ValueError: static caches, attention outputs, tuples as output, gradient checkpointing with a prune, packed
+            samples.
+    """
+    cache, config, decoder = call.cache, composition.decoder_config, composition.parts.decoder
+    if has_fixed_length(cache):
+        raise ValueError(
+            f"a {type(cache).__name__} has a fixed length for all layers, so a compressed model can't use it; "
+            "use the default dynamic cache (cache_implementation=None)"
+        )
+    if call.wants_attentions or always_gives_attentions(config):
+        raise ValueError(
+            "output_attentions=True is not available while a model is compressed, since layers see different "
+            "tokens; unpatch the model for it, or read vtc.trace(model)"
+        )
+    if may_return_tuples(config):
+        raise ValueError("the decoder's config says return_dict=False, which hides its outputs; set it to True")
+    if composition.prunes and decoder.training and getattr(decoder, "gradient_checkpointing", False):
+        raise ValueError(
+            f"{', '.join(prune.name for prune in composition.prunes)} can't run under gradient checkpointing, which "
+            "calls layers again out of order; call model.gradient_checkpointing_disable() or use a selector"
+        )
+    positions = call.positions if cache is None and call.mask is None else None
+    if positions is not None and positions.dim() == 2 and (early.read(positions).diff(dim=1) < 0).any():
+        raise ValueError(
+            "position_ids start again within a row: samples packed into one row can't be compressed; give each "
+            "sample a row of its own"
+        )
+
+
+def check_turn(composition: Composition, conversation: Conversation, layout: Layout) -> None:
+    """Refuse a turn in which some rows bring images and others would bring back tokens of earlier ones.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if conversation.revival is None or composition.reviver is None or not layout.images:
+        return
+    for row, count in enumerate(layout.tokens_per_row()):
+        if not count and any(counts[row] for counts in conversation.revival.counts.values()):
+            name = composition.reviver.name
+            raise ValueError(
+                f"row {row} brings no image in this turn while other rows do, and {name} would choose anew for it from "
+                f"its earlier image, which one call can't do; run these rows apart, or give {name} revive=False"
+            )
+
+
+def check_visible(layout: Layout, host_mask: Tensor) -> None:
+    """Refuse images that the attention mask hides.
+
+    Args:
+        layout: the images of the call.
+        host_mask: BoolTensor [B, L] on the CPU.
+
+    Raises:
+        ValueError: the mask is 0 at a visual token.
+    """
+    for image in layout.images:
+        if not host_mask[image.row, image.positions].all():
+            raise ValueError(
+                f"attention_mask hides visual tokens of row {image.row}; leave masked images out of the prompt, or "
+                "unpatch the model for this call"
+            )

@@ -1,0 +1,301 @@
+"""What a patch knows: which methods act where in a model. Made once, checked, and read by everything that runs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from vtc.calls.attention import implementation
+from vtc.method.base import Method
+from vtc.method.prune import Prune, Watch
+from vtc.method.reducer import Reducer
+from vtc.method.selector import Selector
+from vtc.method.units import units
+from vtc.method.visual_tokens import Needs
+from vtc.model.flops import BlockRun, Cost, weights_of
+from vtc.model.layout import Layout
+from vtc.model.parts import Parts
+from vtc.seam.conversation import Lease
+from vtc.tower.hooks import blocks_of
+from vtc.tower.listeners import blocks_heard
+
+
+@dataclass(frozen=True, eq=False)
+class Composition:
+    """The methods of one patch, laid out over one model.
+
+    Attributes:
+        spec: the methods as a spec string.
+        adapter: where things are in the model.
+        reducer, selector: at most one of the two.
+        prunes: act in front of different layers.
+        schedules: id of a prune -> the layers in front of which it acts.
+        watches: id of a prune -> what it observes.
+        prune_at: layer -> the prune that acts in front of it, and which of its stages that is.
+        reducing_at: tower blocks at which the reducer acts.
+        boundaries: layers at which a segment begins, 0 among them.
+        needs: what the selector reads of the tower.
+        recurrent: decoder layers that keep no keys.
+        heard_blocks, heard_layers: whose attention is handed to somebody.
+        lease: says whether the patch is still in place.
+    """
+
+    spec: str
+    adapter: Any
+    reducer: Reducer | None
+    selector: Selector | None
+    prunes: tuple[Prune, ...]
+    schedules: Mapping[int, tuple[int, ...]]
+    watches: Mapping[int, Watch]
+    prune_at: Mapping[int, tuple[Prune, int]]
+    reducing_at: tuple[int, ...]
+    boundaries: tuple[int, ...]
+    needs: Needs
+    recurrent: frozenset[int]
+    heard_blocks: tuple[int, ...]
+    heard_layers: tuple[int, ...]
+    lease: Lease
+
+    @classmethod
+    def of(cls, adapter: Any, methods: Sequence[Method], spec: str) -> "Composition":
+        """Lay `methods` out over a model.
+
+        Args:
+            adapter: where things are in the model.
+            methods: at most one selector or reducer, and prunes that act in front of different layers.
+            spec: the methods as a spec string, for the trace.
+
+        Raises:
+            ValueError: the methods do not compose, or the model lacks what they need.
+        """
+        parts: Parts = adapter.parts
+        depth = len(parts.layers)
+        reducer, selector, prunes = split_kinds(methods)
+        schedules = {id(prune): prune.schedule(depth) for prune in prunes}
+        watches = {id(prune): prune.watch(depth) for prune in prunes}
+        prune_at = _prunes_by_layer(prunes, schedules, parts)
+        _check_together(prunes, schedules, watches, adapter)
+        _check_implementation(prunes, watches, parts)
+        reducing_at = blocks_of(reducer, adapter) if reducer is not None else ()
+        behind = [layer + 1 for layer, (prune, _) in prune_at.items() if prune.returns]
+        needs = selector.needs(parts) if selector is not None else Needs()
+        return cls(
+            spec=spec,
+            adapter=adapter,
+            reducer=reducer,
+            selector=selector,
+            prunes=tuple(prunes),
+            schedules=schedules,
+            watches=watches,
+            prune_at=prune_at,
+            reducing_at=reducing_at,
+            boundaries=tuple(sorted({0, *prune_at, *(layer for layer in behind if layer < depth)})),
+            needs=needs,
+            recurrent=adapter.recurrent,
+            heard_blocks=blocks_heard(needs, reducer is not None, len(parts.blocks)),
+            heard_layers=_layers_heard(prunes, schedules, watches, prune_at, parts),
+            lease=Lease(),
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Composition":
+        raise ValueError(f"a patched model ({self.spec}) can't be copied; call vtc.unpatch, copy it, and patch both")
+
+    # ---------------------------------------------------------------- the model
+
+    @property
+    def parts(self) -> Parts:
+        """The model's parts."""
+        return self.adapter.parts
+
+    @property
+    def decoder_config(self) -> Any:
+        """The decoder's config; None where it has none."""
+        return getattr(self.parts.decoder, "config", None)
+
+    @property
+    def flash(self) -> bool:
+        """Whether the decoder's attention takes masks [B, S] only. Asked in each call: it may be changed."""
+        return "flash" in (implementation(self.decoder_config) or "")
+
+    @cached_property
+    def tapped(self) -> tuple[nn.Module, ...]:
+        """The attention modules whose calls are handed to somebody."""
+        blocks = (module for block in self.heard_blocks for module in self.parts.blocks_at(block))
+        layers = (self.parts.layers[layer] for layer in self.heard_layers)
+        return tuple(self.adapter.attention(module) for module in (*blocks, *layers))
+
+    @cached_property
+    def _weights(self) -> tuple[list[Any], list[Any]]:
+        tower = getattr(self.adapter.tower, "config", None)
+        layers, blocks = (
+            [weights_of(layer, self.adapter.find_attention(layer), config) for layer in layers]
+            for layers, config in ((self.parts.layers, self.decoder_config), (self.parts.blocks, tower))
+        )
+        return layers, blocks
+
+    def cost(self, runs: list[BlockRun]) -> Cost:
+        """What the FLOPs count needs of this model, for a tower that ran so."""
+        return Cost(*self._weights, runs)
+
+    # ---------------------------------------------------------------- the methods
+
+    def watch(self, prune: Prune) -> Watch:
+        """What a prune observes."""
+        return self.watches[id(prune)]
+
+    def segment_of(self, layer: int) -> int:
+        """The segment that a decoder layer belongs to."""
+        return sum(layer >= boundary for boundary in self.boundaries) - 1
+
+    @cached_property
+    def open_layers(self) -> frozenset[int]:
+        """Layers whose attention sees every token, also later ones."""
+        return frozenset(layer for watch in self.watches.values() for layer in watch.open)
+
+    @property
+    def packs_inside(self) -> bool:
+        """Whether a prune numbers the survivors anew."""
+        return any(prune.positions == "packed" for prune in self.prunes)
+
+    @property
+    def reviver(self) -> Prune | None:
+        """The prune that brings tokens back in decode steps; None where none does."""
+        return next((prune for prune in self.prunes if prune.revives), None)
+
+    def removes(self, layout: Layout) -> bool:
+        """Whether any method will remove anything from a call, told from counts alone."""
+        reducer, selector = self.reducer, self.selector
+        if reducer is not None and any(reducer.count(len(image)) < len(image) for image in layout.images):
+            return True
+        if selector is not None and any(selector.shortens(unit) for unit in units(layout, selector.per)):
+            return True
+        rows = [n for n in layout.tokens_per_row() if n]
+        if rows and any(prune.adaptive or self.watch(prune).heads for prune in self.prunes):
+            return True
+        return any(prune.count_at(stage, n) < n for prune, stage in self.prune_at.values() for n in rows)
+
+
+def split_kinds(methods: Sequence[Method]) -> tuple[Reducer | None, Selector | None, list[Prune]]:
+    """The reducer, the selector (or None) and the prunes among `methods`; "none" is neither.
+
+    Raises:
+        ValueError: more than one of reducers and selectors, or a method of another kind.
+    """
+    parts = [part for method in methods for part in method.split()]
+    outer = [part for part in parts if isinstance(part, Reducer | Selector) and part.name != "none"]
+    if len(outer) > 1:
+        names = " and ".join(part.name for part in outer)
+        raise ValueError(
+            f"{names} can't be composed: both decide what enters the first decoder layer; keep one of them"
+        )
+    for part in parts:
+        if not isinstance(part, Reducer | Selector | Prune):
+            raise ValueError(f"{part.name} is neither a Reducer nor a Selector nor a Prune; derive it from one of them")
+    reducer = next((part for part in outer if isinstance(part, Reducer)), None)
+    selector = next((part for part in outer if isinstance(part, Selector)), None)
+    return reducer, selector, [part for part in parts if isinstance(part, Prune)]
+
+
+def _prunes_by_layer(
+    prunes: Sequence[Prune], schedules: Mapping[int, tuple[int, ...]], parts: Parts
+) -> dict[int, tuple[Prune, int]]:
+    """Layer -> the prune that acts in front of it, and which of its stages that is.
+
+    Raises:
+        ValueError: a layer out of range or not ascending, an empty schedule, two prunes in front of one layer.
+    """
+    prune_at: dict[int, tuple[Prune, int]] = {}
+    for prune in prunes:
+        schedule = schedules[id(prune)]
+        if not schedule or list(schedule) != sorted(set(schedule)):
+            raise ValueError(f"{prune.name}: schedule {schedule!r} must name one or more layers, ascending")
+        for stage, layer in enumerate(schedule):
+            parts.layer(layer, prune.name)
+            if layer in prune_at:
+                other = prune_at[layer][0].name
+                raise ValueError(f"{prune.name} and {other} both prune in front of layer {layer}; move one of them")
+            prune_at[layer] = prune, stage
+    return prune_at
+
+
+def _check_together(
+    prunes: Sequence[Prune], schedules: Mapping[int, tuple[int, ...]], watches: Mapping[int, Watch], adapter: Any
+) -> None:
+    """Refuse prunes that would get into each other's way.
+
+    Raises:
+        ValueError: they would.
+    """
+    for prune in prunes:
+        if prune.revives and _slides(adapter):
+            raise ValueError(
+                f"{prune.name} brings tokens back, which layers of {adapter.parts.family} that keep only the newest "
+                f"would keep in their place; give {prune.name} revive=False"
+            )
+        others = [other for other in prunes if other is not prune]
+        if prune.revives and others:
+            raise ValueError(
+                f"{prune.name} brings tokens back in decode steps, which {others[0].name} can't follow; keep one of "
+                f"them, or give {prune.name} revive=False"
+            )
+        for other in others if prune.returns else ():
+            watch = watches[id(other)]
+            watched = {*watch.attention, *watch.modules, *watch.heads}
+            if both := sorted(watched & set(schedules[id(prune)])):
+                raise ValueError(
+                    f"{other.name} watches layer {both[0]}, which tokens skip by {prune.name}; move one of them"
+                )
+
+
+def _slides(adapter: Any) -> bool:
+    """Whether a layer of the decoder sees, and keeps, only a window or chunk of the newest tokens."""
+    config = getattr(adapter.parts.decoder, "config", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        return any("sliding" in kind or "chunked" in kind for kind in kinds)
+    everywhere = getattr(config, "sliding_window", None)
+    found = (adapter.find_attention(layer) for layer in adapter.parts.layers)
+    return any(getattr(attention, "sliding_window", everywhere) for attention in found if attention is not None)
+
+
+def _check_implementation(prunes: Sequence[Prune], watches: Mapping[int, Watch], parts: Parts) -> None:
+    """Refuse an attention implementation that can't do what a prune asks.
+
+    Raises:
+        ValueError: it can't.
+    """
+    used = implementation(getattr(parts.decoder, "config", None)) or ""
+    if prunes and "flex" in used:
+        names = ", ".join(prune.name for prune in prunes)
+        raise ValueError(
+            f"{names} can't cut the block masks of flex_attention; load the model with attn_implementation='sdpa'"
+        )
+    for prune in prunes:
+        if watches[id(prune)].open and "flash" in used:
+            raise ValueError(
+                f"{prune.name} opens the causal mask of a layer, which {used} can't; load the model with "
+                "attn_implementation='sdpa'"
+            )
+
+
+def _layers_heard(
+    prunes: Sequence[Prune],
+    schedules: Mapping[int, tuple[int, ...]],
+    watches: Mapping[int, Watch],
+    prune_at: Mapping[int, tuple[Prune, int]],
+    parts: Parts,
+) -> tuple[int, ...]:
+    """Decoder layers whose attention a prune watches, probes or, once tokens may come back, is asked for.
+
+    Raises:
+        ValueError: the decoder has no such layer.
+    """
+    heard = {layer for layer, (prune, _) in prune_at.items() if watches[id(prune)].probe}
+    for prune in prunes:
+        watch = watches[id(prune)]
+        heard |= {parts.layer(layer, prune.name) for layer in (*watch.attention, *watch.heads)}
+        if prune.revives:
+            heard |= set(range(schedules[id(prune)][0] - 1, len(parts.layers)))
+    return tuple(sorted(heard))

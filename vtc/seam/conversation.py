@@ -1,0 +1,126 @@
+"""What a conversation must remember after its visual tokens were removed. It lives on the cache object."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtc.attention.heads import Heads
+from vtc.seam.revival import Revival, Tokens
+from vtc.seam.segments import Segments
+
+
+class Lease:
+    """Says whether the patch that fills a cache is still in place; shared by all its caches and their copies."""
+
+    active = True
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Lease":
+        return self
+
+
+class Conversation:
+    """Lengths and padding of one cache whose layers may hold different numbers of tokens.
+
+    The decoder's layers fall into segments: layers between two prunes see the same tokens. Masks are made of *slots*.
+    Where the decoder makes its masks itself, a slot is a token that entered it; where they are made outside, before
+    tokens are removed, a slot is a token that the user fed.
+
+    Args:
+        segments: number of segments.
+        logical: tokens that the cache holds already.
+        valid: BoolTensor [B, logical]: False at padding; None where there is none.
+        outside: whether masks are made outside the decoder.
+        batch: rows.
+        device: where indices are kept.
+        lease: the patch's.
+
+    Attributes:
+        logical: tokens that the user fed; what `get_seq_length()` answers.
+        slots: length of a mask's key axis.
+        held: per segment, LongTensor [B, n]: slot of each key in its layers; None: all slots.
+        held_valid: per segment, BoolTensor [B, n]: False at padding; None where there is none.
+        shift: per segment, LongTensor [B, 1]: by how much packed positions lag behind the logical ones.
+        heads: layer -> the heads that it computes, where these are not all.
+        revival: what was dropped and may come back; None: nothing may.
+        revived: per segment, LongTensor [B]: how many tokens came back so far.
+        text_tail: tokens since the last visual one; these can be taken back.
+        rope_deltas: the model's M-RoPE offset that belongs to this conversation.
+    """
+
+    def __init__(
+        self,
+        segments: int,
+        logical: int,
+        valid: Tensor | None,
+        outside: bool,
+        batch: int,
+        device: torch.device,
+        lease: Lease,
+    ):
+        self.logical = logical
+        self.slots = logical
+        self.outside = outside
+        everything = torch.arange(logical, device=device).expand(batch, logical)
+        self.held: list[Tensor | None] = [everything if outside else None] + [everything] * (segments - 1)
+        self.held_valid: list[Tensor | None] = [valid] * segments
+        self.shift = [torch.zeros(batch, 1, dtype=torch.long, device=device)] * segments
+        self.heads: dict[int, Heads] = {}
+        self.revival: Revival | None = None
+        self.revived: dict[int, Tensor] = {}
+        self.rope_deltas: Tensor | None = None
+        self.lease = lease
+        self.text_tail = logical
+
+    def add(self, segments: Segments, visual_ends: Sequence[int], back: Mapping[int, Tokens]) -> None:
+        """Remember the tokens of a call that has ended.
+
+        Args:
+            segments: its segments, one for each of the model's.
+            visual_ends: the last place of each of its images.
+            back: segment -> the tokens that ran there beside the new ones.
+        """
+        for index, segment in enumerate(segments):
+            held, valid = self.held[index], self.held_valid[index]
+            more = back[index] if index in back and len(back[index]) else None
+            if valid is not None or segment.cut.padded or more is not None:
+                if valid is None:
+                    width = self.slots if held is None else held.shape[1]
+                    valid = segment.cut.valid.new_ones(len(segment.cut.valid), width)
+                parts = [valid, segment.cut.valid.to(valid.device)]
+                self.held_valid[index] = torch.cat(parts if more is None else _insert(parts, more.valid), dim=1)
+            if held is not None:
+                parts = [held, (segment.in_slots.index + self.slots).to(held.device)]
+                self.held[index] = torch.cat(parts if more is None else _insert(parts, more.slot), dim=1)
+            self.shift[index] = segment.shift
+        self.slots += segments.first.in_slots.length
+        length = segments.first.cut.length
+        self.logical += length
+        self.text_tail = length - 1 - max(visual_ends) if visual_ends else self.text_tail + length
+
+    def drop_last(self, count: int) -> None:
+        """Forget the last `count` tokens, which must be text: only these are the same in every segment."""
+        self.text_tail -= count
+        self.logical -= count
+        self.slots -= count
+        self._map(lambda kept: kept[:, : kept.shape[1] - count] if kept is not None else None)
+
+    def choose_rows(self, index: Tensor) -> None:
+        """Reorder, repeat or select rows of the batch."""
+        self._map(lambda kept: kept[index.to(kept.device)] if kept is not None else None)
+        self.heads = {layer: heads.of_rows(index) for layer, heads in self.heads.items()}
+        if self.revival is not None:
+            self.revival.choose_rows(index)
+        rows = len(self.shift[0])
+        self.shift = [shift[index.to(shift.device)] for shift in self.shift]
+        if self.rope_deltas is not None and len(self.rope_deltas) == rows:
+            self.rope_deltas = self.rope_deltas[index.to(self.rope_deltas.device)]
+
+    def _map(self, function: Any) -> None:
+        self.held = [function(kept) for kept in self.held]
+        self.held_valid = [function(kept) for kept in self.held_valid]
+
+
+def _insert(parts: list[Tensor], middle: Tensor) -> list[Tensor]:
+    return [parts[0], middle.to(parts[0].device), parts[1]]

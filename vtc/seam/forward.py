@@ -1,0 +1,296 @@
+"""One call of a compressed decoder: enter with fewer tokens, remove more on the way, leave with the old length."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtc.attention.tap import check_tapped
+from vtc.calls.cache import tokens_in
+from vtc.calls.composite import rope_offset
+from vtc.calls.decoder import DecoderCall, LayerCall
+from vtc.calls.roles import Output
+from vtc.model.layout import Layout
+from vtc.ops.clock import Moment
+from vtc.ops.cut import Cut
+from vtc.ops.following import followed
+from vtc.ops.host import on
+from vtc.seam.cache import attach, check_lengths, conversation_of
+from vtc.seam.checks import check_call, check_turn, check_visible
+from vtc.seam.composition import Composition
+from vtc.seam.conversation import Conversation
+from vtc.seam.evidence import check_scores
+from vtc.seam.layers import Layers
+from vtc.seam.report import trace_of, trace_of_untouched
+from vtc.seam.revival import Revival
+from vtc.seam.segments import Segment, cut_argument, renumber, visual_index
+from vtc.seam.selection import Selection, check_reduced, merge, reduced, select
+from vtc.tower.prompt import Prompt
+from vtc.tracing import Trace
+
+
+class ForwardPass:
+    """One call, from the decoder's entry to its exit.
+
+    Args:
+        composition: what the patch knows.
+        prompt: what was seen of the call until now.
+
+    Attributes:
+        layers: the layers' side of it; None where the call runs untouched.
+        trace: what it did; None until that is known, and for decode steps.
+    """
+
+    def __init__(self, composition: Composition, prompt: Prompt):
+        self.composition = composition
+        self.prompt = prompt
+        self.layers: Layers | None = None
+        self.trace: Trace | None = None
+        self._revived: dict[int, Tensor] = {}
+        self._spent: list[tuple[Moment, Moment]] = []  # on deciding
+        self._selections: list[Selection] = []
+
+    def enter(self, call: DecoderCall) -> DecoderCall:
+        """The decoder's call, reduced."""
+        embeds: Tensor = call.embeds
+        start = Moment(embeds.device)
+        batch, length = embeds.shape[:2]
+        mask = call.mask
+        mask2d = mask if isinstance(mask, Tensor) and mask.dim() == 2 else self.prompt.mask
+        conversation = conversation_of(call.cache)
+        self.fresh = self.composition.adapter.fresh(call)
+        self.layout: Layout = self.composition.adapter.layout(self.prompt, (batch, length))
+        removes = self.composition.removes(self.layout)
+        if not removes and conversation is None:
+            if self.layout.images or self.fresh:
+                self.trace = trace_of_untouched(self.composition, self.prompt, self.layout, mask2d)
+            return call
+        check_call(self.composition, call, self.prompt.early)
+        check_tapped(self.composition.tapped)
+        if conversation is None:
+            old = 0 if self.fresh else tokens_in(call.cache)
+            seen = mask2d[:, :old].to(embeds.device).bool() if mask2d is not None and old else None
+            outside = mask is not None and mask is not mask2d
+            segments, lease = len(self.composition.boundaries), self.composition.lease
+            conversation = Conversation(segments, old, seen, outside, batch, embeds.device, lease)
+        check_turn(self.composition, conversation, self.layout)
+        self._revived = conversation.revived
+        valid = embeds.new_ones(batch, length, dtype=torch.bool)
+        if mask2d is not None:
+            valid = mask2d[:, -length:].to(embeds.device).bool()
+        call = self._enter(call, embeds, valid, mask2d, conversation, removes)
+        self._spent.append((start, Moment(embeds.device)))
+        return call
+
+    def _enter(
+        self,
+        call: DecoderCall,
+        embeds: Tensor,
+        valid: Tensor,
+        mask2d: Tensor | None,
+        conversation: Conversation,
+        removes: bool,
+    ) -> DecoderCall:
+        """Select, cut every argument, and start segment 0."""
+        composition = self.composition
+        visual = torch.zeros_like(valid)
+        for _, mask in self.prompt.placeholders:
+            visual = visual | on(visual.device, mask)
+        counts, right_aligned = [valid.shape[1]] * len(valid), True
+        padded = mask2d is not None  # decode steps never wait for the device to know better
+        if removes or (conversation.revival is not None and valid.shape[1] > 1):  # each row's last token chooses
+            host = self._host_valid(mask2d, valid)
+            check_visible(self.layout, host)
+            counts, right_aligned = host.sum(dim=1).tolist(), bool(host[:, -1].all())
+            padded = min(counts) < valid.shape[1]
+        visual_counts = self.layout.tokens_per_row()
+        text_counts = [n - v for n, v in zip(counts, visual_counts)]
+        if removes:
+            self._selections = self._decide(embeds, _several_axes(call.positions))
+        cut = Cut.whole(valid, padded)
+        if self._selections or not right_aligned:
+            alive = valid.clone()
+            for selection in self._selections:
+                alive[selection.rows, selection.places] = False
+                alive[selection.rows, selection.survivors] = True
+                for unit in selection.units:
+                    visual_counts[unit.row] -= selection.removed
+            cut = Cut.keep(alive, [t + v for t, v in zip(text_counts, visual_counts)])
+        outer = composition.reducer or composition.selector
+        packed = bool(self._selections) and outer is not None and outer.positions == "packed"
+        positions, shift = self._positions(call.positions, valid, cut, packed, conversation)
+        packed = packed and positions.dim() == 2  # several axes always keep their own
+        if not cut.identity:
+            self._cut_extras(call, cut, visual, sum(visual_counts))
+            call.embeds, visual = cut.take_all([merge(embeds, self._selections), visual])
+        if len(composition.recurrent) < len(composition.parts.layers):
+            call.positions = positions
+        if not conversation.outside:
+            call.mask = self._mask(mask2d, cut, packed, conversation, call.cache)
+        if composition.prunes and removes:
+            call.kwargs.update({name: followed(value) for name, value in call.extras.items()})
+        whole = Cut.whole(cut.valid, cut.padded)
+        first = Segment(
+            first_layer=0,
+            cut=cut,
+            in_entry=whole,
+            in_slots=cut if conversation.outside else whole,
+            positions=positions if positions.dim() == 2 else None,
+            shift=shift,
+            visual=visual if cut.identity else visual & cut.valid,
+            visual_counts=visual_counts,
+        )
+        self.layers = Layers(composition, conversation, call.cache, first, self.layout, text_counts, call.extras)
+        return call
+
+    def _decide(self, embeds: Tensor, several_axes: bool) -> list[Selection]:
+        """What the selector decides, or the reducer has decided in the tower."""
+        composition, layout, prompt = self.composition, self.layout, self.prompt
+        if composition.reducer is not None:
+            check_reduced(composition.reducer, layout, prompt)
+            return reduced(layout, prompt, embeds.device)
+        if composition.selector is None:
+            return []
+        scores = composition.adapter.tower_scores(prompt, layout)
+        check_scores(composition, scores)
+        renumbered = composition.selector.positions == "packed" and not several_axes
+        return select(composition, layout, prompt, embeds, scores, renumbered)
+
+    def _host_valid(self, mask2d: Tensor | None, valid: Tensor) -> Tensor:
+        """`valid` on the host."""
+        if mask2d is None:
+            return torch.ones(valid.shape, dtype=torch.bool)
+        return self.prompt.early.read(mask2d)[:, -valid.shape[1] :].bool()
+
+    def _positions(
+        self, positions: Tensor | None, valid: Tensor, cut: Cut, packed: bool, conversation: Conversation
+    ) -> tuple[Tensor, Tensor]:
+        """Position ids of segment 0, on as many axes as given, and their lag behind the logical ones."""
+        shift = conversation.shift[0]
+        batch, length = valid.shape
+        if positions is None:
+            positions = torch.arange(length, device=valid.device)[None] + conversation.logical
+        if positions.shape[-1] != length:
+            raise ValueError(
+                f"position_ids of shape {tuple(positions.shape)} for {length} tokens; give one for each token of this "
+                "call (in a later turn of a model with several position axes, model.generate makes them)"
+            )
+        if positions.dim() == 3:
+            return (positions if cut.identity else cut.take(positions, dim=2)) - shift, shift
+        return renumber(positions.expand(batch, -1), valid, cut, shift, packed)
+
+    def _mask(
+        self, mask2d: Tensor | None, cut: Cut, packed: bool, conversation: Conversation, cache: Any
+    ) -> Tensor | None:
+        """The 2-D mask over all slots, or None where there is no padding and nobody could misread gapped positions."""
+        old = conversation.held_valid[0]
+        gapped = cache is None and not packed and not cut.identity
+        if mask2d is None and old is None and not cut.padded and not gapped:
+            return None
+        if old is None:
+            old = cut.valid.new_ones(len(cut.valid), conversation.slots)
+        return torch.cat([old, cut.valid], dim=1).to(torch.long if mask2d is None else mask2d.dtype)
+
+    def _cut_extras(self, call: DecoderCall, cut: Cut, visual: Tensor, left: int) -> None:
+        """Reduce every further argument that is per token.
+
+        Args:
+            call: the decoder's.
+            cut: what survives.
+            visual: BoolTensor [B, L]: True at visual tokens before the cut.
+            left: visual tokens that survive.
+        """
+        if extras := call.extras:
+            index = visual_index(visual, cut, left)
+            total, family = sum(len(image) for image in self.layout.images), self.composition.parts.family
+            for name, value in extras.items():
+                call.kwargs[name] = cut_argument(name, value, cut, index, total, family)
+
+    # ---------------------------------------------------------------- layers
+
+    def before_layer(self, layer: int, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """A layer's arguments, reduced; None where they stay as they are."""
+        layers = self.layers
+        if layers is None or not (self.composition.prunes or layers.conversation.outside):
+            return None
+        call = LayerCall(args, kwargs)
+        if layer not in self.composition.prune_at:
+            return layers.before_layer(layer, call).given
+        device = call.hidden.device
+        start = Moment(device)
+        given = layers.before_layer(layer, call).given
+        self._spent.append((start, Moment(device)))
+        return given
+
+    # ---------------------------------------------------------------- leaving
+
+    def leave(self, output: Any) -> Any:
+        """The decoder's output at the length that the user gave; remembers what later calls need."""
+        layers = self.layers
+        if layers is None:
+            return output
+        if len(layers.segments) != len(self.composition.boundaries):
+            raise RuntimeError("vtc: a decoder layer that should have pruned did not run")
+        made = Output(output)
+        self._restore_lengths(made, layers)
+        if made.cache is not None:
+            self._commit(made.cache, layers)
+        if self.layout.images or self.fresh:
+            self.trace = trace_of(
+                self.composition,
+                self.prompt,
+                self.layout,
+                list(layers.segments),
+                selections=self._selections,
+                heads=layers.heads,
+                spent=self._spent,
+                revived=self._revived,
+            )
+        return output
+
+    def _restore_lengths(self, output: Output, layers: Layers) -> None:
+        if layers.recall is not None:  # new tokens come behind those that were brought back
+            new = layers.segments.first.in_entry.length
+            output.last_hidden = output.last_hidden[:, -new:]
+            if output.hidden_states is not None:
+                output.hidden_states = tuple(state[:, -new:] for state in output.hidden_states)
+        if all(segment.cut.identity for segment in layers.segments):
+            return
+        output.last_hidden = layers.segments.now.cut.scatter(output.last_hidden)
+        if output.hidden_states is not None:
+            output.hidden_states = self._restored(output.hidden_states, layers)
+
+    def _restored(self, states: tuple[Tensor, ...], layers: Layers) -> tuple[Tensor, ...]:
+        """Hidden states, one in front of each layer and the last, at the length that the user gave."""
+        restored, before = [], states[0]
+        for index, state in enumerate(states):
+            segment = layers.segments.of_layer(self.composition.adapter.layer_of_state(index))
+            if segment.within is not None and state.shape[1] == len(segment.within):  # recorded before tokens came back
+                state = segment.within.put(before, state)
+            before = state
+            restored.append((segment.base or segment).cut.scatter(state))
+        return tuple(restored)
+
+    def _commit(self, cache: Any, layers: Layers) -> None:
+        """Remember lengths and padding on the cache, and hold the cache against the plan (contract clause 9)."""
+        conversation, first = layers.conversation, layers.segments.first
+        if self.composition.reviver is not None:
+            if conversation.revival is None:
+                blank = torch.zeros(len(first.visual), conversation.slots, dtype=torch.bool, device=first.visual.device)
+                conversation.revival = Revival(blank, conversation.revived)
+            for boundary, tokens, counts in layers.dropping:
+                conversation.revival.drop(boundary, tokens, counts)
+            conversation.revival.extend(first.in_slots, first.visual, layers.rotary)
+        ends = [int(image.positions[-1]) for image in self.layout.images]
+        conversation.add(layers.segments, ends, layers.recall.extra if layers.recall is not None else {})
+        conversation.heads = layers.heads
+        depth = len(self.composition.parts.layers)
+        segments = [self.composition.segment_of(layer) for layer in range(depth)]
+        check_lengths(cache, conversation, segments, self.composition.parts.family)
+        conversation.rope_deltas = rope_offset(self.composition.parts.composite)
+        attach(cache, conversation)
+
+
+def _several_axes(positions: Any) -> bool:
+    """Whether position ids are those of M-RoPE, which every token keeps."""
+    return isinstance(positions, Tensor) and positions.dim() == 3

@@ -1,0 +1,187 @@
+"""Seam 1: hooks on one model instance. Nothing is subclassed, copied or replaced by class."""
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from vtc.attention.tap import Tap
+from vtc.calls import generate
+from vtc.calls.composite import CompositeCall, set_rope_offset
+from vtc.calls.decoder import DecoderCall
+from vtc.calls.rotary import RotaryCall
+from vtc.model.wrap import Wrap
+from vtc.seam.cache import conversation_of
+from vtc.seam.composition import Composition
+from vtc.seam.forward import ForwardPass
+from vtc.seam.layers import Layers
+from vtc.seam.listeners import decoder_listeners, module_hooks
+from vtc.tower.encoding import Encoding
+from vtc.tower.hooks import ReducerHooks
+from vtc.tower.listeners import tower_hooks, tower_listeners
+from vtc.tower.observer import Observer
+from vtc.tracing import Trace
+
+
+class Seam:
+    """The hooks that one patch puts into one model.
+
+    Args:
+        composition: the methods, laid out over the model.
+
+    Attributes:
+        observer: sees each call until the decoder is entered.
+        trace: of the last prefill; None before the first.
+    """
+
+    def __init__(self, composition: Composition):
+        self.composition = composition
+        self.trace: Trace | None = None
+        self._encoding = Encoding()
+        self._reducing: ReducerHooks | None = None
+        adapter, reducer = composition.adapter, composition.reducer
+        if reducer is not None:
+            blocks, tapped = composition.reducing_at, composition.tapped
+            self._reducing = ReducerHooks(reducer, blocks, adapter, self._encoding, tapped)
+        self.observer = Observer(adapter, self._encoding, self._reducing)
+        self._thread = threading.local()
+        self._undo: list[Callable[[], None]] = []
+
+    # ---------------------------------------------------------------- putting in and taking out
+
+    def install(self) -> None:
+        """Put the hooks in. If one can't be placed, those before it are taken out again."""
+        try:
+            self._install_observer()
+            self._install_tower()
+            self._install_decoder()
+        except BaseException:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        """Take every hook out and give configs and methods back."""
+        while self._undo:
+            self._undo.pop()()
+        self.composition.lease.active = False
+
+    def _install_observer(self) -> None:
+        composition, observer = self.composition, self.observer
+        composite, model = composition.parts.composite, composition.adapter.model
+        self._hook(composite.register_forward_pre_hook(self._before_composite, with_kwargs=True))
+        self._hook(composite.register_forward_hook(self._after_composite, always_call=True))
+        wraps: list[Wrap] = composition.adapter.record(observer)
+        if hasattr(model, generate.PREFILL):
+            wraps.append(Wrap(model, generate.PREFILL, before=observer.refuse_chunks))
+        if composition.reviver is not None and hasattr(model, generate.MAKING_CACHES):
+            wraps.append(Wrap(model, generate.MAKING_CACHES, before=self._refuse_drafts))
+        if composition.reducer is not None and hasattr(model, generate.ENCODING_AHEAD):
+            wraps.append(Wrap(model, generate.ENCODING_AHEAD, before=observer.see_prompt))
+        for wrap in wraps:
+            self._undo.append(wrap.install())
+
+    def _install_tower(self) -> None:
+        composition, parts = self.composition, self.composition.parts
+        for index in range(len(parts.blocks)):
+            before = functools.partial(self.observer.before_block, index)
+            for block in parts.blocks_at(index):
+                self._hook(block.register_forward_pre_hook(before, with_kwargs=True))
+        for handle in self._reducing.install() if self._reducing is not None else ():
+            self._hook(handle)
+        for module, hook, named in tower_hooks(composition.adapter, composition.needs, self._encoding):
+            self._hook(module.register_forward_hook(hook, with_kwargs=named))
+
+    def _install_decoder(self) -> None:
+        composition, decoder = self.composition, self.composition.parts.decoder
+        self._hook(decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True))
+        self._hook(decoder.register_forward_hook(self._after_decoder))
+        for index, layer in enumerate(composition.parts.layers):
+            self._hook(layer.register_forward_pre_hook(functools.partial(self._before_layer, index), with_kwargs=True))
+            if index in composition.prune_at and composition.prune_at[index][0].returns:
+                self._hook(layer.register_forward_hook(self._after_layer))
+        for module, hook in module_hooks(composition, self._layers):
+            self._hook(module.register_forward_hook(hook, with_kwargs=True))
+        if composition.packs_inside or composition.reviver is not None:
+            for module in composition.adapter.rotary_modules():
+                self._hook(module.register_forward_hook(self._record_rotary, with_kwargs=True))
+        adapter, blocks = composition.adapter, composition.heard_blocks
+        heard = tower_listeners(adapter, composition.needs, self._encoding, blocks, composition.reducing_at)
+        listeners = {**heard, **decoder_listeners(composition, self._layers)}
+        if listeners:
+            self._undo.append(Tap(listeners).close)
+
+    def _hook(self, handle: Any) -> None:
+        self._undo.append(handle.remove)
+
+    # ---------------------------------------------------------------- the call that runs in this thread
+
+    @property
+    def _running(self) -> ForwardPass | None:
+        """The decoder call of this thread."""
+        return getattr(self._thread, "running", None)
+
+    def _layers(self) -> Layers | None:
+        """Its layers' side; None where it runs untouched."""
+        running = self._running
+        return running.layers if running is not None else None
+
+    # ---------------------------------------------------------------- hooks
+
+    def _before_composite(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        call = CompositeCall(args, kwargs)
+        self.observer.before_composite(call)
+        conversation = conversation_of(call.cache)
+        if conversation is not None and conversation.rope_deltas is not None:
+            set_rope_offset(module, conversation.rope_deltas)
+
+    def _after_composite(self, module: nn.Module, args: tuple, output: Any) -> None:
+        self.observer.after_composite()
+        self._thread.running = None
+
+    def _before_decoder(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        self._thread.running = None
+        call = self.composition.adapter.decoder_call(self.observer.prompt, DecoderCall(args, kwargs))
+        if call.embeds is None:
+            if conversation_of(call.cache) is not None:
+                raise ValueError("call the whole model, not its decoder, to go on with a compressed cache")
+            return None
+        running = ForwardPass(self.composition, self.observer.prompt)
+        call = running.enter(call)
+        self._publish(running)
+        self._thread.running = running
+        return call.given
+
+    def _after_decoder(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        running, self._thread.running = self._running, None
+        if running is None:
+            return None
+        output = running.leave(output)
+        self._publish(running)
+        return output
+
+    def _publish(self, running: ForwardPass) -> None:
+        """Make the call's trace the model's, once there is one."""
+        self.trace = running.trace or self.trace
+
+    def _before_layer(self, index: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        running = self._running
+        return running.before_layer(index, args, kwargs) if running is not None else None
+
+    def _after_layer(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        layers = self._layers()
+        return layers.after_layer(output) if layers is not None else None
+
+    def _record_rotary(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        layers = self._layers()
+        if layers is not None:
+            layers.rotary.append(RotaryCall(module, args, kwargs, output))
+
+    def _refuse_drafts(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        reviver = self.composition.reviver
+        if reviver is not None and generate.takes_drafts(args, kwargs):
+            raise ValueError(
+                f"assisted generation takes steps back, which {reviver.name} can't once tokens came back; generate "
+                f"without drafts, or give {reviver.name} revive=False"
+            )

@@ -1,0 +1,72 @@
+"""One call that made visual features, and what was seen while it ran."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from vtc.model.flops import BlockRun
+from vtc.tower.run import TowerRun
+
+
+@dataclass
+class Features:
+    """One call that made image or video features. It stays with the features: `generate` makes them ahead.
+
+    Attributes:
+        kind: "image" or "video".
+        sizes: visual tokens of each image; empty where the output does not tell.
+        images: number of images that the call encoded (0 where the output does not tell); `generate` may repeat them
+            for beams afterwards.
+        arguments: the call's arguments (grids, image sizes), by name.
+        packing: (args, kwargs) of the family's own packing of patches into tokens, where it has one.
+        scores: what a selector wanted of the tower: ("received", "cls", "keys" or "hidden", tower block) or
+            ("observed", name) -> one Tensor [sequences, P, ...] per call.
+        runs: the calls of the tower's blocks, for FLOPs.
+        shape: (sequences, patches in each) of the tower, CLS left out.
+        input_ids: the prompt's ids [B, L], where they were seen before the features were made.
+        projected: what the projector was given, Tensor [sequences, P, C].
+        cls: the CLS tokens in the same space, Tensor [sequences, C].
+        tower: the run of a reducer through the tower.
+    """
+
+    kind: str
+    sizes: list[int] = field(default_factory=list)
+    images: int = 0
+    arguments: dict[str, Any] = field(default_factory=dict)
+    packing: tuple[tuple, dict[str, Any]] | None = None
+    scores: dict[tuple[str, int | str], list[Tensor]] = field(default_factory=dict)
+    runs: list[BlockRun] = field(default_factory=list)
+    shape: tuple[int, int] = (0, 0)
+    input_ids: Tensor | None = None
+    projected: Tensor | None = None
+    cls: Tensor | None = None
+    tower: TowerRun | None = None
+
+    @property
+    def repeats(self) -> int:
+        """In how many rows each image is shown."""
+        return max(len(self.sizes) // self.images, 1) if self.images else 1
+
+
+_MARK = "_vtc_features"
+
+
+def attach_features(output: Any, features: Features) -> None:
+    """Leave `features` with the output of the call that made them."""
+    if hasattr(output, "__dict__"):
+        object.__setattr__(output, _MARK, features)
+
+
+def features_with(output: Any) -> Features | None:
+    """The features that `attach_features` left with an output."""
+    return getattr(output, _MARK, None)
+
+
+def sizes_of(features: Any) -> list[int]:
+    """Tokens of each image, from a list of [N, D] or a tensor [images, N, D]; empty where the output does not tell."""
+    if isinstance(features, Tensor):
+        return [features.shape[1]] * features.shape[0] if features.dim() == 3 else []
+    if isinstance(features, (list, tuple)) and all(isinstance(f, Tensor) and f.dim() >= 2 for f in features):
+        return [f.numel() // f.shape[-1] for f in features]
+    return []

@@ -1,0 +1,155 @@
+"""Sees a call of the model until its decoder is entered: the prompt, where images stand, how features are made."""
+
+import threading
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from vtc.calls.composite import CompositeCall, FeaturesCall, is_real, placeholder_masks
+from vtc.calls.generate import cuts_prompt, new_ids
+from vtc.calls.roles import Output
+from vtc.calls.tower import BlockCall
+from vtc.model.flops import BlockRun, lengths_of
+from vtc.tower.encoding import Encoding
+from vtc.tower.features import Features, attach_features, features_with, sizes_of
+from vtc.tower.hooks import ReducerHooks
+from vtc.tower.prompt import Prompt
+
+_CHUNKS = (
+    "prefill_chunk_size cuts images apart, and a compressed model must see each whole; leave it None (a compressed "
+    "prefill is short)"
+)
+
+
+class _Thread(threading.local):
+    """What belongs to one thread.
+
+    Attributes:
+        prompt: what was seen of the call that runs.
+        made: the features that were made last, by kind.
+    """
+
+    def __init__(self) -> None:
+        self.prompt = Prompt()
+        self.made: dict[str, Features] = {}
+
+
+class Observer:
+    """Takes note of what a call of the model tells. Its methods are hooks, and what adapters put around methods.
+
+    Args:
+        adapter: of the model.
+        encoding: the tower's pass in each thread.
+        reducing: the hooks of a reducer; None where there is none.
+    """
+
+    def __init__(self, adapter: Any, encoding: Encoding, reducing: ReducerHooks | None):
+        self.adapter, self.encoding, self.reducing = adapter, encoding, reducing
+        self._thread = _Thread()
+
+    @property
+    def prompt(self) -> Prompt:
+        """What was seen of the call that runs in this thread."""
+        return self._thread.prompt
+
+    # ---------------------------------------------------------------- the model's call
+
+    def before_composite(self, call: CompositeCall) -> None:
+        """Called in front of the module that calls the decoder.
+
+        Raises:
+            ValueError: the prompt comes in chunks.
+        """
+        prompt = self._thread.prompt = Prompt()
+        if call.shows:
+            prompt.early.start(call.values)
+        mask = call.mask
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            prompt.mask = mask
+        prompt.input_ids = call.ids
+        for kind, output in (call.ahead or {}).items():
+            known = features_with(output)
+            sizes = sizes_of(Output(output).pooled)
+            made = self._thread.made.get(kind)
+            if known is None and made is not None and 0 < sum(sizes) < sum(made.sizes):
+                raise ValueError(_CHUNKS)
+            prompt.features[kind] = replace(known or Features(kind), sizes=sizes)
+
+    def after_composite(self) -> None:
+        """Called behind it, also when it failed."""
+        self._thread.prompt = Prompt()
+        self.encoding.forget()
+
+    def refuse_chunks(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Called when `generate` begins its prefill.
+
+        Raises:
+            ValueError: in chunks.
+        """
+        if cuts_prompt(args, kwargs):
+            raise ValueError(_CHUNKS)
+
+    def see_prompt(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Called when `generate` makes features ahead of the first forward pass."""
+        ids = new_ids(args, kwargs)
+        if ids is not None:
+            self.prompt.input_ids = ids
+
+    def record_placeholders(self, output: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Called with what the model's search for placeholders returned."""
+        self.prompt.placeholders += placeholder_masks(output, kwargs)
+
+    # ---------------------------------------------------------------- features
+
+    def start_features(self, kind: str, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Called with the arguments of the method that makes features of a kind."""
+        call = FeaturesCall(self.adapter.parts.composite, kind, args, kwargs)
+        early = self.prompt.early
+        early.start(call.kwargs)
+        arguments = {
+            name: early.read(value) if isinstance(value, Tensor) else value
+            for name, value in call.kwargs.items()
+            if not is_real(value)
+        }
+        self.encoding.start(Features(kind, arguments=arguments, input_ids=self.prompt.input_ids))
+
+    def record_features(self, kind: str, output: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Called with what it returned.
+
+        Raises:
+            ValueError: these are not the tokens that a reducer counted on.
+        """
+        if self.encoding.depth > 1:  # Qwen3-VL makes video features by its own call for images
+            return
+        pooled = Output(output).pooled
+        sizes = sizes_of(output if pooled is None else pooled)
+        features = replace(self.encoding.features, sizes=sizes, images=len(sizes))
+        if features.tower is not None and sizes and sum(sizes) != sum(map(len, features.tower.maps)):
+            family = self.adapter.parts.family
+            raise ValueError(f"{family}: the tower's features are not the visual tokens that were expected")
+        self.prompt.features[kind] = features
+        self._thread.made[kind] = features
+        attach_features(output, features)
+
+    def record_packing(self, output: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Called with what the family's packing of patches into tokens returned."""
+        self.encoding.features.packing = (args, kwargs)
+
+    def before_block(self, index: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Called in front of a tower block: its rows are counted, and cut where a reducer is at work."""
+        call = BlockCall(args, kwargs)
+        hidden = call.hidden
+        if not isinstance(hidden, Tensor):
+            return None
+        features, prefix = self.encoding.features, int(self.adapter.parts.has_cls)
+        if index == 0:
+            features.shape = (len(hidden), hidden.shape[1] - prefix) if hidden.dim() == 3 else (1, len(hidden))
+            if self.reducing is not None and self.encoding.depth:  # else somebody calls the tower alone
+                self.reducing.start(hidden)
+        original = lengths_of(features.shape, prefix, call.boundaries)
+        run = self.encoding.reducing
+        changed = run.before_block(call) if run is not None else None
+        rows = original if changed is None or run is None else run.lengths()
+        features.runs.append(BlockRun(index, original, rows))
+        return changed

@@ -1,0 +1,48 @@
+"""What the hooks see of a call before the decoder is entered."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from vtc.model.layout import VisualInput
+from vtc.ops.host import EarlyCopies
+from vtc.tower.features import Features
+
+
+@dataclass
+class Prompt:
+    """What was seen of one call of the model before its decoder is entered.
+
+    Attributes:
+        mask: the 2-D attention mask that the composite model was given, if any.
+        input_ids: the prompt's ids that it was given, if any.
+        placeholders: (kind, BoolTensor [B, L]) of each visual input that was put into the sequence.
+        features: kind -> the call that made the features.
+        early: copies on the host of the call's ids, masks and grids.
+    """
+
+    mask: Tensor | None = None
+    input_ids: Tensor | None = None
+    placeholders: list[tuple[str, Tensor]] = field(default_factory=list)
+    features: dict[str, Features] = field(default_factory=dict)
+    early: EarlyCopies = field(default_factory=EarlyCopies)
+
+    def features_of(self, kind: str) -> Features:
+        """The features of a kind; empty where nothing is known."""
+        return self.features.get(kind) or Features(kind)
+
+
+def origins(images: list[VisualInput], repeats: int) -> list[int]:
+    """For each image of a batch, the number of the encoded image that it is.
+
+    `generate` repeats each row with its images for beams and several returned sequences; every group of `repeats` rows
+    then shows the same images.
+    """
+    result: list[int] = []
+    base = shown = group = 0
+    for image in images:
+        if image.row // repeats != group:
+            base, shown, group = base + shown, 0, image.row // repeats
+        result.append(base + image.ordinal)
+        shown = max(shown, image.ordinal + 1)
+    return result

@@ -1,0 +1,319 @@
+"""A reducer's run through the vision tower: once it has decided, every later block gets fewer rows.
+
+A tower's rows are either a batch of sequences of equal length (crops of CLIP and its like) or one packed sequence of
+all images (Qwen-VL). Both are kept as *entries* of rows here: one entry for each sequence, or one for everything.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtc import ops
+from vtc.attention.scores import Attention
+from vtc.calls.tower import BlockCall, is_boundaries
+from vtc.method.patches import Patches
+from vtc.method.reducer import Reducer, check_reduction
+from vtc.method.reduction import Reduction
+from vtc.model.flops import lengths_of
+from vtc.ops.clock import Moment
+from vtc.ops.host import on
+from vtc.tower.placement import Move, Placement, padded
+from vtc.tower.sequences import Reduced, Sequence, sequences_of
+
+#: Added to the logits of padding rows; finite, so that half precision holds it.
+_NOWHERE = -1e4
+
+
+class TowerRun:
+    """One pass of a tower whose rows a reducer cuts.
+
+    Args:
+        reducer: decides.
+        blocks: the blocks at which it is asked.
+        maps: for each encoded image, LongTensor [N, cell]: rows of each visual token, as `Adapter.patches` tells them.
+        hidden: the first block's input.
+        prefix: CLS rows in front of each sequence.
+        depth: blocks of the tower.
+    """
+
+    def __init__(
+        self, reducer: Reducer, blocks: tuple[int, ...], maps: list[Tensor], hidden: Tensor, prefix: int, depth: int
+    ):
+        self.depth = depth
+        self.reducer, self.blocks, self.maps, self.prefix = reducer, blocks, maps, prefix
+        self.flat = hidden.dim() == 2
+        entries, self.length = (1, hidden.shape[0]) if self.flat else (hidden.shape[0], hidden.shape[1])
+        device = hidden.device
+        self.cell = maps[0].shape[1]
+        self.sequences = [
+            sequence
+            for image, rows in enumerate(maps)
+            for sequence in sequences_of(image, rows, reducer.count(len(rows)), entries, self.length, prefix, device)
+        ]
+        self.active = any(sequence.reduced for sequence in self.sequences)
+        everything = torch.arange(self.length, device=device).expand(entries, -1)
+        self.layout = Placement(everything, torch.ones_like(everything, dtype=torch.bool))
+        self.moved = self.ordered = self.merged = False
+        self.boundaries: Tensor | None = None
+        self.bias: Tensor | None = None
+        self.move: Move | None = None  # of the block that runs, until its end
+        self.gathered: tuple[Tensor, Tensor] | None = None  # (entry, place) of what the projector was given
+        self.slots: tuple[int, ...] = ()
+        self.spent: list[tuple[Moment, Moment]] = []  # on deciding
+        self._heard: list[Attention] = []
+        self._offset = 0
+
+    # ---------------------------------------------------------------- a block
+
+    def before_block(self, call: BlockCall) -> tuple[tuple, dict[str, Any]] | None:
+        """A block's arguments with what is per row cut to the rows that are left; None: as they are."""
+        self._heard.clear()
+        self._offset = 0
+        given = call.others
+        packed = any(is_boundaries(name) or self._per_row(value) for name, value in given.items())
+        self.ordered = self.ordered or (packed and len(self.layout.index) == 1)
+        cut = {name: self._cut(name, value) for name, value in given.items()}
+        bounds = [value for name, value in cut.items() if is_boundaries(name) and isinstance(value, Tensor)]
+        self.boundaries = bounds[0] if bounds else None
+        return call.with_others(cut) if self.moved else None
+
+    def _per_row(self, value: Any) -> bool:
+        if isinstance(value, tuple | list):
+            return any(self._per_row(part) for part in value)
+        return isinstance(value, Tensor) and self.length in value.shape
+
+    def _cut(self, name: str, value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            return type(value)(self._cut(name, part) for part in value)
+        if not isinstance(value, Tensor):
+            return value
+        if is_boundaries(name):
+            if not self.moved:
+                return value
+            ahead = torch.zeros(self.length + 1, dtype=torch.long, device=value.device)
+            alive = on(value.device, self.layout.index[0])
+            ahead[1:] = torch.zeros_like(ahead[1:]).index_fill_(0, alive, 1).cumsum(0)
+            return ahead[value.long()].unique_consecutive().to(value.dtype)
+        if not self.moved or not self._per_row(value):
+            return value
+        if len(self.layout.index) > 1:
+            raise ValueError(
+                f"{self.reducer.name}: the tower's blocks take {name} for each patch of a batch, which can't be cut "
+                "here; use a selector, or give images one at a time"
+            )
+        index = on(value.device, self.layout.index[0])
+        first = value.shape.index(self.length)
+        pairs = value.dim() == 4 and value.shape[-2:] == (self.length, self.length)  # a mask over queries and keys
+        for axis in (2, 3) if pairs else (first,):
+            value = value.index_select(axis, index)
+        return value
+
+    def hear(self, attention: Attention, wanted: bool) -> Tensor | None:
+        """Take note of a call of the block's attention.
+
+        Returns:
+            What is to be added to the logits of its keys, Tensor [E, S]; None: nothing.
+        """
+        keys = attention.key.shape[2]
+        bias = None if self.bias is None else self.bias[:, self._offset : self._offset + keys]
+        self._offset += keys
+        if wanted:
+            self._heard.append(attention)
+        return bias
+
+    # ---------------------------------------------------------------- deciding
+
+    def reduce(self, block: int, x: Tensor) -> Move | None:
+        """Ask the method at `block` for the rows `x` [E, P, D] or [P, D]; None: nothing changes."""
+        start = Moment(x.device)
+        stage = self.blocks.index(block)
+        x = x[None] if self.flat else x
+        with torch.no_grad():
+            decisions = self._decide(block, stage, x)
+        empty = [s for s in self.sequences if not s.target and s.units]  # whose part of the budget is nothing
+        move = self._move(decisions, empty, x) if decisions or empty else None
+        self.spent.append((start, Moment(x.device)))
+        return move
+
+    def _decide(self, block: int, stage: int, x: Tensor) -> list[tuple[list[Sequence], Reduction]]:
+        """(sequences, what is left of them) for all that the method shortens."""
+        heard = self._heard
+        query = torch.cat([call.query for call in heard], dim=2)
+        key = torch.cat([_heads(call.key, call) for call in heard], dim=2)
+        value = torch.cat([_heads(call.value, call) for call in heard if call.value is not None], dim=2)
+        segments = None
+        if self.boundaries is not None and len(self.boundaries) > 2:
+            place = torch.arange(x.shape[1], device=x.device)
+            segments = torch.searchsorted(on(x.device, self.boundaries).long(), place, right=True)
+        decisions = []
+        for group in self._groups():
+            entries = on(x.device, [[s.entry] for s in group])
+            units = torch.stack([s.at.flatten() for s in group])
+            cls = torch.arange(self.prefix, device=x.device).expand(len(group), -1)
+            rows = torch.cat([cls, units], dim=1)
+            patches = Patches(
+                block=block,
+                stage=stage,
+                stages=len(self.blocks),
+                start=group[0].start,
+                target=group[0].target,
+                hidden=x[entries, units].unflatten(1, (-1, self.cell)),
+                query=query.transpose(1, 2)[entries, rows].transpose(1, 2),
+                key=key.transpose(1, 2)[entries, rows].transpose(1, 2),
+                value=value.transpose(1, 2)[entries, rows].transpose(1, 2),
+                scaling=self._heard[0].scaling,
+                sizes=torch.stack([s.sizes for s in group]),
+                prefix=self.prefix,
+                bias=None if self.bias is None else self.bias.expand(len(x), -1)[entries, rows],
+                segments=None if segments is None else segments[rows],
+                memory={name: torch.stack([s.memory[name] for s in group]) for name in group[0].memory},
+                depth=self.depth,
+            )
+            reduction = self.reducer.reduce(patches)
+            if reduction is not None:
+                check_reduction(self.reducer, reduction, patches)
+                reduction = reduction.ascending() if self.ordered else reduction
+            for member, sequence in enumerate(group):
+                sequence.memory = {name: held[member] for name, held in patches.memory.items()}
+            left = patches.units if reduction is None else reduction.kept.shape[1]
+            if patches.last and left != patches.target:
+                raise RuntimeError(f"{self.reducer.name} left {left} units where {patches.target} were asked for")
+            if reduction is not None:
+                decisions.append((group, reduction))
+        return decisions
+
+    def _groups(self) -> list[list[Sequence]]:
+        """Sequences that are shown at once."""
+        groups: dict[Any, list[Sequence]] = defaultdict(list)
+        for index, sequence in enumerate(self.sequences):
+            if sequence.reduced and sequence.target:
+                own = {"all": None, "image": sequence.image, "sequence": index}[self.reducer.together]
+                groups[own, sequence.units, sequence.start, sequence.target].append(sequence)
+        return list(groups.values())
+
+    def _move(self, decisions: list[tuple[list[Sequence], Reduction]], empty: list[Sequence], x: Tensor) -> Move:
+        """Cut the sequences, lay their rows out anew, and mix what is merged."""
+        mixed = [
+            (group, ops.merge(_units(x, group, self.cell), reduction.mixing, reduction.kept.shape[1]))
+            for group, reduction in decisions
+            if reduction.mixing is not None
+        ]
+        self.merged = self.merged or bool(mixed)
+        for group, reduction in decisions:
+            for member, sequence in enumerate(group):
+                sequence.cut(reduction, member)
+        for sequence in empty:
+            sequence.cut(Reduction(sequence.tokens[None, :0]), 0)
+        first = torch.arange(self.prefix, device=x.device)
+        sources, origins = [[first] for _ in x], [[first] for _ in x]
+        for sequence in self.sequences:
+            source, origin = sources[sequence.entry], origins[sequence.entry]
+            begin = sum(map(len, source))
+            source.append(sequence.at.flatten())
+            origin.append(sequence.rows.flatten())
+            sequence.at = torch.arange(begin, begin + sequence.at.numel(), device=x.device).view(-1, self.cell)
+        index, valid = padded([torch.cat(parts) for parts in sources])
+        self.layout = Placement(padded([torch.cat(parts) for parts in origins])[0], valid)
+        self.moved = True
+        self._update_bias(x, len({sum(map(len, source)) for source in sources}) > 1)
+        entry = torch.arange(len(x), device=x.device)[:, None].expand_as(index)
+        new = x[entry, index] * valid[..., None]
+        for group, units in mixed:
+            for member, sequence in enumerate(group):
+                place = (torch.full_like(sequence.at.flatten(), sequence.entry), sequence.at.flatten())
+                new = new.index_put(place, units[member].view(len(place[0]), -1).to(new.dtype))
+        return Move(index, valid, new, x.shape[1], self.flat)
+
+    def _update_bias(self, x: Tensor, ragged: bool) -> None:
+        """What later blocks add to the logits of each row: log of its size, and padding (of `ragged`) is not seen."""
+        proportional = self.reducer.proportional and self.merged
+        if not proportional and not ragged:
+            self.bias = None
+            return
+        bias = torch.zeros(self.layout.index.shape, device=x.device)
+        if proportional:
+            for sequence in self.sequences:
+                each = sequence.sizes.clamp(min=1e-6).log()[:, None].expand(-1, self.cell)
+                bias[sequence.entry, sequence.at.flatten()] = each.flatten().to(bias)
+        self.bias = bias.masked_fill(~self.layout.valid, _NOWHERE)
+
+    def lengths(self) -> Callable[[], Tensor]:
+        """Gives the lengths of the sequences that attend within themselves in the block that runs."""
+        if self.boundaries is not None:
+            return lengths_of((0, 0), 0, self.boundaries)
+        return self.rows()
+
+    def rows(self) -> Callable[[], Tensor]:
+        """Gives the rows of each entry."""
+        entries, rows = self.layout.index.shape
+        return lengths_of((entries, rows), 0, None)
+
+    # ---------------------------------------------------------------- leaving the tower
+
+    def mark(self, x: Tensor) -> None:
+        """Remember which rows a block's output has, wherever it is collected."""
+        if self.moved:
+            x._vtc_rows = self.layout  # type: ignore[attr-defined]
+
+    def restore(self, x: Tensor, unmarked: Placement | None = None) -> Tensor:
+        """A tower's output with its rows back in their places; zeros where there is none any more.
+
+        `unmarked`: the rows of an output that no block gave itself; None: it is older than the first reduction.
+        """
+        rows = getattr(x, "_vtc_rows", unmarked)
+        if rows is None or x.shape[-2] != rows.index.shape[1]:
+            return x
+        return rows.restore(x[None] if x.dim() == 2 else x, self.length).view(*x.shape[:-2], self.length, x.shape[-1])
+
+    def restore_units(self, x: Tensor) -> Tensor:
+        """A merger's output [U, D], one row for each unit, with the rows back in their places."""
+        cells = self.layout.index[:, :: self.cell] // self.cell
+        return Placement(cells, torch.ones_like(cells, dtype=torch.bool)).restore(x[None], self.length // self.cell)[0]
+
+    def survivors(self, slots: int) -> tuple[Tensor, Tensor] | None:
+        """(entry, place) of each unit that is left, where `slots` rows of the projector stand for an entry's units."""
+        patches = self.length - self.prefix
+        if slots == patches and self.cell == 1:
+            places = [sequence.rows[:, 0] - self.prefix for sequence in self.sequences]
+        elif slots * self.cell == patches and self.cell > 1 and not self.flat:
+            places = [sequence.tokens % slots for sequence in self.sequences]
+        else:
+            return None
+        entries = [torch.full_like(place, s.entry) for place, s in zip(places, self.sequences)]
+        return torch.cat(entries), torch.cat(places)
+
+    def reduced(self) -> list[Reduced]:
+        """What is left of each encoded image."""
+        return [self._reduced(image, rows) for image, rows in enumerate(self.maps)]
+
+    def _reduced(self, image: int, rows: Tensor) -> Reduced:
+        mine = [sequence for sequence in self.sequences if sequence.image == image]
+        total = len(rows)
+        tokens = torch.cat([s.tokens[s.tokens >= 0] if s.holes else s.tokens for s in mine])
+        missing = self.reducer.count(total) - len(tokens)
+        separators = on(tokens.device, (rows[:, 0] < 0).nonzero()[:missing, 0]) if missing > 0 else tokens[:0]
+        merged = None
+        if self.merged:
+            merged = torch.full((total + 1,), -1, dtype=torch.long, device=tokens.device)
+            for sequence in mine:
+                into = torch.full_like(sequence.first, -1)
+                if sequence.units:
+                    into = torch.where(sequence.owner >= 0, sequence.tokens[sequence.owner.clamp(min=0)], -1)
+                merged[torch.where(sequence.first >= 0, sequence.first, total)] = into  # what makes none goes behind
+            merged = merged[:total]
+        return Reduced(total, torch.cat([tokens, separators]).sort().values, merged)
+
+
+def _heads(x: Tensor, call: Attention) -> Tensor:
+    """Keys or values repeated to the number of query heads."""
+    return x.repeat_interleave(call.query.shape[1] // x.shape[1], dim=1)
+
+
+def _units(x: Tensor, group: list[Sequence], cell: int) -> Tensor:
+    """The units' rows, [G, U, cell · D]."""
+    entries = on(x.device, [[s.entry] for s in group])
+    rows = x[entries, torch.stack([s.at.flatten() for s in group])]
+    return rows.unflatten(1, (-1, cell)).flatten(2)
