@@ -220,7 +220,7 @@ class Adapter:
         It is told from the ids, which were copied there before the tower ran, if the first call of this patch, which
         waits for the device to compare, shows that they do tell it.
         """
-        ids = None if prompt.input_ids is None else prompt.early.of(prompt.input_ids)
+        ids = None if prompt.ids is None else prompt.early.of(prompt.ids)
         token = getattr(self.parts.composite.config, f"{kind}_token_id", None)
         if mask.device.type == "cpu" or ids is None or token is None or ids.shape != mask.shape:
             return mask.cpu()

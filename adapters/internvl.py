@@ -16,11 +16,11 @@ class InternVLAdapter(Adapter):
 
     def token_counts(self, features: Features, shape: tuple[int, int]) -> list[int]:
         """Lengths of the runs of placeholders in the prompt."""
-        if features.input_ids is None:
+        if features.ids is None:
             raise ValueError(
                 f"{self.family}: how many tiles an image has is told by the prompt, which a reducer needs to know "
                 "before the tower runs; call the whole model with input_ids, or use a selector"
             )
         config: Any = self.parts.composite.config
-        places = [(row == config.image_token_id).nonzero().flatten() for row in features.input_ids.cpu()]
+        places = [(row == config.image_token_id).nonzero().flatten() for row in features.ids.cpu()]
         return [len(run) for row in places for run in runs(row)]

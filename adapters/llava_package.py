@@ -5,7 +5,6 @@ Its language model is the model itself, and its placeholders (id -200) never rea
 """
 
 import functools
-import inspect
 import threading
 import weakref
 from dataclasses import replace
@@ -16,8 +15,9 @@ from torch import Tensor, nn
 
 from vtc.adapters.finding import block_of_hidden_state, has_cls, longest_list
 from vtc.adapters.generic import Adapter
-from vtc.adapters.prepared import PREPARE, Prepared, grids_of
+from vtc.adapters.prepared import Prepared, grids_of
 from vtc.calls.decoder import DecoderCall
+from vtc.calls.prepare import PREPARE, PrepareCall, embeddings
 from vtc.model.layout import Layout, VisualInput
 from vtc.model.wrap import Wrap
 from vtc.tower.features import Features
@@ -92,11 +92,11 @@ class LlavaPackageAdapter(Adapter):
 
     def _before_prepare(self, observer: Observer, args: tuple, kwargs: dict[str, Any]) -> None:
         composite = self.parts.composite
-        call = inspect.signature(getattr(type(composite), PREPARE)).bind(None, *args, **kwargs).arguments
-        if not {"input_ids", "images"} <= set(call):
-            raise self._not_followed(f"its arguments are {', '.join(call)}")
+        call = PrepareCall(composite, args, kwargs)
+        if not (call.has(PrepareCall.ids) and call.has(PrepareCall.images)):
+            raise self._not_followed(f"its arguments are {', '.join(call.names)}")
         features = Features("image")
-        if call["images"] is not None and call["input_ids"].shape[1] > 1:  # else there is nothing to prepare
+        if call.images is not None and call.ids.shape[1] > 1:  # else there is nothing to prepare
             try:
                 features = Prepared.of(composite, call, self._per_crop, self._cls_tokens)
             except Exception as error:  # a model built on the package whose packing needs more than numbers
@@ -104,7 +104,7 @@ class LlavaPackageAdapter(Adapter):
         observer.encoding.start(features)
 
     def _after_prepare(self, observer: Observer, output: tuple, args: tuple, kwargs: dict[str, Any]) -> None:
-        embeds, prepared = output[4], observer.encoding.features
+        embeds, prepared = embeddings(output), observer.encoding.features
         if embeds is None or not isinstance(prepared, Prepared):
             return
         expected, shape = tuple(prepared.image.shape), tuple(embeds.shape[:2])
@@ -121,7 +121,7 @@ class LlavaPackageAdapter(Adapter):
     def decoder_call(self, prompt: Prompt, call: DecoderCall) -> DecoderCall:
         """Text is embedded ahead, as the decoder would; embeddings are recognised as the prompt prepared last."""
         embeds, ids, mask = call.embeds, call.ids, call.mask
-        prompt.placeholders, prompt.features, prompt.input_ids = [], {}, ids
+        prompt.placeholders, prompt.features, prompt.ids = [], {}, ids
         prompt.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None  # the model's own is shorter
         if embeds is None:
             embed: Any = self.parts.decoder.get_input_embeddings()  # type: ignore[operator]
@@ -132,7 +132,7 @@ class LlavaPackageAdapter(Adapter):
         if prepared is not None:
             prompt.features["image"] = prepared
             prompt.placeholders.append(("image", prepared.image >= 0))
-            prompt.input_ids = prepared.ids.to(embeds.device)
+            prompt.ids = prepared.text_ids.to(embeds.device)
         return call
 
     def _prepared_as(self, embeds: Tensor) -> Prepared | None:

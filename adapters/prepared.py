@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtc.calls.prepare import PrepareCall
 from vtc.model.layout import Grid
 from vtc.tower.features import Features
 
-PREPARE = "prepare_inputs_labels_for_multimodal"
 _NEWLINE, _TEXT = -1, -2  # tokens of images count from 1, a text id i is _TEXT - i, and padding is 0
 
 
@@ -27,44 +27,44 @@ class Prepared(Features):
         image: LongTensor [B, L]: which of the call's images a place belongs to; -1 at text and padding.
         patch: LongTensor [B, L]: which patch stands there (crop · P + patch of the crop, CLS not counted); -1 at
             newlines, CLS tokens, text and padding.
-        ids: LongTensor [B, L]: ids of the text, 0 elsewhere.
+        text_ids: LongTensor [B, L]: ids of the text, 0 elsewhere.
         crops: crops of each image.
         per_crop: P, patches of a crop.
     """
 
     image: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
     patch: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
-    ids: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
+    text_ids: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
     crops: list[int] = field(default_factory=list)
     per_crop: int = 0
 
     @classmethod
-    def of(cls, composite: nn.Module, call: dict[str, Any], per_crop: int, cls_tokens: int) -> "Prepared":
+    def of(cls, composite: nn.Module, call: PrepareCall, per_crop: int, cls_tokens: int) -> "Prepared":
         """Make the call with numbers.
 
         Args:
             composite: the model.
-            call: the arguments of `prepare_inputs_labels_for_multimodal`, by name.
+            call: how its prompt is prepared.
             per_crop: P, patches of a crop.
             cls_tokens: tokens in front of those of the patches, of each crop.
         """
-        crops, tokens = _crops(call["images"]), per_crop + cls_tokens
-        number = _replay(composite, call, tokens)
+        crops, tokens = _crops(call.images), per_crop + cls_tokens
+        number = call.replayed(_Numbers(composite, tokens), _emptied(call.images))[..., 0]
         crop, patch = (number - 1) // tokens, (number - 1) % tokens - cls_tokens
         of_image = torch.arange(len(crops)).repeat_interleave(torch.tensor(crops))
         image = torch.where(number > 0, of_image[crop.clamp(min=0)], -1)
         place = torch.arange(number.shape[1]).expand_as(number)  # a newline belongs to the image in front of it
         image = image.gather(1, place.masked_fill(number == _NEWLINE, 0).cummax(dim=1).values)
         patch = torch.where((number > 0) & (patch >= 0), crop * per_crop + patch, -1)
-        ids = torch.where(number <= _TEXT, _TEXT - number, 0)
+        text_ids = torch.where(number <= _TEXT, _TEXT - number, 0)
         images = len(crops)
-        return cls("image", images=images, image=image, patch=patch, ids=ids, crops=crops, per_crop=per_crop)
+        return cls("image", images=images, image=image, patch=patch, text_ids=text_ids, crops=crops, per_crop=per_crop)
 
     def tail(self, rows: int, length: int) -> "Prepared":
         """The same for the last `length` places, each row repeated to make `rows`, as `generate` does for beams."""
         repeats, start = rows // len(self.image), self.image.shape[1] - length
-        image, patch, ids = (x[:, start:].repeat_interleave(repeats, dim=0) for x in (self.image, self.patch, self.ids))
-        return replace(self, image=image, patch=patch, ids=ids)
+        image, patch, text_ids = (x[:, start:].repeat_interleave(repeats, dim=0) for x in (self.image, self.patch, self.text_ids))
+        return replace(self, image=image, patch=patch, text_ids=text_ids)
 
     def shown(self) -> Iterator[tuple[int, int, Tensor]]:
         """(row, image, its places LongTensor [N]) of every image in the sequence, row by row."""
@@ -106,14 +106,6 @@ class _Numbers:
 
     def encode_images(self, images: Tensor) -> Tensor:
         return torch.arange(1, len(images) * self._tokens + 1).view(len(images), self._tokens, 1)
-
-
-def _replay(composite: nn.Module, call: dict[str, Any], tokens: int) -> Tensor:
-    """LongTensor [B, L]: the number of the token (crop · tokens + token, from 1) at each place, or what else is."""
-    call |= {"self": _Numbers(composite, tokens), "images": _emptied(call["images"])}
-    call |= {"labels": None, "past_key_values": None, "position_ids": None}
-    call = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in call.items()}
-    return getattr(type(composite), PREPARE)(**call)[4][..., 0]
 
 
 def grids_of(patch: Tensor, per_crop: int, joined: bool) -> tuple[Grid, ...]:

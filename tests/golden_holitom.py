@@ -17,7 +17,14 @@ from vtc.method.visual_tokens import VisualTokens
 from vtc.model.layout import Grid, VisualInput
 from vtc.prunes.holitom_inner import HoliTomInner
 from vtc.selectors.holitom import HoliTom
-from vtc.selectors.static import MAX_WINDOW, cluster, corrected_ratio, frame_similarity, most_attended, segment
+from vtc.selectors.holitom_segments import (
+    MAX_WINDOW,
+    cluster,
+    corrected_ratio,
+    frame_similarity,
+    most_attended,
+    segment,
+)
 
 
 class Recorded(HoliTomInner):

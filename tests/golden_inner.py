@@ -19,7 +19,7 @@ from torch.testing import assert_close
 import vtc
 from vtc.attention.scores import Attention
 from vtc.method.prune import Decision, Rows
-from vtc.prunes.clusters import Clusters, density_peaks
+from vtc.ops.clusters import Clusters, density_peaks
 from vtc.prunes.pyramiddrop import PyramidDrop
 from vtc.prunes.raters import choose_raters, relevance, strongest_heads
 from vtc.prunes.recycling import clusters, recycled

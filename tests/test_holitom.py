@@ -17,7 +17,7 @@ from vtc import HoliTom, HoliTomInner, Reduction, VisualTokens, ops
 from vtc.model.adapter import adapter_class
 from vtc.model.layout import Grid, VisualInput
 from vtc.seam.composition import split_kinds
-from vtc.selectors.static import cluster, corrected_ratio, frame_similarity, merge_frames, segment
+from vtc.selectors.holitom_segments import cluster, corrected_ratio, frame_similarity, merge_frames, segment
 
 # ---------------------------------------------------------------- as the words say it
 

@@ -110,9 +110,9 @@ def test_ids_that_do_not_tell_the_placeholders_are_not_trusted() -> None:
     own, other = ids == model.config.image_token_id, ids == ids[0, -1]
     for mask, told in ((own, True), (other, False)):
         adapter._ids_tell.clear()
-        prompt_seen = Prompt(input_ids=on_double(ids))
+        prompt_seen = Prompt(ids=on_double(ids))
         with double(waits=True):
-            prompt_seen.early.start(prompt_seen.input_ids)
+            prompt_seen.early.start(prompt_seen.ids)
             for _ in range(2):
                 assert torch.equal(adapter._on_host(prompt_seen, "image", on_double(mask)), mask)
         assert adapter._ids_tell == {"image": told}

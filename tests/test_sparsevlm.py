@@ -19,7 +19,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 import vtc
 from vtc.attention.scores import Attention
 from vtc.method.prune import Decision, Rows
-from vtc.prunes.clusters import density_peaks
+from vtc.ops.clusters import density_peaks
 from vtc.prunes.raters import choose_raters, corrected_attention, gravity, relevance, strongest_heads
 from vtc.prunes.recycling import Recycling, clusters, laid_out, most_kept, recycled
 from vtc.prunes.sparsevlm import SparseVLM

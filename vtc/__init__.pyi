@@ -29,7 +29,6 @@ from vtc.prunes.lazyllm import LazyLLM as LazyLLM
 from vtc.prunes.pyramiddrop import PyramidDrop as PyramidDrop
 from vtc.prunes.sparsevlm import SparseVLM as SparseVLM
 from vtc.prunes.spatten import SpAtten as SpAtten
-from vtc.prunes.todre import Todre as Todre
 from vtc.prunes.todre_stage2 import TodreStage2 as TodreStage2
 from vtc.prunes.token_skip import TokenSkip as TokenSkip
 from vtc.prunes.transprune import TransPrune as TransPrune
@@ -50,6 +49,7 @@ from vtc.selectors.hiprune import HiPrune as HiPrune
 from vtc.selectors.holitom import HoliTom as HoliTom
 from vtc.selectors.kcenter import KCenter as KCenter
 from vtc.selectors.recoverable import Recoverable as Recoverable
+from vtc.selectors.todre import Todre as Todre
 from vtc.selectors.tokencorr import TokenCorr as TokenCorr
 from vtc.selectors.visionzip import VisionZip as VisionZip
 from vtc.spec import preset as preset

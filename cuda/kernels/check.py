@@ -23,15 +23,15 @@ from typing import Any, TypedDict
 
 import torch
 
-import vtc
-
-ROOT = Path(vtc.__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
 #: With less time left than that, in seconds, a step is not begun.
 LEAST = 10
 #: Lines of a step's output that are kept.
 TAIL = 40
-_BUILD = "import sys; from vtc import kernels; sys.exit(kernels.load() is None)"
+_BUILD = "import sys; from vtc.ops import cuda; sys.exit(cuda.load() is None)"
+#: Shapes of real models, as `vtc bench prefill --shape` knows them.
+SHAPES = ("llava-1.5-7b", "llava-next-7b", "qwen2.5-vl-7b", "llava-onevision-7b-video")
 
 
 @dataclass(frozen=True)
@@ -214,8 +214,6 @@ def bench_step(bench: str, limit: float, folder: Path, environment: Mapping[str,
 
 def gpu_steps(folder: Path, seed: int) -> list[Step]:
     """Build, correctness, sanitizers, benchmarks; `folder` takes the fresh build and the reports."""
-    from vtc.eval.bench.prefill.shapes import SHAPES
-
     own = {"VTC_TEST_SEED": str(seed), "XDG_CACHE_HOME": str(folder)}
     prefill = "--methods", "divprune", "--keep", "0.25,0.125", "--rounds", "5"
     return [

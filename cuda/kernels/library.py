@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc.ops import reference
+from vtc.cuda.unit import unit_rows
 
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.bool: 3}
 _MAX_TENSORS = 16
 #: Up to so many tokens one block walks through the products of all pairs; beyond, each pick computes its row.
 _MATRIX_TOKENS = 8192
+#: Products of all pairs that are kept at once, of so many images as fit.
+_MATRIX_ENTRIES = 2**26
 _TILE = 64
 #: Bytes of shared memory that received attention takes for float32 heads of 128: three tiles, and a column's numbers.
 _FLOAT32_SHARED = 3 * _TILE * (128 + 4) * 4 + 2560
@@ -157,7 +159,7 @@ class Library:
             if tokens > _MATRIX_TOKENS:
                 self._greedy_steps(features, seed, rule, counts, picks, stream)
                 return picks
-            at_once = max(1, reference.MATRIX_ENTRIES // tokens**2)
+            at_once = max(1, _MATRIX_ENTRIES // tokens**2)
             for start in range(0, images, at_once):
                 part = slice(start, start + at_once)
                 seeds, sizes = (None if value is None else value[part] for value in (seed, counts))
@@ -170,7 +172,7 @@ class Library:
         """From the products of all pairs: one launch, and one for the first pick where there is no seed."""
         images, tokens, _ = features.shape
         if features.dtype == torch.float32:
-            features, lost = reference.unit_rows(features)
+            features, lost = unit_rows(features)
             inverse = (~lost).float()
         else:
             inverse = _inverse_lengths(features)

@@ -106,8 +106,8 @@ class Output:
         value: an output class of transformers.
     """
 
-    last_hidden = Field("last_hidden_state")
-    hidden_states = Field("hidden_states")
+    last = Field("last_hidden_state")
+    states = Field("hidden_states")
     cache = Field("past_key_values", "cache")  # renamed by 5.24
     pooled = Field("pooler_output")
 

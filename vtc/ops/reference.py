@@ -5,6 +5,7 @@ import functools
 import torch
 from torch import Tensor
 
+from vtc.cuda.unit import unit_rows
 from vtc.ops.farthest import farthest_first
 
 #: From so many tokens on, of which at most a quarter are picked, a CPU computes a part of the similarities only.
@@ -92,14 +93,6 @@ def _from_a_part(unit: Tensor, near: Tensor, k: int, seed: Tensor | None, counts
 def _first(nearest: Tensor, near: Tensor) -> Tensor:
     """The token [G] whose nearest other token is farthest away, among those that have a direction."""
     return torch.where(near >= _LOST, near, nearest).argmin(dim=-1)
-
-
-def unit_rows(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of length 1 (zero where there is no direction), and BoolTensor [G, N]: where there is none."""
-    features = features if features.dtype == torch.float64 else features.float()
-    length = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
-    lost = ~(length.isfinite() & (length > 0))
-    return (features / length).masked_fill_(lost, 0.0), lost[..., 0]
 
 
 def _gram(unit: Tensor, parts: int = 5) -> Tensor:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vtc import ops
 from vtc.method.prune import Decision
+from vtc.ops.clusters import density_peaks
 from vtc.ops.mixing import Mixing
-from vtc.prunes.clusters import density_peaks
 
 Count = TypeVar("Count", int, Tensor)
 

@@ -103,7 +103,7 @@ class Evidence:
 
     def question(self) -> tuple[Tensor, ...]:
         """For each unit, the ids of the text behind the row's last visual token."""
-        ids = self.prompt.input_ids
+        ids = self.prompt.ids
         if not self.composition.needs.text or ids is None:
             return ()
         return tuple(ids[row, on(ids.device, places)] for row, places in self._text_places())

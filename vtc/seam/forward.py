@@ -251,14 +251,14 @@ class ForwardPass:
     def _restore_lengths(self, output: Output, layers: Layers) -> None:
         if layers.recall is not None:  # new tokens come behind those that were brought back
             new = layers.segments.first.in_entry.length
-            output.last_hidden = output.last_hidden[:, -new:]
-            if output.hidden_states is not None:
-                output.hidden_states = tuple(state[:, -new:] for state in output.hidden_states)
+            output.last = output.last[:, -new:]
+            if output.states is not None:
+                output.states = tuple(state[:, -new:] for state in output.states)
         if all(segment.cut.identity for segment in layers.segments):
             return
-        output.last_hidden = layers.segments.now.cut.scatter(output.last_hidden)
-        if output.hidden_states is not None:
-            output.hidden_states = self._restored(output.hidden_states, layers)
+        output.last = layers.segments.now.cut.scatter(output.last)
+        if output.states is not None:
+            output.states = self._restored(output.states, layers)
 
     def _restored(self, states: tuple[Tensor, ...], layers: Layers) -> tuple[Tensor, ...]:
         """Hidden states, one in front of each layer and the last, at the length that the user gave."""

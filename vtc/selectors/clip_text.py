@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vtc.calls.clip import text_vectors
 from vtc.ops.similarity import as_float
 
 
@@ -70,10 +71,7 @@ class ClipText:
                 "give the CLIP model that the tower comes from, or leave clip out"
             )
         tokens: Any = self.writer(question, truncation=True, max_length=self.longest, return_tensors="pt")
-        text = self.model.get_text_features(
-            input_ids=tokens["input_ids"].to(hidden.device), attention_mask=tokens["attention_mask"].to(hidden.device)
-        )
-        text = getattr(text, "pooler_output", text)
+        text = text_vectors(self.model, tokens, hidden.device)
         return text_score(self.model.visual_projection(as_float(hidden).float()), text[0])
 
 

@@ -24,7 +24,7 @@ class Features:
             ("observed", name) -> one Tensor [sequences, P, ...] per call.
         runs: the calls of the tower's blocks, for FLOPs.
         shape: (sequences, patches in each) of the tower, CLS left out.
-        input_ids: the prompt's ids [B, L], where they were seen before the features were made.
+        ids: the prompt's ids [B, L], where they were seen before the features were made.
         projected: what the projector was given, Tensor [sequences, P, C].
         cls: the CLS tokens in the same space, Tensor [sequences, C].
         tower: the run of a reducer through the tower.
@@ -38,7 +38,7 @@ class Features:
     scores: dict[tuple[str, int | str], list[Tensor]] = field(default_factory=dict)
     runs: list[BlockRun] = field(default_factory=list)
     shape: tuple[int, int] = (0, 0)
-    input_ids: Tensor | None = None
+    ids: Tensor | None = None
     projected: Tensor | None = None
     cls: Tensor | None = None
     tower: TowerRun | None = None

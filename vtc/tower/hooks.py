@@ -109,13 +109,13 @@ class ReducerHooks:
         if isinstance(output, Tensor):
             return run.restore(output, run.layout)
         made = Output(output)
-        last = made.last_hidden
-        if made.hidden_states is not None:
-            made.hidden_states = tuple(
-                None if s is None else run.restore(s, run.layout if s is last else None) for s in made.hidden_states
+        last = made.last
+        if made.states is not None:
+            made.states = tuple(
+                None if s is None else run.restore(s, run.layout if s is last else None) for s in made.states
             )
         if last is not None:
-            made.last_hidden = run.restore(last, run.layout)
+            made.last = run.restore(last, run.layout)
         return output
 
     def _after_merger(self, module: nn.Module, args: tuple, output: Tensor) -> Any:

@@ -91,7 +91,7 @@ def tower_hooks(adapter: Any, needs: Needs, encoding: Encoding) -> list[tuple[nn
         encoding.features.projected = rows.detach() if isinstance(rows, Tensor) and rows.dim() == 3 else None
 
     def see_tower(_: nn.Module, args: tuple, output: Any) -> None:
-        states = Output(output).hidden_states
+        states = Output(output).states
         if states is not None:
             rows = [states[layer][:, 0] for layer in adapter.feature_layers]
             encoding.features.cls = torch.cat(rows, dim=-1).detach()

@@ -67,7 +67,7 @@ class Observer:
         mask = call.mask
         if isinstance(mask, Tensor) and mask.dim() == 2:
             prompt.mask = mask
-        prompt.input_ids = call.ids
+        prompt.ids = call.ids
         for kind, output in (call.ahead or {}).items():
             known = features_with(output)
             sizes = sizes_of(Output(output).pooled)
@@ -94,7 +94,7 @@ class Observer:
         """Called when `generate` makes features ahead of the first forward pass."""
         ids = new_ids(args, kwargs)
         if ids is not None:
-            self.prompt.input_ids = ids
+            self.prompt.ids = ids
 
     def record_placeholders(self, output: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         """Called with what the model's search for placeholders returned."""
@@ -112,7 +112,7 @@ class Observer:
             for name, value in call.kwargs.items()
             if not is_real(value)
         }
-        self.encoding.start(Features(kind, arguments=arguments, input_ids=self.prompt.input_ids))
+        self.encoding.start(Features(kind, arguments=arguments, ids=self.prompt.ids))
 
     def record_features(self, kind: str, output: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         """Called with what it returned.

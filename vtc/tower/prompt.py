@@ -15,14 +15,14 @@ class Prompt:
 
     Attributes:
         mask: the 2-D attention mask that the composite model was given, if any.
-        input_ids: the prompt's ids that it was given, if any.
+        ids: the prompt's ids that it was given, if any.
         placeholders: (kind, BoolTensor [B, L]) of each visual input that was put into the sequence.
         features: kind -> the call that made the features.
         early: copies on the host of the call's ids, masks and grids.
     """
 
     mask: Tensor | None = None
-    input_ids: Tensor | None = None
+    ids: Tensor | None = None
     placeholders: list[tuple[str, Tensor]] = field(default_factory=list)
     features: dict[str, Features] = field(default_factory=dict)
     early: EarlyCopies = field(default_factory=EarlyCopies)

@@ -6,9 +6,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from vtc.ops.clusters import density_peaks
 from vtc.ops.host import on
 from vtc.ops.similarity import as_float, unit_rows
-from vtc.prunes.clusters import density_peaks
 
 #: Frames that a segment may have, as released.
 MAX_WINDOW = 1024
