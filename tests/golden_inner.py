@@ -1,8 +1,7 @@
 """Golden checks of pyramiddrop and sparsevlm."""
 
 import functools
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,15 +9,23 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from golden_cases import HIDDEN, SAFE_GAP, SCORE, Case, Checks, read
-from golden_prunes import compare_hidden, run_through_the_seam
+from golden_cases import HIDDEN, SCORE, Case, Checks, Form
+from golden_prunes import (
+    COMMON,
+    STAGES,
+    check_cache,
+    check_stages,
+    recorded,
+    run_through_the_seam,
+    weights_of,
+)
 from golden_stub import Stub, stub
 from torch import Tensor
 from torch.testing import assert_close
 
 import vtc
 from vtc.attention.scores import Attention
-from vtc.method.prune import Decision, Rows
+from vtc.method.prune import Rows
 from vtc.ops.clusters import Clusters, density_peaks
 from vtc.prunes.pyramiddrop import PyramidDrop
 from vtc.prunes.raters import choose_raters, relevance, strongest_heads
@@ -29,61 +36,42 @@ from vtc.prunes.sparsevlm import SparseVLM
 
 
 def check_pyramiddrop(case: Case) -> None:
-    layers, ratios = case["layer_list"].tolist(), [round(ratio, 6) for ratio in case["ratio_list"].tolist()]
-    method = Recording.of(PyramidDrop)(layers=tuple(layers), keeps=tuple(ratios))
-    run = run_through_the_seam(case, method)
-    assert run.cache_lengths == case["cache_lens"].tolist()
-    alive = torch.arange(run.length)
-    for stage, layer in enumerate(layers):
-        count = method.count_at(stage, int(case["n_image"]))
-        assert count == int(case[f"stage{stage}_keep"])
-        score, gap = case[f"stage{stage}_score"], case.info.get(f"stage{stage}_relgap_at_k", 1.0)
-        if count < len(score):
-            seen = method.seen[stage]
-            assert_close(seen.score[seen.visual], score, **SCORE)
-            if not (math.isnan(gap) or gap >= SAFE_GAP):
-                return  # which tokens go is rounding noise here, and everything after depends on it
-        survivors = torch.tensor(run.survivors(layer))
-        assert survivors.tolist() == case[f"stage{stage}_survivors"].tolist()
-        relative = torch.isin(alive[run.visual[alive]], survivors).nonzero()[:, 0]
-        assert relative.tolist() == case[f"stage{stage}_kept_rel"].sort().values.tolist()
-        alive = survivors
-    assert run.survivors(-1) == case["survivors"].tolist()
-    compare_hidden(case, run)
+    layers, keeps = tuple(case.indices("layer_list")), case.keeps("ratio_list", shares=True)
+    check_stages(case, recorded(PyramidDrop)(layers=layers, keeps=keeps))
 
 
 def check_pyramiddrop_batch(case: Case) -> None:
     """The hidden states reach the ranking layer unchanged: the layers before add nothing."""
-    weights, layer = read(case.file)["weights"], int(case["rank_layer"])
+    layer = case.whole("rank_layer")
+    weights, sizes = weights_of(case)
     silent = {f"layers.{i}.{name}.weight" for i in range(layer) for name in ("self_attn.o_proj", "mlp.down_proj")}
-    tensors = {key: torch.zeros_like(value) if key in silent else value for key, value in weights.tensors.items()}
-    ratios = [round(ratio, 6) for ratio in case["ratio_list"].tolist()]
-    method = PyramidDrop(layers=tuple(range(layer, layer + len(ratios))), keeps=tuple(ratios))
+    tensors = {key: torch.zeros_like(value) if key in silent else value for key, value in weights.items()}
+    method = PyramidDrop(layers=(layer,), keeps=case.keeps("ratio_list", shares=True)[:1])  # its first stage
 
-    valid, batch = case["attention_mask"].bool(), len(case["features"])
+    valid, batch = case.mask("attention_mask"), len(case["features"])
     order = valid.long().argsort(dim=1, stable=True)  # padding to the left
     place = torch.arange(valid.shape[1])
-    start, count = case["image_start"][:, None], case["n_image"][:, None]
+    start, count = case.index("image_start")[:, None], case.index("n_image")[:, None]
     visual = (start >= 0) & (place >= start) & (place < start + count)
-    model = PaddedStub(stub(tensors, weights.info).language_model)
+    model = PaddedStub(stub(tensors, sizes).language_model)
     model.valid = valid.gather(1, order)
     with torch.no_grad(), vtc.patched(model, method), entering(model.language_model.layers[layer]) as entered:
         rows = torch.arange(batch)[:, None]
         model(case["features"][rows, order], visual.gather(1, order))
         trace = vtc.trace(model)
-    assert trace.tokens_per_layer[layer].tolist() == [method.count_at(0, n) for n in case["n_image"].tolist()]
+    assert trace.tokens_per_layer[layer].tolist() == [method.count_at(0, n) for n in case.indices("n_image")]
     hidden, positions = entered["hidden"], entered["position_ids"]
     images = {image.row: image for image in trace.images}
     for row in range(batch):
-        official = case["out_attention_mask"][row].bool()
+        official = case.mask("out_attention_mask")[row]
         length = int(official.sum())
         assert_close(hidden[row, -length:], case["out_features"][row, official], **HIDDEN)
-        assert positions[row, -length:].tolist() == case["out_position_ids"][row, official].tolist()
+        assert positions[row, -length:].tolist() == case.index("out_position_ids")[row, official].tolist()
         alive = valid[row] & ~visual[row]
         if row in images:
             kept = images[row].source.positions[images[row].kept(layer)]
             alive[order[row, kept]] = True
-        assert alive.nonzero()[:, 0].tolist() == case["out_survivors"][row, official].tolist()
+        assert alive.nonzero()[:, 0].tolist() == case.index("out_survivors")[row, official].tolist()
 
 
 class PaddedStub(Stub):
@@ -121,23 +109,23 @@ def entering(layer: torch.nn.Module) -> Iterator[dict[str, Tensor]]:
 
 def check_sparsevlm(case: Case) -> None:
     stages = range(len(case["keep_lists"]))
-    layers = tuple(int(case[f"stage{i}_layer"]) + 1 for i in stages)
-    method = Recording.of(SparseVLM)(layers=layers, keeps=tuple(case["keep_lists"].tolist()))
+    layers = tuple(case.whole(f"stage{i}_layer") + 1 for i in stages)
+    method = recorded(SparseVLM)(layers=layers, keeps=case.keeps("keep_lists", shares=False))
     clustering = functools.partial(as_official, case, method)
     with patch("vtc.prunes.recycling.density_peaks", clustering):
         run = run_through_the_seam(case, method)
-    assert run.cache_lengths == case["cache_lens"].tolist()
-    tokens, start = int(case["n_image"]), int(case["image_start"])
+    check_cache(case, run)
+    tokens, start = case.whole("n_image"), case.whole("image_start")
     raters = torch.zeros(run.length - start - tokens, dtype=torch.bool)
-    raters[case["raters_rel"]] = True
+    raters[case.index("raters_rel")] = True
     assert torch.equal(method.seen[0].memory["raters"][0, start + tokens :], raters)
-    if case.info.get("min_relgap", 1.0) < SAFE_GAP:
+    if not case.safe("min_relgap"):
         return  # which tokens stay, or which are centres, is rounding noise here
     for stage in stages:
         check_sparsevlm_stage(case, method, stage)
-        tokens = len(case[f"stage{stage}_kept_rel"]) + int(case[f"stage{stage}_cluster_num"])
-        assert method.count_at(stage, int(case["n_image"])) == tokens
-    last = method.seen[-1]
+        tokens = len(case[f"stage{stage}_kept_rel"]) + case.whole(f"stage{stage}_cluster_num")
+        assert method.count_at(stage, case.whole("n_image")) == tokens
+    last = method.seen[stages[-1]]
     stand = last.decision.source[0, last.decision.alive[0] | ~last.rows.visual[0]]
     order = last.rows.origin[0, stand]  # the last tokens, in the order in which they stand
     assert run.survivors(-1) == order.sort().values.tolist()
@@ -148,17 +136,17 @@ def check_sparsevlm(case: Case) -> None:
 
 def check_sparsevlm_stage(case: Case, method: Any, stage: int) -> None:
     seen, found = method.seen[stage], method.clustered[stage]
-    score, kept = case[f"stage{stage}_score"], case[f"stage{stage}_kept_rel"].sort().values
+    score, kept = case[f"stage{stage}_score"], case.index(f"stage{stage}_kept_rel").sort().values
     visual = seen.rows.visual[0]
     first = int(visual.nonzero()[0])
     assert_close(seen.memory["score"][0][visual], score, **SCORE)
-    number, official = int(case[f"stage{stage}_cluster_num"]), case[f"stage{stage}_merge_in"]
+    number, official = case.whole(f"stage{stage}_cluster_num"), case[f"stage{stage}_merge_in"]
     assert number == clusters(len(score) - len(kept)) == int(found.count)
     assert len(official) == recycled(len(score) - len(kept))
     assert_close(found.x, official, **HIDDEN)
     assert_close(found.score, case[f"stage{stage}_cluster_score"], **SCORE)
     if number > 1:  # one cluster takes all, whatever its centre
-        assert found.centres[:number].tolist() == case[f"stage{stage}_centers"].tolist()
+        assert found.centres[:number].tolist() == case.indices(f"stage{stage}_centers")
     hidden, places = seen.decision.hidden[0], seen.decision.alive[0].nonzero()[:, 0]
     assert torch.equal(hidden[places[: len(kept)]], seen.rows.hidden[0, first + kept])
     assert_close(hidden[places[len(kept) :]], case[f"stage{stage}_merge_out"], **HIDDEN)
@@ -171,9 +159,9 @@ def check_sparsevlm_stage(case: Case, method: Any, stage: int) -> None:
 def as_official(case: Case, method: Any, x: Tensor, count: Tensor, *args: Any, **kwargs: Any) -> Clusters:
     """The clusters of `x`; where the official run ordered two equal centres the other way round, in that order."""
     found = density_peaks(x, count, *args, **kwargs)
-    recorded = method.__dict__.setdefault("clustered", [])
-    ours, official = found.centres[0, : int(count)], case[f"stage{len(recorded)}_centers"]
-    tie = case.info.get("two_cluster_order_tie") and int(count) == 2 and ours.flip(0).tolist() == official.tolist()
+    clustered = method.__dict__.setdefault("clustered", [])
+    ours, official = found.centres[0, : int(count)], case.index(f"stage{len(clustered)}_centers")
+    tie = case.flag("two_cluster_order_tie") and int(count) == 2 and ours.flip(0).tolist() == official.tolist()
     if tie:
         first, second = found.score[0, ours].tolist()
         assert first == second
@@ -181,18 +169,18 @@ def as_official(case: Case, method: Any, x: Tensor, count: Tensor, *args: Any, *
         found = replace(found, centres=found.centres.clone(), member_of=member_of)
         found.centres[0, :2] = official
     valid = kwargs["valid"][0]
-    recorded.append(
+    clustered.append(
         SimpleNamespace(x=x[0, valid], count=count[0], score=found.score[0, valid], centres=found.centres[0])
     )
     return found
 
 
 def check_cluster(case: Case) -> None:
-    x, number = case["x"][None], int(case["cluster_num"])
+    x, number = case["x"][None], case.whole("cluster_num")
     found = density_peaks(x, torch.tensor([number]), number)
     merged = torch.stack([case["x"][found.member_of[0] == i].mean(dim=0) for i in range(number)])
-    ties = case.info.get("ties") or len(case["x"].unique(dim=0)) < len(case["x"])
-    official = case["centers"]
+    ties = case.flag("ties") or len(case["x"].unique(dim=0)) < len(case["x"])
+    official = case.index("centers")
     if number > 1 and not ties:
         assert found.centres[0].tolist() == official.tolist()
     if not ties or number == 1:
@@ -207,37 +195,37 @@ def check_raters(case: Case) -> None:
     text = torch.ones(1, len(case["text"]), dtype=torch.bool)
     found = relevance(hidden, visual, text)
     assert_close(found[0], case["relevance"], **SCORE)
-    assert choose_raters(found, text)[0].nonzero()[:, 0].tolist() == case["raters"].tolist()
+    assert choose_raters(found, text)[0].nonzero()[:, 0].tolist() == case.indices("raters")
 
 
 def check_scores(case: Case) -> None:
     """One layer, from its attention probabilities; with a rank instead of a count: the rule of v1.0."""
-    probabilities, start, tokens = case["attn"], int(case["image_start"]), int(case["n_image"])
+    probabilities, start, tokens = case["attn"], case.whole("image_start"), case.whole("n_image")
     length = probabilities.shape[-1]
     place = torch.arange(length)[None]
     visual = (place >= start) & (place < start + tokens)
     raters = torch.zeros(1, length, dtype=torch.bool)
-    raters[0, start + tokens + case["raters_rel"]] = True
+    raters[0, start + tokens + case.index("raters_rel")] = True
     if "keep" in case:
-        method = SparseVLM(layers=(1,), keeps=(int(case["keep"]),), recycle=False)
+        method = SparseVLM(layers=(1,), keeps=case.keeps("keep", shares=False), recycle=False)
     else:
-        method = SparseVLM(layers=(1,), rank=(float(case["scale"]), float(case["bias"])), recycle=False)
+        method = SparseVLM(layers=(1,), rank=(case.number("scale"), case.number("bias")), recycle=False)
     rows = Rows(0, torch.zeros(1, length, 1), visual, torch.ones_like(visual), place >= start + tokens)
     memory = {"raters": raters}
     method.on_attention(rows, of_probabilities(probabilities), memory)
     assert_close(memory["score"][visual], case["score"], **SCORE)
     decision = method.decide(rows, [method.count_at(0, tokens)], memory)
-    assert decision.alive[visual].tolist() == case["kept_mask"].bool().tolist()
+    assert decision.alive[visual].tolist() == case.mask("kept_mask").tolist()
 
 
 def check_head_choice(case: Case) -> None:
-    attention, raters = of_probabilities(case["attn"]), case["text_abs"]
+    attention, raters = of_probabilities(case["attn"]), case.index("text_abs")
     place = torch.arange(case["attn"].shape[-1])[None]
-    visual = (place >= case["image_start"]) & (place < case["text_start"])
+    visual = (place >= case.whole("image_start")) & (place < case.whole("text_start"))
     received = attention.head_rows(raters[None]).sum(dim=2)
     assert_close((received * visual).sum(dim=2)[0], case["head_sums"], **HIDDEN)
     heads = strongest_heads(received, visual, len(case["heads"]))
-    assert sorted(heads[0].tolist()) == sorted(case["heads"].tolist())
+    assert sorted(heads[0].tolist()) == sorted(case.indices("heads"))
 
 
 def of_probabilities(probabilities: Tensor) -> Attention:
@@ -246,36 +234,34 @@ def of_probabilities(probabilities: Tensor) -> Attention:
     return Attention(logits[None], torch.eye(logits.shape[-1]).expand(1, *logits.shape), scaling=1.0, causal=False)
 
 
-# ---------------------------------------------------------------- both
-
-
-class Recording:
-    """Mixed into a prune: what it scored, saw and decided."""
-
-    @staticmethod
-    def of(prune: type) -> Callable[..., Any]:
-        class Recorded(prune):  # type: ignore[misc, valid-type]
-            def score(self, rows: Rows, memory: dict[str, Tensor]) -> Tensor:
-                score = super().score(rows, memory)
-                self.__dict__.setdefault("seen", []).append(SimpleNamespace(score=score[0], visual=rows.visual[0]))
-                return score
-
-            def decide(self, rows: Rows, counts: Any, memory: dict[str, Tensor]) -> Decision:
-                decision = super().decide(rows, counts, memory)
-                if decision.hidden is not None:
-                    seen = SimpleNamespace(rows=rows, decision=decision, memory=dict(memory))
-                    self.__dict__.setdefault("seen", []).append(seen)
-                return decision
-
-        return Recorded
-
-
 CHECKS: Checks = [
-    (lambda c: c.has("inputs_embeds", "layer_list", "ratio_list") and not c.has("acc_list"), check_pyramiddrop),
-    (lambda c: c.has("features", "rank_layer", "out_survivors"), check_pyramiddrop_batch),
-    (lambda c: c.has("inputs_embeds", "keep_lists", "raters_rel"), check_sparsevlm),
-    (lambda c: c.has("x", "cluster_num", "centers", "out"), check_cluster),
-    (lambda c: c.has("text", "vis", "relevance", "raters"), check_raters),
-    (lambda c: c.has("attn", "raters_rel", "kept_mask") and (c.has("keep") or c.has("scale")), check_scores),
-    (lambda c: c.has("attn", "text_abs", "head_sums", "heads"), check_head_choice),
+    Form(
+        lambda c: c.has("inputs_embeds", "layer_list", "ratio_list") and not c.has("acc_list"),
+        check_pyramiddrop,
+        rf"{COMMON}|{STAGES}",
+    ),
+    Form(
+        lambda c: c.has("features", "rank_layer", "out_survivors"),
+        check_pyramiddrop_batch,
+        r"features|attention_mask|image_start|n_image|prompt_len|rank_layer|ratio_list"
+        r"|out_(features|attention_mask|position_ids|survivors)",
+    ),
+    Form(
+        lambda c: c.has("inputs_embeds", "keep_lists", "raters_rel"),
+        check_sparsevlm,
+        rf"{COMMON}|keep_lists|raters_rel"
+        r"|stage\d+_(layer|score|kept_rel|cluster_num|merge_in|cluster_score|centers|merge_out)",
+    ),
+    Form(lambda c: c.has("x", "cluster_num", "centers", "out"), check_cluster, r"x|cluster_num|centers|out"),
+    Form(lambda c: c.has("text", "vis", "relevance", "raters"), check_raters, r"text|vis|relevance|raters"),
+    Form(
+        lambda c: c.has("attn", "raters_rel", "kept_mask") and (c.has("keep") or c.has("scale", "bias")),
+        check_scores,
+        r"attn|raters_rel|image_start|n_image|keep|scale|bias|s_flag|score|kept_mask",
+    ),
+    Form(
+        lambda c: c.has("attn", "text_abs", "head_sums", "heads"),
+        check_head_choice,
+        r"attn|image_start|text_start|text_abs|head_sums|heads",
+    ),
 ]

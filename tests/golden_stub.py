@@ -74,30 +74,57 @@ class Stub(nn.Module):
 
 
 def stub(weights: dict[str, Tensor], info: dict[str, Any]) -> Stub:
-    """The stub around a decoder with these `weights` (named as in a checkpoint, without "model."); `info` has sizes.
+    """The stub around a decoder with these `weights` (named as in a checkpoint, without "model.").
 
-    A Qwen2 where queries have a bias, else a LLaMA.
+    A Qwen2 where queries have a bias, else a LLaMA. Sizes are those of the weights. `info` says how many heads there
+    are, or how wide one is, which no shape tells; without a word of it there are 4, as in every documented file. Its
+    other words are the epsilon and the rotary base; without them, those documented for the two kinds of decoder.
     """
     hidden = weights["norm.weight"].shape[0]
-    heads = info.get("heads", 4)
+    queries, keys = (weights[f"layers.0.self_attn.{name}_proj.weight"].shape[0] for name in "qk")
+    heads, width = head_sizes(queries, keys, info)
     biased = any(key.endswith("q_proj.bias") for key in weights)
     config_class, model_class = (Qwen2Config, Qwen2Model) if biased else (LlamaConfig, LlamaModel)
+    epsilon, theta = (1e-6, 1e6) if biased else (1e-5, 1e4)
     config = config_class(
         vocab_size=1,
         hidden_size=hidden,
         intermediate_size=weights["layers.0.mlp.up_proj.weight"].shape[0],
-        num_hidden_layers=1 + max(int(key.split(".")[1]) for key in weights if key.startswith("layers.")),
+        num_hidden_layers=depth_of(weights),
         num_attention_heads=heads,
-        num_key_value_heads=weights["layers.0.self_attn.k_proj.weight"].shape[0] * heads // hidden,
-        rms_norm_eps=info.get("rms_eps", 1e-5),
-        rope_parameters={"rope_type": "default", "rope_theta": info.get("rope_theta", 1e4)},
+        num_key_value_heads=keys // width,
+        hidden_act=info.get("act", "silu"),
+        rms_norm_eps=float(info.get("rms_eps", info.get("rms_norm_eps", epsilon))),
+        rope_parameters={"rope_type": "default", "rope_theta": float(info.get("rope_theta", theta))},
         max_position_embeddings=4096,
         attn_implementation="sdpa",
         pad_token_id=None,
         bos_token_id=None,
         eos_token_id=None,
     )
+    config.head_dim = width
     decoder = model_class(config).eval()
     unused = {"embed_tokens.weight": decoder.embed_tokens.weight}
     decoder.load_state_dict({**weights, **unused})
     return Stub(decoder)
+
+
+def depth_of(weights: dict[str, Tensor]) -> int:
+    return 1 + max(int(key.split(".")[1]) for key in weights if key.startswith("layers."))
+
+
+def head_sizes(queries: int, keys: int, info: dict[str, Any]) -> tuple[int, int]:
+    """Heads and the width of one, from the rows of the projections of queries and keys and what a file says."""
+    names = {"heads": ("num_heads", "num_attention_heads"), "kv_heads": ("num_key_value_heads",), "head_dim": ()}
+    said = {
+        name: int(float(info[other])) for name, more in names.items() for other in (name, *more)[::-1] if other in info
+    }
+    if "heads" in said:
+        width = queries // said["heads"]
+    elif "head_dim" in said:
+        width = said["head_dim"]
+    else:
+        width = keys // said["kv_heads"] if "kv_heads" in said else queries // 4
+    if not width or queries % width or keys % width:
+        raise ValueError(f"heads of {width} do not divide {queries} rows of queries and {keys} of keys; {said=}")
+    return queries // width, width
