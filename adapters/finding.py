@@ -1,6 +1,132 @@
 """Parts of a model, by what they are."""
 
+from typing import Any
+
 from torch import nn
+
+from vtc.calls.composite import PLACEHOLDERS
+from vtc.model.parts import Parts
+
+_DECODERS = ("language_model", "text_model")
+_TOWERS = ("vision_tower", "visual", "vision_model", "vision_embed_tokens", "vision_encoder", "encoder")
+_ATTENTIONS = ("self_attn", "attn", "attention", "self_attention")
+_RECURRENT = ("linear_attn", "conv", "mamba")
+_MLPS = ("mlp", "feed_forward", "block_sparse_moe", "moe", "ffn")
+_SECOND_NORMS = ("layer_norm2", "norm2", "layernorm_after", "ffn_norm", "post_attention_layernorm")
+_PROJECTORS = ("multi_modal_projector", "aligner", "connector", "mm_projector")
+
+
+class Finder:
+    """Finds modules of a model by what they are, and where that does not tell, by their usual names.
+
+    Attributes:
+        model: any module of a vision-language model: with head, without head.
+        family: the model's `config.model_type`.
+        parts: what was found for good, once the adapter has found it.
+    """
+
+    model: nn.Module
+    family: str
+    parts: Parts
+
+    def find_composite(self, model: nn.Module) -> nn.Module:
+        """The module that puts visual features into the sequence."""
+        found = [m for m in model.modules() if hasattr(m, PLACEHOLDERS) and self._decoder_in(m) is not None]
+        if not found:
+            raise ValueError(
+                f"{self.family}: no module with {PLACEHOLDERS} and a language model was found, so there are no "
+                "visual placeholders to compress; vtc needs a vision-language model of transformers >= 5"
+            )
+        return found[-1]
+
+    def find_decoder(self, composite: nn.Module) -> nn.Module:
+        """The module that owns the decoder layers and takes `inputs_embeds`."""
+        decoder = self._decoder_in(composite)
+        while decoder is not None and not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
+            decoder = getattr(decoder, "model", None)
+        if decoder is None or not layers_of(decoder):
+            raise ValueError(f"{self.family}: its language model has no list of decoder layers that vtc can hook")
+        return decoder
+
+    def find_tower(self, composite: nn.Module) -> Any:
+        """The vision tower; None where none has one of the usual names."""
+        return next((getattr(composite, name) for name in _TOWERS if hasattr(composite, name)), None)
+
+    def _decoder_in(self, composite: nn.Module) -> nn.Module | None:
+        parts = (composite._modules.get(name) for name in _DECODERS)
+        return next((part for part in parts if part is not None), None)
+
+    def attention(self, layer: nn.Module) -> nn.Module:
+        """The attention module of a decoder layer or tower block.
+
+        Raises:
+            ValueError: it has none, or not under one of the usual names.
+        """
+        attention = self.find_attention(layer)
+        if attention is None:
+            raise ValueError(
+                f"{self.family}: no attention was found in {type(layer).__name__} (recurrent and convolution layers "
+                "have none); choose a layer that has one, or a method that reads no attention, such as 'divprune'"
+            )
+        return attention
+
+    def find_attention(self, layer: nn.Module) -> nn.Module | None:
+        """The attention module of a layer, or None."""
+        attention = child(layer, _ATTENTIONS)
+        inner = attention._modules.get("attention") if attention is not None else None  # BERT-like towers nest it
+        return attention if inner is None else inner
+
+    def mlp(self, layer: nn.Module) -> nn.Module:
+        """The MLP of a decoder layer.
+
+        Raises:
+            ValueError: none under one of the usual names.
+        """
+        return self._required(layer, _MLPS, "no MLP was found")
+
+    def parts_of_layer(self, layer: nn.Module) -> dict[str, nn.Module]:
+        """What a decoder layer adds to the residual stream: "attention", or what stands in its place, and "mlp".
+
+        Raises:
+            ValueError: one of them was not found.
+        """
+        return {"attention": child(layer, _RECURRENT) or self.attention(layer), "mlp": self.mlp(layer)}
+
+    def second_norm(self, block: nn.Module) -> nn.Module:
+        """The norm between attention and MLP of a tower block.
+
+        Raises:
+            ValueError: none under one of the usual names.
+        """
+        return self._required(block, _SECOND_NORMS, "no norm between attention and MLP was found")
+
+    def _required(self, layer: nn.Module, names: tuple[str, ...], missing: str) -> nn.Module:
+        part = child(layer, names)
+        if part is None:
+            raise ValueError(f"{self.family}: {missing} in {type(layer).__name__}")
+        return part
+
+    @property
+    def recurrent(self) -> frozenset[int]:
+        """Decoder layers that keep no keys: those without attention, where others have it."""
+        without = [index for index, layer in enumerate(self.parts.layers) if self.find_attention(layer) is None]
+        return frozenset(without if len(without) < len(self.parts.layers) else ())
+
+    @property
+    def projector(self) -> nn.Module | None:
+        """The module between tower and decoder, or None."""
+        return child(self.parts.composite, _PROJECTORS)
+
+    @property
+    def mergers(self) -> tuple[nn.Module, ...]:
+        """Modules of the tower that turn the rows of its blocks into one row for each visual token."""
+        return ()
+
+    def rotary_modules(self) -> list[nn.Module]:
+        """The decoder's rotary embeddings that are shared by its layers."""
+        layers = {id(m) for layer in self.parts.layers for m in layer.modules()}
+        modules = self.parts.decoder.modules()
+        return [m for m in modules if "Rotary" in type(m).__name__ and id(m) not in layers]
 
 
 def child(layer: nn.Module, names: tuple[str, ...]) -> nn.Module | None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.adapters.cells import cells_of_grid, joined, means, runs, square_cells
-from vtc.adapters.finding import block_of_hidden_state, child, has_cls, layers_of, longest_list
+from vtc.adapters.finding import Finder, block_of_hidden_state, has_cls, layers_of, longest_list
 from vtc.calls.cache import tokens_in
 from vtc.calls.composite import IMAGE_SIZES, KINDS, PACKING, PLACEHOLDERS, features_method, grid_thw
 from vtc.calls.decoder import DecoderCall
@@ -19,16 +19,8 @@ from vtc.tower.features import Features
 from vtc.tower.observer import Observer
 from vtc.tower.prompt import Prompt, origins
 
-_DECODERS = ("language_model", "text_model")
-_TOWERS = ("vision_tower", "visual", "vision_model", "vision_embed_tokens", "vision_encoder", "encoder")
-_ATTENTIONS = ("self_attn", "attn", "attention", "self_attention")
-_RECURRENT = ("linear_attn", "conv", "mamba")
-_MLPS = ("mlp", "feed_forward", "block_sparse_moe", "moe", "ffn")
-_SECOND_NORMS = ("layer_norm2", "norm2", "layernorm_after", "ffn_norm", "post_attention_layernorm")
-_PROJECTORS = ("multi_modal_projector", "aligner", "connector", "mm_projector")
 
-
-class Adapter:
+class Adapter(Finder):
     """Finds the parts of a model and tells how its visual tokens are laid out.
 
     Args:
@@ -55,7 +47,7 @@ class Adapter:
         self.family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
         composite = self.find_composite(model)
         decoder = self.find_decoder(composite)
-        self.tower: Any = next((getattr(composite, name) for name in _TOWERS if hasattr(composite, name)), None)
+        self.tower: Any = self.find_tower(composite)
         blocks = longest_list(self.tower) if self.tower is not None else ()
         config = getattr(composite, "config", None)
         layers = getattr(config, "vision_feature_layer", getattr(config, "vision_feature_layers", -1))
@@ -74,103 +66,6 @@ class Adapter:
     def claims(cls, model: nn.Module) -> bool:
         """Whether `model` is this adapter's whatever family its config names."""
         return False
-
-    # ---------------------------------------------------------------- parts
-
-    def find_composite(self, model: nn.Module) -> nn.Module:
-        """The module that puts visual features into the sequence."""
-        found = [m for m in model.modules() if hasattr(m, PLACEHOLDERS) and self._decoder_in(m) is not None]
-        if not found:
-            raise ValueError(
-                f"{self.family}: no module with {PLACEHOLDERS} and a language model was found, so there are no "
-                "visual placeholders to compress; vtc needs a vision-language model of transformers >= 5"
-            )
-        return found[-1]
-
-    def find_decoder(self, composite: nn.Module) -> nn.Module:
-        """The module that owns the decoder layers and takes `inputs_embeds`."""
-        decoder = self._decoder_in(composite)
-        while decoder is not None and not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
-            decoder = getattr(decoder, "model", None)
-        if decoder is None or not layers_of(decoder):
-            raise ValueError(f"{self.family}: its language model has no list of decoder layers that vtc can hook")
-        return decoder
-
-    def _decoder_in(self, composite: nn.Module) -> nn.Module | None:
-        parts = (composite._modules.get(name) for name in _DECODERS)
-        return next((part for part in parts if part is not None), None)
-
-    def attention(self, layer: nn.Module) -> nn.Module:
-        """The attention module of a decoder layer or tower block.
-
-        Raises:
-            ValueError: it has none, or not under one of the usual names.
-        """
-        attention = self.find_attention(layer)
-        if attention is None:
-            raise ValueError(
-                f"{self.family}: no attention was found in {type(layer).__name__} (recurrent and convolution layers "
-                "have none); choose a layer that has one, or a method that reads no attention, such as 'divprune'"
-            )
-        return attention
-
-    def find_attention(self, layer: nn.Module) -> nn.Module | None:
-        """The attention module of a layer, or None."""
-        attention = child(layer, _ATTENTIONS)
-        inner = attention._modules.get("attention") if attention is not None else None  # BERT-like towers nest it
-        return attention if inner is None else inner
-
-    def mlp(self, layer: nn.Module) -> nn.Module:
-        """The MLP of a decoder layer.
-
-        Raises:
-            ValueError: none under one of the usual names.
-        """
-        return self._required(layer, _MLPS, "no MLP was found")
-
-    def parts_of_layer(self, layer: nn.Module) -> dict[str, nn.Module]:
-        """What a decoder layer adds to the residual stream: "attention", or what stands in its place, and "mlp".
-
-        Raises:
-            ValueError: one of them was not found.
-        """
-        return {"attention": child(layer, _RECURRENT) or self.attention(layer), "mlp": self.mlp(layer)}
-
-    def second_norm(self, block: nn.Module) -> nn.Module:
-        """The norm between attention and MLP of a tower block.
-
-        Raises:
-            ValueError: none under one of the usual names.
-        """
-        return self._required(block, _SECOND_NORMS, "no norm between attention and MLP was found")
-
-    def _required(self, layer: nn.Module, names: tuple[str, ...], missing: str) -> nn.Module:
-        part = child(layer, names)
-        if part is None:
-            raise ValueError(f"{self.family}: {missing} in {type(layer).__name__}")
-        return part
-
-    @property
-    def recurrent(self) -> frozenset[int]:
-        """Decoder layers that keep no keys: those without attention, where others have it."""
-        without = [index for index, layer in enumerate(self.parts.layers) if self.find_attention(layer) is None]
-        return frozenset(without if len(without) < len(self.parts.layers) else ())
-
-    @property
-    def projector(self) -> nn.Module | None:
-        """The module between tower and decoder, or None."""
-        return child(self.parts.composite, _PROJECTORS)
-
-    @property
-    def mergers(self) -> tuple[nn.Module, ...]:
-        """Modules of the tower that turn the rows of its blocks into one row for each visual token."""
-        return ()
-
-    def rotary_modules(self) -> list[nn.Module]:
-        """The decoder's rotary embeddings that are shared by its layers."""
-        layers = {id(m) for layer in self.parts.layers for m in layer.modules()}
-        modules = self.parts.decoder.modules()
-        return [m for m in modules if "Rotary" in type(m).__name__ and id(m) not in layers]
 
     # ---------------------------------------------------------------- what a call tells
 

@@ -63,7 +63,9 @@ class Prepared(Features):
     def tail(self, rows: int, length: int) -> "Prepared":
         """The same for the last `length` places, each row repeated to make `rows`, as `generate` does for beams."""
         repeats, start = rows // len(self.image), self.image.shape[1] - length
-        image, patch, text_ids = (x[:, start:].repeat_interleave(repeats, dim=0) for x in (self.image, self.patch, self.text_ids))
+        image, patch, text_ids = (
+            x[:, start:].repeat_interleave(repeats, dim=0) for x in (self.image, self.patch, self.text_ids)
+        )
         return replace(self, image=image, patch=patch, text_ids=text_ids)
 
     def shown(self) -> Iterator[tuple[int, int, Tensor]]:

@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import vtc
 from vtc import HoliTom, HoliTomInner, Reduction, VisualTokens, ops
+from vtc.method.kinds import split_kinds
 from vtc.model.adapter import adapter_class
 from vtc.model.layout import Grid, VisualInput
-from vtc.seam.composition import split_kinds
 from vtc.selectors.holitom_segments import cluster, corrected_ratio, frame_similarity, merge_frames, segment
 
 # ---------------------------------------------------------------- as the words say it

@@ -12,10 +12,10 @@ from torch.testing import assert_close
 
 import vtc
 from vtc.attention.scores import Attention
+from vtc.method.kinds import split_kinds
 from vtc.method.prune import Decision, Rows
 from vtc.prunes import todre_stage2
 from vtc.prunes.todre_stage2 import TodreStage2, cross_attention, text_after
-from vtc.seam.composition import split_kinds
 from vtc.selectors.kcenter import KCenter
 from vtc.selectors.todre import Todre
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from vtc.calls.attention import implementation
 from vtc.method.base import Method
+from vtc.method.kinds import split_kinds
 from vtc.method.prune import Prune, Watch
 from vtc.method.reducer import Reducer
 from vtc.method.selector import Selector
@@ -175,27 +176,6 @@ class Composition:
         if rows and any(prune.adaptive or self.watch(prune).heads for prune in self.prunes):
             return True
         return any(prune.count_at(stage, n) < n for prune, stage in self.prune_at.values() for n in rows)
-
-
-def split_kinds(methods: Sequence[Method]) -> tuple[Reducer | None, Selector | None, list[Prune]]:
-    """The reducer, the selector (or None) and the prunes among `methods`; "none" is neither.
-
-    Raises:
-        ValueError: more than one of reducers and selectors, or a method of another kind.
-    """
-    parts = [part for method in methods for part in method.split()]
-    outer = [part for part in parts if isinstance(part, Reducer | Selector) and part.name != "none"]
-    if len(outer) > 1:
-        names = " and ".join(part.name for part in outer)
-        raise ValueError(
-            f"{names} can't be composed: both decide what enters the first decoder layer; keep one of them"
-        )
-    for part in parts:
-        if not isinstance(part, Reducer | Selector | Prune):
-            raise ValueError(f"{part.name} is neither a Reducer nor a Selector nor a Prune; derive it from one of them")
-    reducer = next((part for part in outer if isinstance(part, Reducer)), None)
-    selector = next((part for part in outer if isinstance(part, Selector)), None)
-    return reducer, selector, [part for part in parts if isinstance(part, Prune)]
 
 
 def _prunes_by_layer(

@@ -21,7 +21,7 @@ from vtc.model.flops import lengths_of
 from vtc.ops.clock import Moment
 from vtc.ops.host import on
 from vtc.tower.placement import Move, Placement, padded
-from vtc.tower.sequences import Reduced, Sequence, sequences_of
+from vtc.tower.sequences import Reduced, Sequence, left_of, rows_of_units, sequences_of
 
 #: Added to the logits of padding rows; finite, so that half precision holds it.
 _NOWHERE = -1e4
@@ -197,7 +197,7 @@ class TowerRun:
     def _move(self, decisions: list[tuple[list[Sequence], Reduction]], empty: list[Sequence], x: Tensor) -> Move:
         """Cut the sequences, lay their rows out anew, and mix what is merged."""
         mixed = [
-            (group, ops.merge(_units(x, group, self.cell), reduction.mixing, reduction.kept.shape[1]))
+            (group, ops.merge(rows_of_units(x, group, self.cell), reduction.mixing, reduction.kept.shape[1]))
             for group, reduction in decisions
             if reduction.mixing is not None
         ]
@@ -268,7 +268,7 @@ class TowerRun:
             return x
         return rows.restore(x[None] if x.dim() == 2 else x, self.length).view(*x.shape[:-2], self.length, x.shape[-1])
 
-    def restore_units(self, x: Tensor) -> Tensor:
+    def restorerows_of_units(self, x: Tensor) -> Tensor:
         """A merger's output [U, D], one row for each unit, with the rows back in their places."""
         cells = self.layout.index[:, :: self.cell] // self.cell
         return Placement(cells, torch.ones_like(cells, dtype=torch.bool)).restore(x[None], self.length // self.cell)[0]
@@ -287,33 +287,12 @@ class TowerRun:
 
     def reduced(self) -> list[Reduced]:
         """What is left of each encoded image."""
-        return [self._reduced(image, rows) for image, rows in enumerate(self.maps)]
-
-    def _reduced(self, image: int, rows: Tensor) -> Reduced:
-        mine = [sequence for sequence in self.sequences if sequence.image == image]
-        total = len(rows)
-        tokens = torch.cat([s.tokens[s.tokens >= 0] if s.holes else s.tokens for s in mine])
-        missing = self.reducer.count(total) - len(tokens)
-        separators = on(tokens.device, (rows[:, 0] < 0).nonzero()[:missing, 0]) if missing > 0 else tokens[:0]
-        merged = None
-        if self.merged:
-            merged = torch.full((total + 1,), -1, dtype=torch.long, device=tokens.device)
-            for sequence in mine:
-                into = torch.full_like(sequence.first, -1)
-                if sequence.units:
-                    into = torch.where(sequence.owner >= 0, sequence.tokens[sequence.owner.clamp(min=0)], -1)
-                merged[torch.where(sequence.first >= 0, sequence.first, total)] = into  # what makes none goes behind
-            merged = merged[:total]
-        return Reduced(total, torch.cat([tokens, separators]).sort().values, merged)
+        return [
+            left_of(rows, self.reducer.count(len(rows)), [s for s in self.sequences if s.image == image], self.merged)
+            for image, rows in enumerate(self.maps)
+        ]
 
 
 def _heads(x: Tensor, call: Attention) -> Tensor:
     """Keys or values repeated to the number of query heads."""
     return x.repeat_interleave(call.query.shape[1] // x.shape[1], dim=1)
-
-
-def _units(x: Tensor, group: list[Sequence], cell: int) -> Tensor:
-    """The units' rows, [G, U, cell · D]."""
-    entries = on(x.device, [[s.entry] for s in group])
-    rows = x[entries, torch.stack([s.at.flatten() for s in group])]
-    return rows.unflatten(1, (-1, cell)).flatten(2)

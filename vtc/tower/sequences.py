@@ -113,6 +113,38 @@ def sequences_of(
     return sequences
 
 
+def rows_of_units(x: Tensor, group: list[Sequence], cell: int) -> Tensor:
+    """The rows of the units of G sequences alike, [G, U, cell · D], of the entries `x` [E, P, D]."""
+    entries = on(x.device, [[s.entry] for s in group])
+    rows = x[entries, torch.stack([s.at.flatten() for s in group])]
+    return rows.unflatten(1, (-1, cell)).flatten(2)
+
+
+def left_of(rows: Tensor, budget: int, sequences: list[Sequence], merged: bool) -> Reduced:
+    """What is left of one image.
+
+    Args:
+        rows: LongTensor [N, cell]: the tower's rows of each visual token; negative at separators.
+        budget: tokens that are to be left, separators among them where the patches are fewer.
+        sequences: of the image, as they are now.
+        merged: whether anything was merged, in any image.
+    """
+    total = len(rows)
+    tokens = torch.cat([s.tokens[s.tokens >= 0] if s.holes else s.tokens for s in sequences])
+    missing = budget - len(tokens)
+    separators = on(tokens.device, (rows[:, 0] < 0).nonzero()[:missing, 0]) if missing > 0 else tokens[:0]
+    goes = None
+    if merged:
+        goes = torch.full((total + 1,), -1, dtype=torch.long, device=tokens.device)
+        for sequence in sequences:
+            into = torch.full_like(sequence.first, -1)
+            if sequence.units:
+                into = torch.where(sequence.owner >= 0, sequence.tokens[sequence.owner.clamp(min=0)], -1)
+            goes[torch.where(sequence.first >= 0, sequence.first, total)] = into  # what makes none goes behind
+        goes = goes[:total]
+    return Reduced(total, torch.cat([tokens, separators]).sort().values, goes)
+
+
 def _followed(owner: Tensor, reduction: Reduction, member: int, units: int) -> Tensor:
     """`owner` one reduction later."""
     if reduction.mixing is not None:
