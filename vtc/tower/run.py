@@ -268,7 +268,7 @@ class TowerRun:
             return x
         return rows.restore(x[None] if x.dim() == 2 else x, self.length).view(*x.shape[:-2], self.length, x.shape[-1])
 
-    def restorerows_of_units(self, x: Tensor) -> Tensor:
+    def restore_units(self, x: Tensor) -> Tensor:
         """A merger's output [U, D], one row for each unit, with the rows back in their places."""
         cells = self.layout.index[:, :: self.cell] // self.cell
         return Placement(cells, torch.ones_like(cells, dtype=torch.bool)).restore(x[None], self.length // self.cell)[0]
