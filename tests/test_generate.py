@@ -202,7 +202,7 @@ def test_two_conversations_do_not_mix(family, spec):
                 step = {"input_ids": got[index][:, -1:], "attention_mask": torch.ones_like(got[index])}
                 if "vl" in family:
                     past = caches[index].past_key_values.get_seq_length()
-                    delta = caches[index].past_key_values._vtc.rope_deltas
+                    delta = caches[index].past_key_values._vtc.rope_offset
                     step["position_ids"] = (delta + past).view(1, 1, 1).expand(3, 1, 1)
                 caches[index] = model(**step, past_key_values=caches[index].past_key_values)
         for index in range(2):

@@ -158,18 +158,18 @@ def _register(name: str) -> None:
         return calls.eager_function(module) if used == "eager" else ALL_ATTENTION_FUNCTIONS[used]
 
     def attend(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor | None]:
         listener = _listeners.get(module)
         if listener is None:
-            return original(name, module)(_as_before(name, module), query, key, value, attention_mask, **kwargs)
+            return original(name, module)(_as_before(name, module), query, key, value, mask, **kwargs)
         given = calls.settings(module, query.shape[-1], kwargs)
-        attention = Attention(query, key, mask=attention_mask, value=value, **vars(given))
+        attention = Attention(query, key, mask=mask, value=value, **vars(given))
         if getattr(_probing, "module", None) is module:
             raise _Probed(attention)
         change = listener(attention, kwargs) or Change()
         used = "sdpa" if change.mask is not None else name
-        mask = attention_mask if change.mask is None else change.mask
+        mask = mask if change.mask is None else change.mask
         owner, heads = _as_before(used, module), query.shape[1]
         chosen = change.heads.index if change.heads is not None and change.heads.whole is None else None
         if chosen is not None:
@@ -188,7 +188,7 @@ def _register(name: str) -> None:
             change.output(output)
         return output, weights
 
-    AttentionInterface.register(PREFIX + name, attend)
+    AttentionInterface.register(PREFIX + name, calls.as_interface(attend))
 
 
 def _with_bias(

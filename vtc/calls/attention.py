@@ -36,6 +36,17 @@ def settings(module: nn.Module, width: int, kwargs: dict[str, Any]) -> Settings:
     )
 
 
+def as_interface(attend: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of (module, query, key, value, mask, further arguments) in the form that the interface calls."""
+
+    def interface(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> Any:
+        return attend(module, query, key, value, attention_mask, kwargs)
+
+    return interface
+
+
 def with_scaling(kwargs: dict[str, Any], scaling: float) -> dict[str, Any]:
     """The further arguments of a call with its scaling written out."""
     return {**kwargs, "scaling": scaling}

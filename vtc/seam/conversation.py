@@ -46,7 +46,7 @@ class Conversation:
         revival: what was dropped and may come back; None: nothing may.
         revived: per segment, LongTensor [B]: how many tokens came back so far.
         text_tail: tokens since the last visual one; these can be taken back.
-        rope_deltas: the model's M-RoPE offset that belongs to this conversation.
+        rope_offset: the model's M-RoPE offset that belongs to this conversation.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Conversation:
         self.heads: dict[int, Heads] = {}
         self.revival: Revival | None = None
         self.revived: dict[int, Tensor] = {}
-        self.rope_deltas: Tensor | None = None
+        self.rope_offset: Tensor | None = None
         self.lease = lease
         self.text_tail = logical
 
@@ -114,8 +114,8 @@ class Conversation:
             self.revival.choose_rows(index)
         rows = len(self.shift[0])
         self.shift = [shift[index.to(shift.device)] for shift in self.shift]
-        if self.rope_deltas is not None and len(self.rope_deltas) == rows:
-            self.rope_deltas = self.rope_deltas[index.to(self.rope_deltas.device)]
+        if self.rope_offset is not None and len(self.rope_offset) == rows:
+            self.rope_offset = self.rope_offset[index.to(self.rope_offset.device)]
 
     def _map(self, function: Any) -> None:
         self.held = [function(kept) for kept in self.held]

@@ -287,7 +287,7 @@ class ForwardPass:
         depth = len(self.composition.parts.layers)
         segments = [self.composition.segment_of(layer) for layer in range(depth)]
         check_lengths(cache, conversation, segments, self.composition.parts.family)
-        conversation.rope_deltas = rope_offset(self.composition.parts.composite)
+        conversation.rope_offset = rope_offset(self.composition.parts.composite)
         attach(cache, conversation)
 
 

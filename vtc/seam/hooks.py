@@ -133,8 +133,8 @@ class Seam:
         call = CompositeCall(args, kwargs)
         self.observer.before_composite(call)
         conversation = conversation_of(call.cache)
-        if conversation is not None and conversation.rope_deltas is not None:
-            set_rope_offset(module, conversation.rope_deltas)
+        if conversation is not None and conversation.rope_offset is not None:
+            set_rope_offset(module, conversation.rope_offset)
 
     def _after_composite(self, module: nn.Module, args: tuple, output: Any) -> None:
         self.observer.after_composite()
