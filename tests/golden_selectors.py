@@ -123,7 +123,7 @@ def check_hiprune_from_qk(case: Case) -> None:
         query, key = case[found[0]], case[f"k{found[1]}"]
         official = case[f"score{found[1]}"].reshape(len(query), -1)
         prefix = query.shape[-2] - official.shape[1]
-        scores.append(ops.attention_received(query, key, query.shape[-1] ** -0.5)[:, prefix:])
+        scores.append(ops.attention_received(ops.AttentionArguments(query, key, query.shape[-1] ** -0.5))[:, prefix:])
         assert_close(scores[-1], official, **SCORE)
     images, tokens = scores[0].shape
     for found in case.named(r"mask(\d+)"):

@@ -11,6 +11,8 @@ import torch
 from kernel_draw import LAYOUTS, Draw, laid_out
 from torch import Tensor
 
+from vtc.ops import AttentionArguments
+
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 INDICES = (torch.int64, torch.int32)
 TOKENS = (1, 2, 3, 31, 32, 33, 64, 65, 127, 576, 1000)
@@ -189,10 +191,10 @@ def _attention(
         query = draw.normal(batch, heads[0], queries, dim, dtype=dtype, layout=layout)
         key = draw.normal(batch, heads[1], keys, dim, dtype=dtype, layout=layout)
         seen = seen_by(draw, kind, batch, heads[0], queries, keys)
-        given: tuple[Any, ...] = (query, key, dim**-0.5 if scaling is None else scaling)
-        if op == "attention_received":
-            given = *given, draw.normal(batch, queries) * draw.chance(0.8, batch, queries) if weighted else None
-        return *given, *seen, softcap
+        given = AttentionArguments(query, key, dim**-0.5 if scaling is None else scaling, *seen, softcap)
+        if op == "attention_rows":
+            return (given,)
+        return given, draw.normal(batch, queries) * draw.chance(0.8, batch, queries) if weighted else None
 
     return build
 

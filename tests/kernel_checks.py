@@ -1,6 +1,7 @@
 """Where the operations of `vtc.ops` can be called, and what is right of what comes back."""
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -10,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from vtc.ops import AttentionArguments, reference
 from vtc.ops import cuda as kernels
-from vtc.ops import reference
 
 
 class Backend(NamedTuple):
@@ -60,6 +61,12 @@ def tensors_in(args: Any) -> list[Tensor]:
     if isinstance(args, Tensor):
         return [args]
     return [tensor for part in args for tensor in tensors_in(part)] if isinstance(args, tuple | list) else []
+
+
+def flat(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of an operation as torch's dispatcher takes them."""
+    each = (arg if isinstance(arg, AttentionArguments) else (arg,) for arg in args)
+    return tuple(itertools.chain.from_iterable(each))
 
 
 def same_bits(left: Any, right: Any) -> bool:

@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor
 
+from vtc.ops import AttentionArguments
+
 UNIT = 2.0**-24
 #: Entries of a float64 matrix that are worked on at once (256 MiB).
 _ENTRIES = 2**25
@@ -126,21 +128,14 @@ def check_greedy(features: Tensor, picks: Tensor, seed: int | None, rule: str) -
 # ---------------------------------------------------------------- attention
 
 
-def attention(
-    query: Tensor,
-    key: Tensor,
-    scaling: float,
-    mask: Tensor | None,
-    begin: Tensor | None,
-    end: Tensor | None,
-    softcap: float | None,
-) -> tuple[Tensor, Tensor]:
+def attention(arguments: AttentionArguments) -> tuple[Tensor, Tensor]:
     """Probabilities [B, H, R, S] and the error that each is allowed, in float64.
 
     To first order the error of a probability, relative to it, is that of its own logit plus that of the denominator:
     the largest of any logit that is seen, and of the sum. A logit is off by what a product of d numbers rounds, and by
     some roundings of itself (scaling, cap, mask, change of base); an exponential by up to 2⁻²⁰.
     """
+    query, key, scaling, mask, begin, end, softcap = arguments
     heads, keys, dim = query.shape[1], *key.shape[2:]
     left, right = query.double(), key.double().repeat_interleave(heads // key.shape[1], dim=1).transpose(2, 3)
     logits = left @ right * scaling
@@ -167,17 +162,9 @@ def attention(
     return share, share * (counted + counted.amax(dim=-1, keepdim=True) + rounding(keys) + 2.0**-20) + 1e-37
 
 
-def received(
-    query: Tensor,
-    key: Tensor,
-    scaling: float,
-    weights: Tensor | None,
-    mask: Tensor | None,
-    begin: Tensor | None,
-    end: Tensor | None,
-    softcap: float | None,
-) -> tuple[Tensor, Tensor]:
+def received(arguments: AttentionArguments, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     """Weighted column sums [B, S] of the probabilities, mean over heads, and the error that each is allowed."""
+    query, key, scaling, mask, begin, end, softcap = arguments
     batch, heads, queries, _ = query.shape
     keys = key.shape[2]
     total, allowed = (torch.zeros(batch, keys, dtype=torch.float64, device=key.device) for _ in range(2))
@@ -186,7 +173,7 @@ def received(
         some = slice(start, start + step)
         part = None if mask is None else mask if mask.shape[2] == 1 else mask[:, :, some]
         bounds = (None if bound is None else bound[:, some] for bound in (begin, end))
-        share, off = attention(query[:, :, some], key, scaling, part, *bounds, softcap)
+        share, off = attention(AttentionArguments(query[:, :, some], key, scaling, part, *bounds, softcap))
         by = weight[:, None, some, None]
         total += (share * by).sum(dim=(1, 2)) / heads
         allowed += ((off + rounding(heads * queries) * share) * by.abs()).sum(dim=(1, 2)) / heads

@@ -25,6 +25,7 @@ from vtc.eval.bench.kernels import (
 )
 from vtc.eval.bench.kernels.work import Draw
 from vtc.eval.cli import main
+from vtc.ops import dispatch
 
 CPU = torch.device("cpu")
 TINY: dict[str, list[bench_work.Plan]] = {
@@ -160,7 +161,7 @@ def test_the_reference_is_timed_without_kernels(monkeypatch: pytest.MonkeyPatch)
     seen = []
 
     def ours() -> Tensor:
-        seen.append(ops._kernels.get())
+        seen.append(dispatch._kernels.get())
         return torch.zeros(1)
 
     case = bench_work.Case("merge", "", ours, (torch.zeros(1),), ours, 1, 1)

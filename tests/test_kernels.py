@@ -24,7 +24,7 @@ from kernel_draw import Draw
 from torch import Tensor
 
 from vtc.cuda import library
-from vtc.ops import reference
+from vtc.ops import AttentionArguments, reference
 
 BACKENDS = ("reference", "emulated", "cuda")
 PAIRS = [(name, case) for name in BACKENDS for case in CASES] + [("cuda", case) for case in LARGE]
@@ -148,11 +148,11 @@ def test_what_is_not_seen_does_not_count(backend: Backend, dtype: torch.dtype) -
     end = torch.full((1, 70), 66, device=backend.device)
     mask = (torch.arange(80, device=backend.device) < 66).view(1, 1, 1, 80)
     for mask_, end_ in ((mask, None), (None, end)):
-        rows = backend.run("attention_rows", query, key, 0.25, mask_, None, end_, None)
+        given, right = (AttentionArguments(query, keys, 0.25, mask_, None, end_) for keys in (key, clean))
+        rows = backend.run("attention_rows", given)
         assert not rows[:, :, 5].any() and not rows[..., 66:].any()
-        check_attention_rows(rows, query, clean, 0.25, mask_, None, end_, None)
-        got = backend.run("attention_received", query, key, 0.25, None, mask_, None, end_, None)
-        check_attention_received(got, query, clean, 0.25, None, mask_, None, end_, None)
+        check_attention_rows(rows, right)
+        check_attention_received(backend.run("attention_received", given, None), right, None)
 
 
 @pytest.mark.parametrize("of", [torch.float32, torch.bfloat16], ids=str)
@@ -163,16 +163,15 @@ def test_rows_of_the_smallest_number(backend: Backend, of: torch.dtype) -> None:
     mask = torch.zeros(2, 1, 9, 9, dtype=of, device=backend.device)
     mask.masked_fill_(draw.chance(0.4, 2, 1, 9, 9), torch.finfo(of).min)
     mask[0, 0, :3] = torch.finfo(of).min
-    args = query, key, 0.25, mask, None, None, None
-    check_attention_rows(backend.run("attention_rows", *args), *args)
-    args = query, key, 0.25, None, mask, None, None, None
-    check_attention_received(backend.run("attention_received", *args), *args)
+    given = AttentionArguments(query, key, 0.25, mask)
+    check_attention_rows(backend.run("attention_rows", given), given)
+    check_attention_received(backend.run("attention_received", given, None), given, None)
 
 
 def test_probabilities_received_add_up(backend: Backend) -> None:
     draw = Draw(backend.device, "sum")
     query, key = draw.normal(2, 4, 50, 32), draw.normal(2, 2, 90, 32)
-    received = backend.run("attention_received", query, key, 0.2, None, None, None, None, None)
+    received = backend.run("attention_received", AttentionArguments(query, key, 0.2), None)
     assert (received.double().sum(dim=1) - 1).abs().max() < math.sqrt(90) * exact.rounding(50)
 
 
@@ -187,8 +186,8 @@ def test_queries_masked_everywhere_by_a_number_see_all_alike(
     mask[:, :, :10] = lowest
     weights = torch.zeros(1, 70, device=backend.device)
     weights[:, 3] = 1.0
-    received = backend.run("attention_received", query, key, 0.25, weights, mask, None, None, None)
-    rows = backend.run("attention_rows", query[:, :, 3:4], key, 0.25, mask[:, :, 3:4], None, None, None)
+    received = backend.run("attention_received", AttentionArguments(query, key, 0.25, mask), weights)
+    rows = backend.run("attention_rows", AttentionArguments(query[:, :, 3:4], key, 0.25, mask[:, :, 3:4]))
     torch.testing.assert_close(received, rows.mean(dim=1)[:, 0], rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(received.sum(), torch.ones_like(received.sum()), rtol=1e-5, atol=0)
 
@@ -200,5 +199,5 @@ def test_a_query_that_sees_a_nan_gives_nothing(backend: Backend) -> None:
     end = torch.arange(1, 71, device=backend.device)[None]
     weights = torch.zeros(1, 70, device=backend.device)
     weights[:, 64:68] = 1.0  # the four whose window of four has the NaN
-    received = backend.run("attention_received", query, key, 0.25, weights, None, end - 4, end, None)
+    received = backend.run("attention_received", AttentionArguments(query, key, 0.25, None, end - 4, end), weights)
     assert not received.any()

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 from kernel_cases import CASES, Case
-from kernel_checks import backend_named, check_compact, same_bits, tensors_in
+from kernel_checks import backend_named, check_compact, flat, same_bits, tensors_in
 from kernel_draw import Draw
 from torch import Tensor
 
 from vtc import ops
+from vtc.ops import AttentionArguments
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -75,13 +76,15 @@ def test_launches_go_to_the_device_of_the_tensors(case: Case) -> None:
     args = case.build(Draw("cuda:0", case.name))
     there = tuple(_moved(arg, second) for arg in args)
     with torch.cuda.device(0):
-        made = getattr(torch.ops.vtc, case.op)(*there)
+        made = getattr(torch.ops.vtc, case.op)(*flat(there))
     wanted = cuda.run(case.op, *args)
     assert all(tensor.device == second for tensor in tensors_in(made))
     assert same_bits([tensor.to("cuda:0") for tensor in tensors_in(made)], wanted)
 
 
 def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, AttentionArguments):
+        return AttentionArguments(*(_moved(part, device) for part in value))
     if isinstance(value, list):
         return [_moved(part, device) for part in value]
     return value.to(device) if isinstance(value, Tensor) else value
@@ -99,7 +102,7 @@ def test_the_operators_run_the_kernels() -> None:
     for case in SMOKE:
         args = case.build(Draw("cuda", case.name))
         operator = getattr(torch.ops.vtc, case.op)
-        assert same_bits(operator(*args), cuda.run(case.op, *args))
+        assert same_bits(operator(*flat(args)), cuda.run(case.op, *args))
     tensors, index, valid = SMOKE[0].build(Draw("cuda", "off"))
     with ops.kernels(False):
         check_compact(ops.compact(tensors, index, valid), tensors, index, valid)

@@ -8,12 +8,13 @@ import kernel_references as exact
 import pytest
 import torch
 from kernel_cases import CASES, Case
+from kernel_checks import flat
 from kernel_draw import Draw
 from torch import Tensor
 
 from vtc import ops
 from vtc.ops import cuda as kernels
-from vtc.ops import reference
+from vtc.ops import dispatch, reference
 from vtc.ops.mixing import Mixing
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -26,7 +27,7 @@ def drawn(case: Case) -> tuple[Any, ...]:
 
 
 def opcheck(op: str, args: tuple[Any, ...]) -> None:
-    torch.library.opcheck(getattr(torch.ops.vtc, op).default, args)
+    torch.library.opcheck(getattr(torch.ops.vtc, op).default, flat(args))
 
 
 def learnable(value: Any) -> Any:
@@ -60,8 +61,8 @@ def test_opcheck_with_gradients() -> None:
 def shorten(hidden: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, ...]:
     """A decision that takes all five operations: of what is looked at, and far apart, merged and compacted."""
     batch, tokens, _ = hidden.shape
-    received = ops.attention_received(query, key, 0.25)
-    rows = ops.attention_rows(query[:, :, -1:], key, 0.25).mean(dim=(1, 2))
+    received = ops.attention_received(ops.AttentionArguments(query, key, 0.25))
+    rows = ops.attention_rows(ops.AttentionArguments(query[:, :, -1:], key, 0.25)).mean(dim=(1, 2))
     picks = ops.max_min(hidden, 6, seed=(received + rows).argmax(dim=-1))
     index = picks.sort(dim=-1).values
     kept, positions = ops.compact([hidden, torch.arange(tokens, device=hidden.device).expand(batch, -1)], index)
@@ -129,11 +130,11 @@ def test_gradients_of_attention(kind: str) -> None:
     ours, theirs = (
         [learnable(tensor.to(dtype)) for tensor in (query, key)] for dtype in (torch.float32, torch.float64)
     )
+    mine, right = (ops.AttentionArguments(*both, 0.5, *seen, cap) for both in (ours, theirs))
     if kind == "rows":
-        made, true = ops.attention_rows(*ours, 0.5, *seen, cap), exact.attention(*theirs, 0.5, *seen, cap)[0]
+        made, true = ops.attention_rows(mine), exact.attention(right)[0]
     else:
-        made = ops.attention_received(*ours, 0.5, weights, *seen, cap)
-        true = exact.received(*theirs, 0.5, weights, *seen, cap)[0]
+        made, true = ops.attention_received(mine, weights), exact.received(right, weights)[0]
     (made * outer).sum().backward()
     (true * outer).sum().backward()
     for got, wanted in zip(ours, theirs, strict=True):
@@ -149,12 +150,14 @@ def test_int32_gives_what_int64_gives() -> None:
     query, key = draw.normal(2, 4, 12, 8), draw.normal(2, 2, 12, 8)
     index, counts, seed = draw.integers(0, 12, 2, 5), draw.integers(3, 13, 2), draw.integers(0, 3, 2)
     begin, cu_seqlens = draw.integers(0, 6, 2, 12), torch.tensor([0, 5, 7, 12], device=DEVICE)
+    given = ops.AttentionArguments(query, key, 0.3)
+    packed = ops.AttentionArguments(query[:1], key[:1], 0.3)
     calls: list[tuple[Callable[..., Any], tuple[Tensor, ...]]] = [
         (lambda index: ops.compact([features], index)[0], (index,)),
         (lambda seed, counts: ops.max_min(features, 7, seed, counts=counts), (seed, counts)),
-        (lambda begin, end: ops.attention_rows(query, key, 0.3, begin=begin, end=end), (begin, begin + 4)),
-        (lambda begin, end: ops.attention_received(query, key, 0.3, begin=begin, end=end), (begin, begin + 4)),
-        (lambda cu: ops.attention_received(query[:1], key[:1], 0.3, cu_seqlens=cu), (cu_seqlens,)),
+        (lambda begin, end: ops.attention_rows(given._replace(begin=begin, end=end)), (begin, begin + 4)),
+        (lambda begin, end: ops.attention_received(given._replace(begin=begin, end=end)), (begin, begin + 4)),
+        (lambda cu: ops.attention_received(packed, cu_seqlens=cu), (cu_seqlens,)),
         (lambda *st: ops.merge(features, Mixing(*st, mixing.weight), 4), (mixing.source, mixing.target)),
     ]
     for call, integers in calls:
@@ -167,18 +170,20 @@ def test_packed_sequences_see_themselves(weighted: bool) -> None:
     query, key = draw.normal(1, 4, 100, 16), draw.normal(1, 2, 100, 16)
     weights = draw.normal(1, 100) if weighted else None
     cu_seqlens = torch.tensor([0, *lengths], device=DEVICE).cumsum(0)
-    packed = ops.attention_received(query, key, 0.25, weights, cu_seqlens=cu_seqlens)
+    packed = ops.attention_received(ops.AttentionArguments(query, key, 0.25), weights, cu_seqlens)
     for start, length in zip(cu_seqlens.tolist(), lengths):
         if not length:
             continue
         own = slice(start, start + length)
         part = None if weights is None else weights[:, own]
-        true, allowed = exact.received(query[:, :, own], key[:, :, own], 0.25, part, None, None, None, None)
+        alone = ops.AttentionArguments(query[:, :, own], key[:, :, own], 0.25)
+        true, allowed = exact.received(alone, part)
         exact.within(packed[:, own], true, allowed + exact.rounding(1) * true.abs())
 
 
 Q, K, X = torch.zeros(2, 4, 3, 8), torch.zeros(2, 2, 5, 8), torch.zeros(2, 6, 8)
 WHOLE = torch.zeros(2, 3, dtype=torch.int64)
+GIVEN = ops.AttentionArguments(Q, K, 1.0)
 REFUSED: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("compact-index-shape", lambda: ops.compact([X], WHOLE[0]), ValueError, r"index of shape \(3,\)"),
     ("compact-index-dtype", lambda: ops.compact([X], WHOLE.float()), TypeError, r"index is torch.float32"),
@@ -202,27 +207,27 @@ REFUSED: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("max-min-rule", lambda: ops.max_min(X, 2, rule="mean"), ValueError, r"rule='mean'"),
     ("max-min-seed", lambda: ops.max_min(X, 2, seed=WHOLE[0]), ValueError, r"seed of shape \(3,\)"),
     ("max-min-counts", lambda: ops.max_min(X, 2, counts=X[:, 0, 0]), TypeError, r"counts is torch.float32"),
-    ("rows-query", lambda: ops.attention_rows(Q[0], K, 1.0), ValueError, r"query of shape \(4, 3, 8\)"),
-    ("rows-key", lambda: ops.attention_rows(Q, K[..., :4], 1.0), ValueError, r"key of shape \(2, 2, 5, 4\)"),
-    ("rows-heads", lambda: ops.attention_rows(Q[:, :3], K, 1.0), ValueError, r"H a multiple of H_kv"),
-    ("rows-mask", lambda: ops.attention_rows(Q, K, 1.0, mask=X.bool()), ValueError, r"mask of shape \(2, 6, 8\)"),
-    ("rows-begin", lambda: ops.attention_rows(Q, K, 1.0, begin=WHOLE[:1]), ValueError, r"begin of shape \(1, 3\)"),
-    ("rows-end", lambda: ops.attention_rows(Q, K, 1.0, end=WHOLE.float()), TypeError, r"end is torch.float32"),
+    ("rows-query", lambda: ops.attention_rows(GIVEN._replace(query=Q[0])), ValueError, r"query of shape \(4, 3, 8\)"),
+    ("rows-key", lambda: ops.attention_rows(GIVEN._replace(key=K[..., :4])), ValueError, r"key of shape \(2, 2, 5, "),
+    ("rows-heads", lambda: ops.attention_rows(GIVEN._replace(query=Q[:, :3])), ValueError, r"H a multiple of H_kv"),
+    ("rows-mask", lambda: ops.attention_rows(GIVEN._replace(mask=X.bool())), ValueError, r"mask of shape \(2, 6, 8\)"),
+    ("rows-begin", lambda: ops.attention_rows(GIVEN._replace(begin=WHOLE[:1])), ValueError, r"begin of shape \(1, 3\)"),
+    ("rows-end", lambda: ops.attention_rows(GIVEN._replace(end=WHOLE.float())), TypeError, r"end is torch.float32"),
     (
         "received-weights",
-        lambda: ops.attention_received(Q, K, 1.0, X[:, :, 0]),
+        lambda: ops.attention_received(GIVEN, X[:, :, 0]),
         ValueError,
         r"weights of shape \(2, 6\)",
     ),
     (
         "received-both",
-        lambda: ops.attention_received(Q, K, 1.0, end=WHOLE, cu_seqlens=WHOLE[0]),
+        lambda: ops.attention_received(GIVEN._replace(end=WHOLE), cu_seqlens=WHOLE[0]),
         ValueError,
         "cu_seqlens says which keys",
     ),
     (
         "received-unpacked",
-        lambda: ops.attention_received(Q, K, 1.0, cu_seqlens=WHOLE[0]),
+        lambda: ops.attention_received(GIVEN, cu_seqlens=WHOLE[0]),
         ValueError,
         r"cu_seqlens is for one packed row .* \(2, 4, 3, 8\)",
     ),
@@ -251,7 +256,7 @@ def test_bad_arguments_are_refused(call: Callable[[], Any], kind: type[Exception
 def test_where_kernels_run(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """What torch calls for tensors of a GPU runs the kernel if there is one, and not within `kernels(False)`."""
     args = tuple(case.build(Draw("cpu", case.name)))
-    operator = getattr(ops, f"_{case.op}")._backend_fns["cuda"]
+    operator = dispatch._operators[case.op]._backend_fns["cuda"]
     asked: list[str] = []
 
     def kernel_for(name: str, *_: Any) -> Callable[..., Any] | None:
@@ -260,16 +265,16 @@ def test_where_kernels_run(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(kernels, "kernel_for", kernel_for)
     plain = getattr(reference, case.op)(*args)
-    assert operator(*args) == "the kernel's"
-    torch.testing.assert_close(operator(*args), plain)  # none for these arguments
+    assert operator(*flat(args)) == "the kernel's"
+    torch.testing.assert_close(operator(*flat(args)), plain)  # none for these arguments
     with ops.kernels(False):
-        torch.testing.assert_close(operator(*args), plain)
+        torch.testing.assert_close(operator(*flat(args)), plain)
         with ops.kernels(True):
-            operator(*args)
+            operator(*flat(args))
     assert asked == [case.op] * 3
 
 
 def test_kernels_are_back_after_an_error() -> None:
     with pytest.raises(KeyError), ops.kernels(False):
         raise KeyError
-    assert ops._kernels.get()
+    assert dispatch._kernels.get()

@@ -79,16 +79,14 @@ def test_the_roles_are_known():
 
 
 def uses(file: Path, names: set[str]) -> Iterator[str]:
-    """Where a file has one of the names: as a string, an attribute, an argument's name, or the name of a function's own."""
+    """Where a file has one of the names: as a string, an attribute, or an argument of a call or a function."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         found: list[str] = []
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             found = [node.value]
         elif isinstance(node, ast.Attribute):
             found = [node.attr]
-        elif isinstance(node, ast.keyword) and node.arg:
-            found = [node.arg]
-        elif isinstance(node, ast.arg):
+        elif (isinstance(node, ast.keyword) and node.arg) or isinstance(node, ast.arg):
             found = [node.arg]
         for name in names.intersection(found):
             yield f"{file.relative_to(ROOT)}:{getattr(node, 'lineno', '?')}: {name}"

@@ -222,7 +222,8 @@ class SoftLlava:
         with torch.no_grad():  # of the rows that are left
             left = rows.present
             sizes = rows.log_sizes()[:, None, None, :left]
-            cls = ops.attention_rows(query[:, :, :1], key[:, :, :left], attention.scale, sizes).mean(dim=1)[:, 0, 1:]
+            asked = ops.AttentionArguments(query[:, :, :1], key[:, :, :left], attention.scale, sizes)
+            cls = ops.attention_rows(asked).mean(dim=1)[:, 0, 1:]
         rows.sort(top_k(cls, left - 1))
         rows.prune(pruned)
         rows.merge(merged)

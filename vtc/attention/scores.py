@@ -62,7 +62,7 @@ class Attention:
         if mask is not None and mask.dim() == 4 and mask.shape[2] > 1:
             mask = mask[:, :1].expand(len(index), -1, -1, -1)
             mask = mask.gather(2, index[:, None, :, None].expand(-1, -1, -1, mask.shape[-1]))
-        return ops.attention_rows(query, self.key, self.scaling, *self._seen(index, mask), self.softcap)
+        return ops.attention_rows(self._arguments(query, index, mask))
 
     def received(self, weights: Tensor) -> Tensor:
         """Attention probability that each key receives, summed over weighted queries, mean over heads, in float32.
@@ -80,25 +80,24 @@ class Attention:
         mask = self.mask
         if mask is not None and mask.dim() == 4 and mask.shape[2] > 1:
             mask = mask[:, :1, -length:]
-        seen = self._seen(index, mask)
-        return ops.attention_received(
-            self.query[:, :, offset:], self.key, self.scaling, weights, *seen, softcap=self.softcap
-        )
+        return ops.attention_received(self._arguments(self.query[:, :, offset:], index, mask), weights)
 
-    def _seen(self, index: Tensor, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """What queries `index` [B, R] may see: mask, begin and end of `ops.attention_rows`.
+    def _arguments(self, query: Tensor, index: Tensor, mask: Tensor | None) -> ops.AttentionArguments:
+        """What the operators are called with for some queries.
 
         Args:
-            index: queries in 0…Q-1.
+            query: Tensor [B, H, R, d], those queries.
+            index: LongTensor [B, R]: which of the Q they are.
             mask: the call's, of a [B, 1, Q, S] mask the rows of these queries.
         """
         keys = self.key.shape[2]
+        whole = ops.AttentionArguments(query, self.key, self.scaling, softcap=self.softcap)
         if mask is not None and mask.dim() == 4:
-            return mask[..., -keys:] if mask.shape[-1] >= keys else mask, None, None
+            return whole._replace(mask=mask[..., -keys:] if mask.shape[-1] >= keys else mask)
         end = index + (keys - self.query.shape[2] + 1)  # behind the query's own place among the keys
         begin = None if self.window is None else end - self.window
         mask = None if mask is None else mask.bool()[:, None, None, -keys:]
-        return mask, begin, end if self.causal else None
+        return whole._replace(mask=mask, begin=begin, end=end if self.causal else None)
 
 
 def split_sequences(query: Tensor, key: Tensor, chunk: int) -> list[tuple[Tensor, Tensor]]:

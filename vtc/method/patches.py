@@ -95,8 +95,8 @@ class Patches:
     def received(self) -> Tensor:
         """Mean attention probability [G, U] that each unit receives, over all heads and all rows (CLS included)."""
         if self.segments is None:
-            received = ops.attention_received(self.query, self.key, self.scaling, mask=self._walls(slice(None), None))
-            return self.of_units(received)
+            whole = ops.AttentionArguments(self.query, self.key, self.scaling, self._walls(slice(None), None))
+            return self.of_units(ops.attention_received(whole))
         images, heads, rows, _ = self.query.shape
         total = torch.zeros(images, rows, device=self.query.device)
         for inside, _, attention in self._chunks():
@@ -133,7 +133,8 @@ class Patches:
         Returns:
             Tensor [G, H, R, P].
         """
-        return ops.attention_rows(query, self.key, self.scaling, self._walls(slice(None), segments))
+        walls = self._walls(slice(None), segments)
+        return ops.attention_rows(ops.AttentionArguments(query, self.key, self.scaling, walls))
 
     def only(self, units: Tensor) -> "Patches":
         """These units (LongTensor [G, M]) alone, CLS kept: attention among them is normalised anew."""
@@ -165,7 +166,8 @@ class Patches:
                 asking = slice(start, start + _CHUNK)
                 segments = None if self.segments is None else self.segments[inside, asking]
                 walls = self._walls(inside, segments)
-                yield inside, asking, ops.attention_rows(query[:, :, asking], key, self.scaling, walls)
+                some = ops.AttentionArguments(query[:, :, asking], key, self.scaling, walls)
+                yield inside, asking, ops.attention_rows(some)
 
     def _walls(self, inside: slice, segments: Tensor | None) -> Tensor | None:
         """What is added to the logits of queries of `segments` [g, R]: the keys' bias, -inf outside of the segment."""

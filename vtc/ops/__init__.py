@@ -1,8 +1,12 @@
 """Tensors only: the operators that cost time, and index arithmetic on batched sequences.
 
-This is the only door to the operators; `vtc.ops.operators` tells how they are run.
+This is the only door to the operators. Each is a custom operator of torch (`torch.ops.vtc.*`), so that torch.compile
+traces through it.
 """
 
-from vtc.ops.operators import attention_received, attention_rows, compact, kernels, max_min, merge
+from vtc.cuda.arguments import AttentionArguments
+from vtc.ops.attention import attention_received, attention_rows
+from vtc.ops.dispatch import kernels
+from vtc.ops.operators import compact, max_min, merge
 
-__all__ = ["attention_received", "attention_rows", "compact", "kernels", "max_min", "merge"]
+__all__ = ["AttentionArguments", "attention_received", "attention_rows", "compact", "kernels", "max_min", "merge"]

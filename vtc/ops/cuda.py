@@ -49,6 +49,6 @@ def _load(index: int) -> Library | None:
 
 def kernel_for(name: str, *args: Any) -> Callable[..., Any] | None:
     """The kernel for an operation of `vtc.ops` with these arguments, or None where the torch reference has to run."""
-    first = args[0][0] if isinstance(args[0], list) else args[0]
+    first = args[0][0] if isinstance(args[0], list | tuple) else args[0]
     library = load(first.device)
     return getattr(library, name) if library is not None and library.takes(name, *args) else None

@@ -5,7 +5,8 @@ import functools
 import torch
 from torch import Tensor
 
-from vtc.cuda.unit import unit_rows
+from vtc.cuda.arguments import AttentionArguments
+from vtc.cuda.directions import unit_rows
 from vtc.ops.farthest import farthest_first
 
 #: From so many tokens on, of which at most a quarter are picked, a CPU computes a part of the similarities only.
@@ -150,16 +151,9 @@ def _greedy_from_rows(unit: Tensor, near: Tensor, k: int, seed: Tensor, join) ->
 # ---------------------------------------------------------------- attention
 
 
-def attention_rows(
-    query: Tensor,
-    key: Tensor,
-    scaling: float,
-    mask: Tensor | None,
-    begin: Tensor | None,
-    end: Tensor | None,
-    softcap: float | None,
-) -> Tensor:
-    """Rows of softmax(Q Kᵀ); arguments as `vtc.ops.attention_rows`."""
+def attention_rows(arguments: AttentionArguments) -> Tensor:
+    """Rows of softmax(Q Kᵀ); see `vtc.ops.attention_rows`."""
+    query, key, scaling, mask, begin, end, softcap = arguments
     batch, heads, rows, dim = query.shape
     groups, keys = key.shape[1:3]
     grouped = query.float().reshape(batch, groups, heads // groups * rows, dim)
@@ -179,17 +173,9 @@ def attention_rows(
     return torch.softmax(logits, dim=-1).nan_to_num(0.0)
 
 
-def attention_received(
-    query: Tensor,
-    key: Tensor,
-    scaling: float,
-    weights: Tensor | None,
-    mask: Tensor | None,
-    begin: Tensor | None,
-    end: Tensor | None,
-    softcap: float | None,
-) -> Tensor:
-    """Weighted column sums of softmax(Q Kᵀ); arguments as `vtc.ops.attention_received`."""
+def attention_received(arguments: AttentionArguments, weights: Tensor | None) -> Tensor:
+    """Weighted column sums of softmax(Q Kᵀ); see `vtc.ops.attention_received`."""
+    query, key = arguments.query, arguments.key
     batch, heads, queries, _ = query.shape
     keys = key.shape[2]
     size = max(1, _ENTRIES // max(heads * min(queries, _QUERIES) * keys, 1))
@@ -199,27 +185,13 @@ def attention_received(
         total = torch.zeros(len(query[some]), keys, device=key.device)
         for start in range(0, queries, _QUERIES):
             asking = slice(start, start + _QUERIES)
-            rows = attention_rows(
-                query[some, :, asking],
-                key[some],
-                scaling,
-                None if mask is None else _part(mask, some, asking),
-                None if begin is None else begin[some, asking],
-                None if end is None else end[some, asking],
-                softcap,
-            )
+            rows = attention_rows(arguments.part(some, asking))
             if weights is None:
                 total += rows.sum(dim=(1, 2))
             else:
                 total += (weights[some, None, None, asking].float() @ rows).sum(dim=(1, 2))
         received.append(total / (heads if weights is not None else heads * max(queries, 1)))
     return torch.cat(received)
-
-
-def _part(mask: Tensor, some: slice, asking: slice) -> Tensor:
-    """A part of the batch and the queries of a mask that is broadcast over them."""
-    mask = mask if len(mask) == 1 else mask[some]
-    return mask if mask.shape[2] == 1 else mask[:, :, asking]
 
 
 # ---------------------------------------------------------------- merge

@@ -73,7 +73,7 @@ def value_attention(query: Tensor, value: Tensor) -> Tensor:
     Returns:
         Tensor [G, P].
     """
-    return ops.attention_rows(query, value, 1.0).mean(dim=1)[:, 0]
+    return ops.attention_rows(ops.AttentionArguments(query, value, 1.0)).mean(dim=1)[:, 0]
 
 
 def tower_flow(patches: Patches) -> tuple[Tensor, Tensor]:

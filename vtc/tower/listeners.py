@@ -59,8 +59,8 @@ def _seen(
     if block in needs.received:
         yield ("received", block), _received(attention, boundaries(kwargs))
     if block in needs.cls:
-        row = ops.attention_rows(attention.query[:, :, :1], attention.key, attention.scaling)
-        yield ("cls", block), row[:, :, 0].mean(dim=1)
+        cls = ops.AttentionArguments(attention.query[:, :, :1], attention.key, attention.scaling)
+        yield ("cls", block), ops.attention_rows(cls)[:, :, 0].mean(dim=1)
     if block in needs.keys:
         yield ("keys", block), attention.key.transpose(1, 2)
     for name, (wanted, function) in needs.observe.items():
@@ -71,8 +71,8 @@ def _seen(
 def _received(attention: Attention, boundaries: Tensor | None) -> Tensor:
     """Attention received [sequences, P], or [1, total] where sequences of several lengths are packed in one call."""
     mask = attention.mask if boundaries is None and attention.mask is not None and attention.mask.dim() == 4 else None
-    query, key, scaling = attention.query, attention.key, attention.scaling
-    return ops.attention_received(query, key, scaling, mask=mask, cu_seqlens=boundaries)
+    whole = ops.AttentionArguments(attention.query, attention.key, attention.scaling, mask)
+    return ops.attention_received(whole, cu_seqlens=boundaries)
 
 
 def tower_hooks(adapter: Any, needs: Needs, encoding: Encoding) -> list[tuple[nn.Module, Callable[..., None], bool]]:

@@ -117,22 +117,22 @@ def attention_received(draw: Draw, kind: str, images: int, heads: tuple[int, int
     query, key = draw.normal(images, heads[0], tokens, dim), draw.normal(images, heads[1], tokens, dim)
     place = torch.arange(tokens, device=draw.device)
     mask, pairs, share = None, tokens**2, torch.full((tokens, 1), 1 / tokens, device=draw.device)
-    bounds: dict[str, Any] = {}
+    begin = end = cu_seqlens = None
     if kind == "packed":
         cut = tokens // 3
-        bounds = {"cu_seqlens": torch.tensor([0, cut, tokens], device=draw.device)}
+        cu_seqlens = torch.tensor([0, cut, tokens], device=draw.device)
         mask, pairs = (place < cut) == (place < cut)[:, None], cut**2 + (tokens - cut) ** 2
         share = 1 / mask.sum(dim=-1, keepdim=True)
     elif kind == "causal":
         begin, end = torch.zeros(images, tokens, dtype=torch.long, device=draw.device), (place + 1).repeat(images, 1)
-        bounds = {"begin": begin, "end": end}
         mask, pairs = place <= place[:, None], tokens * (tokens + 1) // 2
     scaling = dim**-0.5
+    given = ops.AttentionArguments(query, key, scaling, begin=begin, end=end)
     return Case(
         "attention_received",
         f"{[images, *heads, tokens, dim]} {kind}",
-        lambda: ops.attention_received(query, key, scaling, **bounds),
-        (query, key, scaling, None, None, None, None, None),
+        lambda: ops.attention_received(given, cu_seqlens=cu_seqlens),
+        (given, None),
         lambda: (bench_loops.probabilities(query, key, scaling, mask).mean(dim=1) * share).sum(dim=1),
         _bytes(query) + _bytes(key) + 4 * images * tokens,
         2 * images * heads[0] * pairs * dim,
@@ -143,11 +143,12 @@ def attention_rows(draw: Draw, heads: tuple[int, int], tokens: int, dim: int) ->
     """What the last query attends to."""
     query, key = draw.normal(1, heads[0], 1, dim), draw.normal(1, heads[1], tokens, dim)
     scaling = dim**-0.5
+    given = ops.AttentionArguments(query, key, scaling)
     return Case(
         "attention_rows",
         f"{[1, *heads, tokens, dim]} last query",
-        lambda: ops.attention_rows(query, key, scaling),
-        (query, key, scaling, None, None, None, None),
+        lambda: ops.attention_rows(given),
+        (given,),
         lambda: bench_loops.probabilities(query, key, scaling, None),
         _bytes(query) + _bytes(key) + 4 * heads[0] * tokens,
         2 * heads[0] * tokens * dim,
