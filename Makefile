@@ -15,7 +15,7 @@ COMPOSED ?= divprune:keep=0.5+pyramiddrop:keep=0.25 hiprune:keep=0.25+fastv:laye
 VIDEO_LIMIT ?= 12
 VIDEO_METHODS ?= none,random,frame_stride,pool,divprune,evs,holitom,fastv
 
-.PHONY: run demo test test-gpu test-lmms bench lint clean
+.PHONY: run demo test test-all test-half test-gpu test-lmms bench lint clean
 
 run: $(VENV)/.done
 	$(BIN)/vtc eval --model embedded --methods $(METHODS) \
@@ -28,8 +28,19 @@ PORT ?= 7860
 demo: $(VENV)/.done
 	$(BIN)/vtc demo --port $(PORT)
 
+# A choice of the contract matrix and of other products of factors, in which every pair of values occurs, and all else.
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 test: $(VENV)/.done $(VENV)/.llava
-	$(BIN)/python -m pytest -n auto tests
+	$(PYTEST) tests
+
+# Every cell of the products.
+test-all: $(VENV)/.done $(VENV)/.llava
+	$(PYTEST) --all tests
+
+# HALF=0 or 1: one half of what test-all runs and test doesn't.
+HALF ?= 0
+test-half: $(VENV)/.done $(VENV)/.llava
+	$(PYTEST) --half $(HALF) tests
 
 # The CUDA kernels built, checked, sanitized and timed on a GPU, in at most ten minutes; without one, the same tests on
 # the torch references and the emulated kernels.

@@ -5,6 +5,12 @@ from typing import ClassVar
 
 import pytest
 import torch
+from covering import (  # noqa: F401
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_configure,
+    pytest_generate_tests,
+)
 from torch import Tensor
 
 from vtc.method.budget import Keep
@@ -20,6 +26,38 @@ def threads_as_before():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def no_grad():
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    """The bundled model for pictures."""
+    from vtc.eval import models
+
+    return models.load("embedded", None, "cpu", None)
+
+
+@pytest.fixture(scope="module")
+def two_questions(loaded):
+    """Inputs of a short question and a long one."""
+    from vtc.eval import embedded
+
+    samples = [embedded.benchmark(9, "train")[index] for index in (2, 7)]
+    return loaded.inputs([[sample.image] for sample in samples], [sample.question for sample in samples])
+
+
+@pytest.fixture(scope="module")
+def service():
+    """The demo's service on the bundled model."""
+    from demo_server import service_without_page
+
+    with service_without_page() as made:
+        yield made
 
 
 @register("test-norm")

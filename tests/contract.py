@@ -1,10 +1,10 @@
 """What the contract tests share: models, the methods that a family takes, and comparisons."""
 
-from functools import lru_cache
+from functools import cache
 
 import flash_stand_in
 import torch
-from families import FAMILIES, Family, Row
+from families import FAMILIES, Family, Row, scenario
 from families_more import MORE
 
 import vtc
@@ -35,10 +35,30 @@ NEW = 3
 torch.set_num_threads(1)
 
 
-@lru_cache(maxsize=4)
 def model_of(family: str, attention: str = "sdpa", dtype: torch.dtype = torch.float32):
-    """A tiny random model; tests leave it as they found it."""
+    """A tiny random model, built once per process; tests leave it as they found it."""
+    return _built(family, attention, dtype)
+
+
+@cache
+def _built(family: str, attention: str, dtype: torch.dtype):
     return EVERY[family].build(attn=attention, dtype=dtype)
+
+
+def batch(family: str, name: str = "ragged", attention: str = "sdpa", **options):
+    """The family's tiny model, and the inputs of a scenario."""
+    model = model_of(family, attention)
+    return model, EVERY[family].inputs(model, scenario(EVERY[family], name), **options)
+
+
+def ran(family: str, method, name: str = "single", attention: str = "sdpa", **options):
+    """The inputs of a scenario, the model's output under `method` (None: untouched), and the trace."""
+    model, inputs = batch(family, name, attention)
+    with torch.no_grad():
+        if method is None:
+            return inputs, model(**inputs, **options), None
+        with vtc.patched(model, method):
+            return inputs, model(**inputs, **options), vtc.trace(model)
 
 
 def spec_of(method: str, family: str, keep: float = 0.5) -> str:
@@ -57,6 +77,7 @@ def spec_of(method: str, family: str, keep: float = 0.5) -> str:
     return spec
 
 
+@cache
 def slides(family: str) -> bool:
     """Whether a layer of the family's decoder keeps only the newest tokens."""
     decoder = model_of(family).config.get_text_config()
@@ -64,6 +85,7 @@ def slides(family: str) -> bool:
     return any("sliding" in kind or "chunked" in kind for kind in kinds) or bool(getattr(decoder, "sliding_window", 0))
 
 
+@cache
 def has_cls(family: str) -> bool:
     names = ("class_embedding", "cls_token")
     modules = model_of(family).modules()
@@ -104,12 +126,26 @@ def check_rows(family: Family, model, spec: str, rows: list[Row]):
         for row in range(len(rows)):
             if any(acts_on(spec, image.source.grids) for image in trace.images if image.row == row):
                 assert fewest[row] < trace.original_tokens[row], f"row {row}"
-        for index, alone in enumerate(each_alone(family, model, rows)):
-            single = model(**alone).logits[0, -1]
-            torch.testing.assert_close(output.logits[index, -1], single, atol=2e-4, rtol=1e-4)
-            again = model.generate(**alone, max_new_tokens=NEW, do_sample=False)
-            assert torch.equal(tokens[index, -NEW:], again[0, -NEW:]), f"row {index}"
+        check_each_alone(family, model, rows, output.logits[:, -1], tokens[:, -NEW:])
     return trace
+
+
+def check_each_alone(family: Family, model, rows: list[Row], logits: torch.Tensor, tokens: torch.Tensor):
+    """The last logits of a prompt and the tokens generated behind it, row by row, are those of the row by itself."""
+    for index, alone in enumerate(each_alone(family, model, rows)):
+        again = stepwise(model, alone, new=tokens.shape[1])
+        torch.testing.assert_close(logits[index], again.logits[0][0], atol=2e-4, rtol=1e-4)
+        assert torch.equal(tokens[index], again.sequences[0, -tokens.shape[1] :]), f"row {index}"
+
+
+def greedy(model, inputs: dict, new: int = 4, **options):
+    """What `generate` makes without sampling: prompt and new tokens."""
+    return model.generate(**inputs, max_new_tokens=new, do_sample=False, **options)
+
+
+def stepwise(model, inputs: dict, new: int = 4, **options):
+    """The same with the cache and the logits of each step, as the model gave them."""
+    return greedy(model, inputs, new, return_dict_in_generate=True, output_logits=True, **options)
 
 
 def acts_on(spec: str, grids: tuple[Grid, ...]) -> bool:

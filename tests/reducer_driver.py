@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import odd_values
 import torch
+from odd_values import rows_of
 from torch import Tensor
 from torch.nn.functional import layer_norm, linear
 
@@ -215,28 +217,8 @@ def run_tower(
     return run
 
 
-#: Kinds of input that no method may stumble over.
-KINDS = ("random", "zero rows", "nan and inf", "duplicates", "identical", "all zero", "all nan", "huge")
-
-
-def rows_of(kind: str, images: int, rows: int, dim: int, seed: int) -> Tensor:
-    x = torch.randn(images, rows, dim, generator=torch.Generator().manual_seed(seed))
-    match kind:
-        case "zero rows":
-            x[:, ::3] = 0
-        case "nan and inf":
-            x[:, 1::4, 1], x[:, 2::5, 2], x[:, 3::5] = float("nan"), float("inf"), float("-inf")
-        case "duplicates":
-            x = x[:, torch.arange(rows) % max(rows // 3, 1)]
-        case "identical":
-            x = x[:, :1].expand(-1, rows, -1).contiguous()
-        case "all zero":
-            x = torch.zeros_like(x)
-        case "all nan":
-            x = torch.full_like(x, float("nan"))
-        case "huge":
-            x = x * 1e25
-    return x
+#: Not "half": what is decided in half precision has a test of its own.
+KINDS = tuple(kind for kind in odd_values.KINDS if kind != "half")
 
 
 def patches_of(

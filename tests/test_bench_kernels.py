@@ -8,21 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from eval_runs import exit_code
 from torch import Tensor
 
 from vtc import ops
-from vtc.eval.bench.kernels import (
-    bounds as bench_bounds,
-)
-from vtc.eval.bench.kernels import (
-    command as bench_kernels,
-)
-from vtc.eval.bench.kernels import (
-    loops as bench_loops,
-)
-from vtc.eval.bench.kernels import (
-    work as bench_work,
-)
+from vtc.eval.bench.kernels import bounds as bench_bounds
+from vtc.eval.bench.kernels import command as bench_kernels
+from vtc.eval.bench.kernels import loops as bench_loops
+from vtc.eval.bench.kernels import work as bench_work
 from vtc.eval.bench.kernels.work import Draw
 from vtc.eval.cli import main
 from vtc.ops import dispatch
@@ -197,9 +190,5 @@ def test_the_table_shows_what_was_measured(capsys: pytest.CaptureFixture[str]) -
     ],
 )
 def test_bad_input_is_told(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    try:
-        code = main(["bench", "kernels", *arguments.split()])
-    except SystemExit as stopped:  # argparse's own refusal
-        code = stopped.code if isinstance(stopped.code, int) else 1
-    assert code == 2
+    assert exit_code(["bench", "kernels", *arguments.split()]) == 2
     assert message in capsys.readouterr().err

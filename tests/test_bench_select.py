@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from eval_runs import exit_code
 
 import vtc
 from vtc.eval.bench.select import rounds as bench_rounds
@@ -123,11 +124,7 @@ def test_the_tables_show_what_the_file_holds(capsys: pytest.CaptureFixture[str])
     ],
 )
 def test_bad_input_is_told(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    try:
-        code = main(["bench", "select", *arguments.split()])
-    except SystemExit as stopped:  # argparse's own refusal
-        code = stopped.code if isinstance(stopped.code, int) else 1
-    assert code == 2
+    assert exit_code(["bench", "select", *arguments.split()]) == 2
     assert message in capsys.readouterr().err
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from eval_runs import exit_code
 
 import vtc
 from vtc import ops
@@ -32,14 +33,6 @@ REAL = {
     "qwen2.5-vl-7b": (8.29, 2880),
     "llava-onevision-7b-video": (8.03, 32 * 196 + 1),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def placeholders(shape) -> int:
@@ -183,10 +176,7 @@ BAD = {
 
 @pytest.mark.parametrize("arguments", BAD)
 def test_bad_arguments_are_answered_with_a_sentence(arguments, capsys):
-    try:
-        code = main(["bench", "prefill", *arguments.split()])
-    except SystemExit as stop:  # argparse's own
-        code = stop.code
+    code = exit_code(["bench", "prefill", *arguments.split()])
     error = capsys.readouterr().err
     assert code == 2 and all(word in error for word in BAD[arguments]), error
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from eval_runs import exit_code
 from PIL import Image
 
 from vtc.eval.cli import COMMANDS, main
@@ -121,10 +122,7 @@ BAD = [
 @pytest.mark.parametrize(("command", "expected"), BAD, ids=[command or "nothing" for command, _ in BAD])
 def test_a_bad_argument_is_named_with_its_value_and_nothing_is_written(command, expected, files, capsys):
     before = sorted(files.rglob("*"))
-    try:
-        code = main(command.format(files=files).split())
-    except SystemExit as stop:
-        code = stop.code
+    code = exit_code(command.format(files=files).split())
     error = capsys.readouterr().err
     assert code == 2
     assert "Traceback" not in error

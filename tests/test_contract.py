@@ -1,6 +1,7 @@
 """The contract matrix: families x attention implementations x methods x scenarios, on tiny random models."""
 
-import pytest
+from functools import cache
+
 import torch
 from contract import (
     ATTENTIONS,
@@ -14,33 +15,38 @@ from contract import (
     model_of,
     refusal,
     spec_of,
-    specs,
 )
+from covering import product
 from families import SCENARIOS, scenario
 
 import vtc
 from vtc.method.registry import method_class
 
 
-def attentions(family):
-    return [a for a in ATTENTIONS if "flash" not in a or (EVERY[family].flash and not EVERY[family].needs_4d_mask)]
+def runs(cell):
+    """Whether transformers runs a cell's family under its attention, and computes the same as under the others."""
+    family = EVERY[cell["family"]]
+    return "flash" not in cell["attention"] or (family.flash and not family.needs_4d_mask)
 
 
-MATRIX = [(family, attention) for family in FAMILIES for attention in attentions(family)]
+MATRIX = {"family": FAMILIES, "attention": ATTENTIONS, "where": runs}
 
 
-@pytest.mark.parametrize(("family", "attention"), MATRIX, ids=lambda value: str(value))
-@pytest.mark.parametrize("method", [*METHODS, *COMPOSED])
-def test_rows_equal_their_own_run(family, attention, method):
-    spec = method if method in COMPOSED else spec_of(method, family)
-    for name in SCENARIOS:
-        check_rows(EVERY[family], model_of(family, attention), spec, scenario(EVERY[family], name))
+def inputs_of(family, attention, name):
+    return EVERY[family].inputs(model_of(family, attention), scenario(EVERY[family], name))
 
 
-@pytest.mark.parametrize("family", MORE)
-@pytest.mark.parametrize("method", [*METHODS, *COMPOSED])
-def test_more_families_work_or_say_why_not(family, method):
-    spec = method if method in COMPOSED else spec_of(method, family)
+@product(**MATRIX, method=METHODS, name=SCENARIOS)
+def test_rows_equal_their_own_run(family, attention, method, name):
+    check_rows(EVERY[family], model_of(family, attention), spec_of(method, family), scenario(EVERY[family], name))
+
+
+@product(**MATRIX, spec=COMPOSED, name=SCENARIOS, each="value")
+def test_rows_of_compositions_equal_their_own_run(family, attention, spec, name):
+    check_rows(EVERY[family], model_of(family, attention), spec, scenario(EVERY[family], name))
+
+
+def check_works_or_says_why_not(family, spec, name):
     model = model_of(family)
     before = {name: list(module._forward_pre_hooks) for name, module in model.named_modules()}
     why = refusal(family, spec)
@@ -48,40 +54,58 @@ def test_more_families_work_or_say_why_not(family, method):
         assert family.removesuffix("_video") in why or type(model).__name__ in why or "attention" in why
         assert {name: list(module._forward_pre_hooks) for name, module in model.named_modules()} == before
         return
-    for name in ("ragged", "text_row"):
-        try:
-            check_rows(EVERY[family], model, spec, scenario(EVERY[family], name))
-        except ValueError as error:  # pooled video frames: known only once they are seen
-            assert any(method_class(m.partition(":")[0]).kind == "reducer" for m in method.split("+"))
-            assert family in {"llava_onevision_video", "llava_next_video_video"} and "can't follow" in str(error)
+    try:
+        check_rows(EVERY[family], model, spec, scenario(EVERY[family], name))
+    except ValueError as error:  # pooled video frames: known only once they are seen
+        assert any(method_class(m.partition(":")[0]).kind == "reducer" for m in spec.split("+"))
+        assert family in {"llava_onevision_video", "llava_next_video_video"} and "can't follow" in str(error)
 
 
-@pytest.mark.parametrize(("family", "attention"), MATRIX)
-def test_keeping_all_is_bit_exact_and_so_is_unpatching(family, attention):
+@product(family=MORE, method=METHODS, name=["ragged", "text_row"])
+def test_more_families_work_or_say_why_not(family, method, name):
+    check_works_or_says_why_not(family, spec_of(method, family), name)
+
+
+@product(family=MORE, spec=COMPOSED, name=["ragged", "text_row"], each="value")
+def test_more_families_compose_or_say_why_not(family, spec, name):
+    check_works_or_says_why_not(family, spec, name)
+
+
+@cache
+def untouched(family, attention, name):
+    """Logits and new tokens without vtc."""
+    model, inputs = model_of(family, attention), inputs_of(family, attention, name)
+    return model(**inputs).logits, model.generate(**inputs, max_new_tokens=NEW, do_sample=False)
+
+
+@product(**MATRIX, method=METHODS, name=SCENARIOS)
+@torch.no_grad()
+def test_keeping_all_is_bit_exact_and_so_is_unpatching(family, attention, method, name):
+    model, inputs = model_of(family, attention), inputs_of(family, attention, name)
+    logits, tokens = untouched(family, attention, name)
+    with vtc.patched(model, spec_of(method, family, keep=1.0)):
+        assert torch.equal(model(**inputs).logits, logits)
+        assert (vtc.trace(model).tokens_per_layer == vtc.trace(model).original_tokens).all()
+        assert torch.equal(model.generate(**inputs, max_new_tokens=NEW, do_sample=False), tokens)
+    with vtc.patched(model, spec_of(method, family)):
+        model(**inputs)
+    assert torch.equal(model(**inputs).logits, logits)
+
+
+@cache
+def decisions(family, attention, method):
+    """What a method keeps of each image of a batch."""
     model = model_of(family, attention)
-    for name in SCENARIOS:
-        inputs = EVERY[family].inputs(model, scenario(EVERY[family], name))
-        with torch.no_grad():
-            logits, tokens = model(**inputs).logits, model.generate(**inputs, max_new_tokens=NEW, do_sample=False)
-            for spec in specs(family, keep=1.0):
-                with vtc.patched(model, spec):
-                    assert torch.equal(model(**inputs).logits, logits), spec
-                    assert torch.equal(model.generate(**inputs, max_new_tokens=NEW, do_sample=False), tokens), spec
-                    assert (vtc.trace(model).tokens_per_layer == vtc.trace(model).original_tokens).all()
-            for spec in specs(family):
-                with vtc.patched(model, spec):
-                    model(**inputs)
-                assert torch.equal(model(**inputs).logits, logits), f"after {spec}"
+    with torch.no_grad(), vtc.patched(model, spec_of(method, family)):
+        model(**inputs_of(family, attention, "ragged"))
+        return [image.kept().tolist() for image in vtc.trace(model).images]
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if not FAMILIES[name].needs_4d_mask])
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "none"])
-def test_decisions_do_not_depend_on_the_attention_implementation(family, method):
-    kept = []
-    for attention in attentions(family):
-        model = model_of(family, attention)
-        inputs = EVERY[family].inputs(model, scenario(EVERY[family], "ragged"))
-        with torch.no_grad(), vtc.patched(model, spec_of(method, family)):
-            model(**inputs)
-            kept.append([image.kept().tolist() for image in vtc.trace(model).images])
-    assert all(other == kept[0] for other in kept)
+@product(
+    family=[name for name in FAMILIES if not FAMILIES[name].needs_4d_mask],
+    method=[name for name in METHODS if name != "none"],
+    attention=[attention for attention in ATTENTIONS if attention != "sdpa"],
+    where=runs,
+)
+def test_decisions_do_not_depend_on_the_attention_implementation(family, method, attention):
+    assert decisions(family, attention, method) == decisions(family, "sdpa", method)

@@ -5,25 +5,13 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from demo_server import PATIENT, arguments, items, service_without_page
+from demo_server import PATIENT, arguments, items
 from tiny_checkpoints import checkpoint
 
 import vtc
 from vtc.demo import comparing, reproduce, showing
 from vtc.demo.service import Service
 from vtc.eval.errors import InputError
-from vtc.eval.models import load
-
-
-@pytest.fixture(scope="module")
-def service():
-    with service_without_page() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def loaded():
-    return load("embedded", None, "cpu", None, "image")
 
 
 def test_answers_come_token_by_token_then_times_of_the_same_rounds(service):

@@ -6,7 +6,7 @@ import io
 import shlex
 
 import pytest
-from demo_server import items, service_without_page
+from demo_server import items
 from PIL import Image
 
 from vtc.demo import comparing, curves, reproduce, showing
@@ -15,12 +15,6 @@ from vtc.demo.service import EXAMPLES
 from vtc.eval import cli
 from vtc.eval.media.picture import View
 from vtc.eval.tasks.benchmarks import example
-
-
-@pytest.fixture(scope="module")
-def service():
-    with service_without_page() as made:
-        yield made
 
 
 def test_whatever_a_visitor_typed_is_escaped():

@@ -4,31 +4,19 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from demo_server import items, service_without_page
+from demo_server import items
 
 import vtc
 from vtc import spec
 from vtc.demo import asking, gallery, showing
 from vtc.demo.service import MOST_SETTINGS
 from vtc.eval.errors import InputError
-from vtc.eval.models import load
 from vtc.eval.tasks.benchmarks import bundled_task
 from vtc.method import registry
 from vtc.method.budget import Keep
 from vtc.method.selector import Selector
 
 METHODS = [name for name in registry.shipped() if name != "none"]
-
-
-@pytest.fixture(scope="module")
-def service():
-    with service_without_page() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def loaded():
-    return load("embedded", None, "cpu", None, "image")
 
 
 @pytest.fixture

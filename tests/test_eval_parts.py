@@ -6,7 +6,6 @@ import torch
 import vtc
 from vtc.eval import embedded
 from vtc.eval.errors import InputError
-from vtc.eval.models import load
 from vtc.eval.report import figure, stats
 from vtc.eval.report import tables as report
 from vtc.eval.run import results
@@ -14,14 +13,6 @@ from vtc.eval.run.folder import RunFolder
 from vtc.eval.run.journal import Journal, busy, read
 from vtc.eval.run.settings import NONE, make_settings
 from vtc.eval.run.stopwatch import Stopwatch
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(
@@ -173,11 +164,6 @@ def test_results_take_ratios_within_a_round_and_count_what_could_not_be_read():
     assert (row["flips"]["right_to_wrong"], row["flips"]["wrong_to_right"], row["agreement"]) == (3, 0, 0.5)
     assert row["metrics"]["exact_match"]["difference"] == -0.5
     assert (row["kv_bytes"], row["decoder_flops"], row["peak_memory_bytes"]) == (300, 100.0, 5)
-
-
-@pytest.fixture(scope="module")
-def loaded():
-    return load("embedded", None, "cpu", None)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ import threading
 
 import pytest
 import torch
-from contract import EVERY, FAMILIES, METHODS, MORE, each_alone, extended, model_of, spec_of
+from contract import EVERY, FAMILIES, METHODS, MORE, batch, each_alone, extended, greedy, model_of, spec_of, stepwise
+from covering import product
 from families import scenario
 from transformers import TextStreamer
 
@@ -19,59 +20,44 @@ GENERATE = [name for name in FAMILIES if name != "vipllava"]
 CAUSAL = [name for name in GENERATE if name != "paligemma"]
 
 
-@pytest.fixture(autouse=True)
-def no_grad():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_grad")
 
 
-def batch(family, name="ragged", **kwargs):
-    model = model_of(family)
-    return model, EVERY[family].inputs(model, scenario(EVERY[family], name), **kwargs)
-
-
-def greedy(model, inputs, new=4, **kwargs):
-    return model.generate(**inputs, max_new_tokens=new, do_sample=False, **kwargs)
-
-
-@pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("family", CAUSAL)
+@product(family=CAUSAL, spec=SPECS, each="value")
 def test_decoding_equals_recomputing_without_a_cache(family, spec):
     model, inputs = batch(family)
     rows = scenario(EVERY[family], "ragged")
     with vtc.patched(model, spec):
-        output = greedy(model, inputs, return_dict_in_generate=True, output_logits=True)
+        output = stepwise(model, inputs)
         new = output.sequences[:, inputs["input_ids"].shape[1] :]
         for index, alone in enumerate(each_alone(EVERY[family], model, rows)):
             length = alone["input_ids"].shape[1]
             again = model(**extended(alone, new[index : index + 1]), use_cache=False).logits[0, length - 1 : -1]
-            stepwise = torch.stack([step[index] for step in output.logits])
-            torch.testing.assert_close(stepwise, again, atol=3e-4, rtol=1e-4)
+            each = torch.stack([step[index] for step in output.logits])
+            torch.testing.assert_close(each, again, atol=3e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("rows", ["single", "ragged"])
-@pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("family", GENERATE)
+@product(family=GENERATE, spec=SPECS, rows=["single", "ragged"], each="value")
 def test_generating_without_a_cache_is_the_same(family, spec, rows):
     model, inputs = batch(family, rows)
     with vtc.patched(model, spec):
         assert torch.equal(greedy(model, inputs, use_cache=False), greedy(model, inputs))
 
 
-@pytest.mark.parametrize(
-    "spec", ["divprune:keep=0.5", "hiprune:keep=0.5", "fastv:layer=2", "transprune:layers=(1,2,3)"]
+@product(
+    family=GENERATE,
+    spec=["divprune:keep=0.5", "hiprune:keep=0.5", "fastv:layer=2", "transprune:layers=(1,2,3)"],
+    each="value",
 )
-@pytest.mark.parametrize("family", GENERATE)
 def test_the_first_generated_token_is_that_of_forward(family, spec):
     model, inputs = batch(family, "several_images")
     with vtc.patched(model, spec):
         logits = model(**inputs).logits[:, -1]
-        step = greedy(model, inputs, new=1, return_dict_in_generate=True, output_logits=True).logits[0]
+        step = stepwise(model, inputs, new=1).logits[0]
         torch.testing.assert_close(step, logits, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("family", GENERATE)
+@product(family=GENERATE, spec=SPECS, each="value")
 def test_right_padding(family, spec):
     model, inputs = batch(family, padding="right")
     rows = scenario(EVERY[family], "ragged")
@@ -83,8 +69,7 @@ def test_right_padding(family, spec):
             torch.testing.assert_close(logits[index, last], single, atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("family", GENERATE)
+@product(family=GENERATE, spec=SPECS, each="value")
 def test_no_attention_mask(family, spec):
     model, inputs = batch(family, "single")
     bare = {name: value for name, value in inputs.items() if name != "attention_mask"}
@@ -94,8 +79,7 @@ def test_no_attention_mask(family, spec):
         torch.testing.assert_close(model(**bare, use_cache=False).logits, logits, atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("spec", [*SPECS, "hiprune:keep=0.5"])
-@pytest.mark.parametrize("family", GENERATE)
+@product(family=GENERATE, spec=[*SPECS, "hiprune:keep=0.5"], each="value")
 def test_beams_equal_the_beams_of_each_row(family, spec):
     model, inputs = batch(family)
     with vtc.patched(model, spec):
@@ -124,16 +108,14 @@ def test_sampling_several_sequences_and_streaming(family, spec):
         assert streamed == tokens[0].tolist()
 
 
-@pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("family", CAUSAL)
+@product(family=CAUSAL, spec=SPECS, each="value")
 def test_assisted_decoding_rolls_the_cache_back(family, spec):
     model, inputs = batch(family, "single")
     with vtc.patched(model, spec):
         assert torch.equal(greedy(model, inputs, new=6, prompt_lookup_num_tokens=2), greedy(model, inputs, new=6))
 
 
-@pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("family", CAUSAL)
+@product(family=CAUSAL, spec=SPECS, each="value")
 def test_a_second_turn_of_text(family, spec):
     model, inputs = batch(family, "single")
     length = inputs["input_ids"].shape[1]
@@ -248,8 +230,7 @@ def test_a_cache_outlives_its_patch_only_with_an_error():
         model(input_ids=torch.tensor([[30]]), past_key_values=cache)
 
 
-@pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("family", FAMILIES)
+@product(family=FAMILIES, spec=SPECS, each="value")
 def test_labels_give_a_loss_and_gradients_flow(family, spec):
     model, inputs = batch(family)
     with torch.enable_grad(), vtc.patched(model, spec):
@@ -332,8 +313,11 @@ def test_inputs_embeds_in_place_of_ids():
         torch.testing.assert_close(model(inputs_embeds=embeds, **rest).logits, expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("spec", ["divprune:keep=0.5", "test-norm:keep=0.5"])
-@pytest.mark.parametrize("family", [name for name in MORE if name not in ("idefics3", "llama4", "ernie4_5_vl_moe")])
+@product(
+    family=[name for name in MORE if name not in ("idefics3", "llama4", "ernie4_5_vl_moe")],
+    spec=["divprune:keep=0.5", "test-norm:keep=0.5"],
+    each="value",
+)
 def test_more_families_decode_as_they_recompute(family, spec):
     model, inputs = batch(family, "single")
     try:
@@ -341,7 +325,7 @@ def test_more_families_decode_as_they_recompute(family, spec):
     except ValueError:
         pytest.skip("refused with a sentence; see test_contract")
     try:
-        step = greedy(model, inputs, new=1, return_dict_in_generate=True, output_logits=True)
+        step = stepwise(model, inputs, new=1)
         torch.testing.assert_close(step.logits[0], model(**inputs).logits[:, -1], atol=3e-4, rtol=1e-3)
         assert torch.equal(greedy(model, inputs, use_cache=False), greedy(model, inputs)) or not EVERY[family].cacheless
     finally:

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from contract import EVERY, model_of
-from families import scenario
+from contract import EVERY, model_of, ran
 from torch import Tensor
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -270,14 +269,6 @@ def test_nothing_grows_beyond_the_video_itself() -> None:
 
 
 # ---------------------------------------------------------------- in models
-
-
-def ran(family: str, method: Any, name: str = "single") -> tuple[Any, Any, vtc.Trace]:
-    """The model's inputs, its output under `method`, and the trace."""
-    model = model_of(family)
-    inputs = EVERY[family].inputs(model, scenario(EVERY[family], name))
-    with torch.no_grad(), vtc.patched(model, method):
-        return inputs, model(**inputs), vtc.trace(model)
 
 
 def test_llava_onevision_is_shown_what_the_words_say() -> None:

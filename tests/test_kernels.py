@@ -9,6 +9,7 @@ from typing import Any
 import kernel_references as exact
 import pytest
 import torch
+from covering import REST
 from kernel_cases import CASES, LARGE, Case
 from kernel_checks import (
     CHECKS,
@@ -30,6 +31,17 @@ BACKENDS = ("reference", "emulated", "cuda")
 PAIRS = [(name, case) for name in BACKENDS for case in CASES] + [("cuda", case) for case in LARGE]
 
 
+def takes_long(name: str, case: Case, *ops: str) -> bool:
+    """Whether the emulator takes ten seconds or more: all pairs of many tokens."""
+    return name.startswith("emulated") and case.op in ops and case.name.split("-")[0] in ("576", "1000")
+
+
+def param(name: str, case: Case, *slow: str):
+    """A backend, or a form of one, and a case; with --all alone where the emulator would take long."""
+    marks = REST if takes_long(name, case, *slow) else ()
+    return pytest.param(name, case, marks=marks, id=f"{name}-{case.op}-{case.name}")
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Backend:
     return backend_named(request.param)
@@ -39,7 +51,7 @@ def draw_arguments(backend: Backend, case: Case) -> tuple[Any, ...]:
     return case.build(Draw(backend.device, f"{case.op} {case.name}"))
 
 
-@pytest.mark.parametrize(("name", "case"), PAIRS, ids=[f"{name}-{case.op}-{case.name}" for name, case in PAIRS])
+@pytest.mark.parametrize(("name", "case"), [param(*pair, "attention_received") for pair in PAIRS])
 def test_against_float64(name: str, case: Case) -> None:
     backend = backend_named(name)
     args = draw_arguments(backend, case)
@@ -85,8 +97,9 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("case", [case for case in CASES if case.op == "max_min"], ids="{0.name}".format)
+@pytest.mark.parametrize(
+    ("form", "case"), [param(form, case, "max_min") for case in CASES if case.op == "max_min" for form in FORMS]
+)
 def test_max_min_as_for_many_tokens(form: str, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = backend_named(form.split("-")[0])
     features, k, *rest = draw_arguments(backend, case)

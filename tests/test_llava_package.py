@@ -1,9 +1,8 @@
 """The contract on the original LLaVA package, whose placeholders never reach the decoder."""
 
-import subprocess
-import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 
 import pytest
 import torch
@@ -11,9 +10,10 @@ import torch
 pytest.importorskip("llava")
 
 import contract
-import flash_stand_in
 import tiny_llava_package as tiny
-from contract import COMPOSED, METHODS, state_of
+from contract import ATTENTIONS, COMPOSED, METHODS, state_of
+from covering import product
+from test_tower_scores import Spy
 from tiny_base import SCENARIOS, SQUARE, Row
 from tiny_llava_package import VARIANTS, generate, inputs, length, model_of
 
@@ -24,10 +24,8 @@ from vtc.method.budget import Keep
 from vtc.model.adapter import adapter_class
 from vtc.ops.mixing import Mixing
 
-ATTENTIONS = ("sdpa", "eager", flash_stand_in.NAME)
-MATRIX = [("spatial_unpad", attn) for attn in ATTENTIONS] + [
-    (name, "sdpa") for name in VARIANTS if name != "spatial_unpad"
-]
+MATRIX = {"name": VARIANTS, "attn": ATTENTIONS}
+MATRIX["where"] = lambda cell: cell["attn"] == "sdpa" or cell["name"] == "spatial_unpad"
 SPECS = ("divprune:keep=0.5", "hiprune:keep=0.5", "test-norm:keep=0.5", "stride:keep=0.6+test-norm-packed:layer=3")
 RAGGED = SCENARIOS["ragged"]
 
@@ -38,10 +36,7 @@ def spec_of(method, keep=0.5, name=""):
     return contract.spec_of(method, "llava", keep)
 
 
-@pytest.fixture(autouse=True)
-def no_grad():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 @contextmanager
@@ -58,58 +53,71 @@ def close(one, other):
     torch.testing.assert_close(one, other, atol=3e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "attn"), MATRIX)
-@pytest.mark.parametrize("method", [*METHODS, *COMPOSED])
-def test_rows_equal_their_own_run(name, attn, method):
+def check_rows(name, attn, spec, rows):
+    """Patched, every row of a batch equals its own batch-1 run, padded on either side."""
     variant, model = VARIANTS[name], model_of(name, attn)
-    spec = method if method in COMPOSED else spec_of(method, name=name)
-    for rows in SCENARIOS.values():
-        batch, lengths = inputs(variant, rows), [length(variant, row) for row in rows]
-        with vtc.patched(model, spec):
-            with padding(model, "right"):
-                right, trace = model(**batch).logits, vtc.trace(model)
-            with padding(model, "left"):
-                left, tokens = model(**batch).logits, generate(model, batch)
-            counts = [[len(image.source) for image in trace.images if image.row == i] for i in range(len(rows))]
-            assert counts == [variant.tokens(row) for row in rows]
-            assert left.shape[:2] == right.shape[:2] == (len(rows), max(lengths))
-            if any(contract.acts_on(spec, image.source.grids) for image in trace.images):
-                fewest = trace.tokens_per_layer.amin(dim=0)
-                assert (fewest < trace.original_tokens)[trace.original_tokens > 0].all()
-            for index, row in enumerate(rows):
-                alone = inputs(variant, [row])
-                single = model(**alone).logits[0, -1]
-                close(right[index, lengths[index] - 1], single)
-                close(left[index, -1], single)
-                assert torch.equal(generate(model, alone)[0], tokens[index]), f"row {index}"
+    batch, lengths = inputs(variant, rows), [length(variant, row) for row in rows]
+    with vtc.patched(model, spec):
+        with padding(model, "right"):
+            right, trace = model(**batch).logits, vtc.trace(model)
+        with padding(model, "left"):
+            left, tokens = model(**batch).logits, generate(model, batch)
+        counts = [[len(image.source) for image in trace.images if image.row == i] for i in range(len(rows))]
+        assert counts == [variant.tokens(row) for row in rows]
+        assert left.shape[:2] == right.shape[:2] == (len(rows), max(lengths))
+        if any(contract.acts_on(spec, image.source.grids) for image in trace.images):
+            fewest = trace.tokens_per_layer.amin(dim=0)
+            assert (fewest < trace.original_tokens)[trace.original_tokens > 0].all()
+        for index, row in enumerate(rows):
+            alone = inputs(variant, [row])
+            single = model(**alone).logits[0, -1]
+            close(right[index, lengths[index] - 1], single)
+            close(left[index, -1], single)
+            assert torch.equal(generate(model, alone)[0], tokens[index]), f"row {index}"
 
 
-@pytest.mark.parametrize(("name", "attn"), MATRIX)
-def test_keeping_all_is_bit_exact_and_so_is_unpatching(name, attn):
-    variant, model = VARIANTS[name], model_of(name, attn)
-    for rows in SCENARIOS.values():
-        batch = inputs(variant, rows)
-        logits, tokens = model(**batch).logits, generate(model, batch)
-        for method in METHODS:
-            with vtc.patched(model, spec_of(method, 1.0, name)):
-                assert torch.equal(model(**batch).logits, logits), method
-                assert torch.equal(generate(model, batch), tokens), method
-                assert (vtc.trace(model).tokens_per_layer == vtc.trace(model).original_tokens).all()
-            with vtc.patched(model, spec_of(method, name=name)):
-                model(**batch)
-            assert torch.equal(model(**batch).logits, logits), f"after {method}"
+@product(**MATRIX, method=METHODS, scenario=SCENARIOS)
+def test_rows_equal_their_own_run(name, attn, method, scenario):
+    check_rows(name, attn, spec_of(method, name=name), SCENARIOS[scenario])
+
+
+@product(**MATRIX, spec=COMPOSED, scenario=SCENARIOS, each="value")
+def test_rows_of_compositions_equal_their_own_run(name, attn, spec, scenario):
+    check_rows(name, attn, spec, SCENARIOS[scenario])
+
+
+@cache
+def untouched(name, attn, scenario):
+    """Logits and new tokens without vtc."""
+    model, batch = model_of(name, attn), inputs(VARIANTS[name], SCENARIOS[scenario])
+    return model(**batch).logits, generate(model, batch)
+
+
+@product(**MATRIX, method=METHODS, scenario=SCENARIOS, each="value")
+def test_keeping_all_is_bit_exact_and_so_is_unpatching(name, attn, method, scenario):
+    model, batch = model_of(name, attn), inputs(VARIANTS[name], SCENARIOS[scenario])
+    logits, tokens = untouched(name, attn, scenario)
+    with vtc.patched(model, spec_of(method, 1.0, name)):
+        assert torch.equal(model(**batch).logits, logits)
+        assert (vtc.trace(model).tokens_per_layer == vtc.trace(model).original_tokens).all()
         assert torch.equal(generate(model, batch), tokens)
+    with vtc.patched(model, spec_of(method, name=name)):
+        model(**batch)
+    assert torch.equal(model(**batch).logits, logits)
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "none"])
-def test_decisions_do_not_depend_on_the_attention_implementation(method):
-    kept = []
-    for attn in ATTENTIONS:
-        model = model_of("spatial_unpad", attn)
-        with vtc.patched(model, spec_of(method)):
-            model(**inputs(VARIANTS["spatial_unpad"], RAGGED))
-            kept.append([image.kept().tolist() for image in vtc.trace(model).images])
-    assert kept[0] == kept[1] == kept[2]
+@cache
+def decisions(attn, method):
+    """What a method keeps of each image of a batch."""
+    model = model_of("spatial_unpad", attn)
+    with vtc.patched(model, spec_of(method)):
+        model(**inputs(VARIANTS["spatial_unpad"], RAGGED))
+        return [image.kept().tolist() for image in vtc.trace(model).images]
+
+
+@product(attn=ATTENTIONS[1:], method=[name for name in METHODS if name != "none"])
+def test_decisions_do_not_depend_on_the_attention_implementation(attn, method):
+    assert decisions(attn, method) == decisions("sdpa", method)
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -214,25 +222,6 @@ def test_embeddings_that_were_prepared_by_hand():
         assert torch.equal(model(inputs_embeds=made[4].clone(), attention_mask=made[2]).logits, expected)
         model(inputs_embeds=torch.randn_like(made[4]), attention_mask=made[2])  # as long, but another prompt
         assert vtc.trace(model).images == ()
-
-
-@dataclass
-class Spy(vtc.Selector):
-    """Remembers the features and scores that it was shown."""
-
-    keep: Keep = 0.5
-    name = "spy"
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.seen = []
-
-    def needs(self, parts):
-        return vtc.Needs(received=(parts.feature_layer % len(parts.blocks),))
-
-    def select(self, visual, k):
-        self.seen.append((visual.features, *visual.received.values()))
-        return vtc.Reduction(torch.arange(k).expand(len(visual.features), k))
 
 
 @pytest.mark.parametrize("rows", ["ragged", "several_images", "text_row"])
@@ -412,11 +401,6 @@ def test_a_llava_of_transformers_and_one_of_the_package_are_told_apart():
     with vtc.patched(model, "divprune:keep=0.5"):
         model(**inputs(VARIANTS["llava-1.5"], RAGGED))
         assert vtc.trace(model).tokens_per_layer[0].tolist() == [8, 8, 8]
-
-
-def test_vtc_does_not_import_the_package():
-    code = "import vtc.adapters.llava_package, sys; sys.exit('llava' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("spec", ["hiprune:keep=0.5+transprune:layers=(1,2,3)", "divprune:keep=0.5+fastv:layer=2"])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from odd_values import KINDS, rows_of
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -58,29 +59,6 @@ LAYOUTS = {
     "video, CLS": (Grid(0, 3, 2, 3, front=1),),
     "one row": (Grid(0, 1, 1, 11),),
 }
-FEATURES = ("random", "zero rows", "nan and inf", "duplicates", "identical", "all zero", "all nan", "huge", "half")
-
-
-def features_of(kind: str, images: int, tokens: int, seed: int, dim: int = 16) -> Tensor:
-    x = torch.randn(images, tokens, dim, generator=torch.Generator().manual_seed(seed))
-    match kind:
-        case "zero rows":
-            x[:, ::3] = 0
-        case "nan and inf":
-            x[:, ::3, 0], x[:, 1::4, 1], x[:, 2::5, 2] = float("nan"), float("inf"), float("-inf")
-        case "duplicates":
-            x = x[:, torch.arange(tokens) % max(tokens // 3, 1)]
-        case "identical":
-            x = x[:, :1].expand(-1, tokens, -1)
-        case "all zero":
-            x = torch.zeros_like(x)
-        case "all nan":
-            x = torch.full_like(x, float("nan"))
-        case "huge":
-            x = x * 1e25
-        case "half":
-            x = (x * 100).half()
-    return x
 
 
 def visual_tokens(layout: str, images: int = 1, kind: str = "random", seed: int = 0) -> VisualTokens:
@@ -89,11 +67,11 @@ def visual_tokens(layout: str, images: int = 1, kind: str = "random", seed: int 
     separators = torch.ones(tokens, dtype=torch.bool)
     for grid in grids:
         separators[grid.tokens().flatten()] = False
-    odd = kind in ("zero rows", "nan and inf", "all zero", "all nan")
-    scores = [features_of(kind if odd else "random", images, tokens, seed + i, 4).abs().mean(-1) for i in range(3)]
+    odd = kind in ("zero rows", "nan and inf", "nan, inf and a row of it", "all zero", "all nan")
+    scores = [rows_of(kind if odd else "random", images, tokens, 4, seed + i).abs().mean(-1) for i in range(3)]
     middle, deep, cls = (score.masked_fill(separators, float("nan")) for score in scores)
     return VisualTokens(
-        features_of(kind, images, tokens, seed),
+        rows_of(kind, images, tokens, 16, seed),
         grids,
         separators,
         ordinals=tuple(range(images)),
@@ -128,7 +106,7 @@ def check_decision(reduction: Reduction, images: int, tokens: int, k: int) -> No
 @quick
 @given(
     layout=st.sampled_from(list(LAYOUTS)),
-    kind=st.sampled_from(FEATURES),
+    kind=st.sampled_from(KINDS),
     images=st.integers(1, 3),
     share=st.floats(0, 1),
     seed=st.integers(0, 99),
@@ -216,7 +194,7 @@ def naive_greedy(x: Tensor, k: int, seed: int | None, rule: str) -> list[int]:
 def test_max_min_is_the_greedy_algorithm(monkeypatch: Any, rule: str, seeded: bool, entries: int) -> None:
     monkeypatch.setattr(reference, "MATRIX_ENTRIES", entries)
     monkeypatch.setattr(reference, "_CHUNK", 16)
-    x = features_of("random", 3, 50, seed=1)
+    x = rows_of("random", 3, 50, 16, seed=1)
     seed = torch.tensor([7, 0, 49]) if seeded else None
     for k in (1, 9, 50):
         picks = ops.max_min(x, k, seed, rule)
@@ -226,11 +204,11 @@ def test_max_min_is_the_greedy_algorithm(monkeypatch: Any, rule: str, seeded: bo
 
 @pytest.mark.parametrize("rule", ["max-min", "max-sum"])
 @quick
-@given(kind=st.sampled_from(FEATURES), tokens=st.integers(1, 40), seed=st.integers(0, 99), seeded=st.booleans())
+@given(kind=st.sampled_from(KINDS), tokens=st.integers(1, 40), seed=st.integers(0, 99), seeded=st.booleans())
 def test_fewer_picks_are_a_prefix_and_all_picks_a_permutation(
     rule: str, kind: str, tokens: int, seed: int, seeded: bool
 ) -> None:
-    x = features_of(kind, 2, tokens, seed)
+    x = rows_of(kind, 2, tokens, 16, seed)
     first = torch.tensor([0, tokens - 1]) if seeded else None
     order = ops.max_min(x, tokens, first, rule)
     assert torch.equal(order.sort(dim=1).values, torch.arange(tokens).expand(2, -1))
@@ -240,14 +218,14 @@ def test_fewer_picks_are_a_prefix_and_all_picks_a_permutation(
 
 
 def test_duplicates_come_after_every_distinct_token() -> None:
-    x = features_of("random", 1, 12, seed=3).repeat(1, 3, 1)
+    x = rows_of("random", 1, 12, 16, seed=3).repeat(1, 3, 1)
     order = ops.max_min(x, 36)[0]
     assert len(set((order[:12] % 12).tolist())) == 12
 
 
 @pytest.mark.parametrize("kind", ["zero rows", "nan and inf"])
 def test_rows_without_direction_are_picked_last(kind: str) -> None:
-    x = features_of(kind, 1, 30, seed=4)
+    x = rows_of(kind, 1, 30, 16, seed=4)
     lost = ~x[0].isfinite().all(dim=1) | (x[0] == 0).all(dim=1)
     order = ops.max_min(x, 30)[0]
     assert not lost[order[: int((~lost).sum())]].any()
@@ -255,7 +233,7 @@ def test_rows_without_direction_are_picked_last(kind: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
-    x = features_of("random", 2, 60, seed=5).mul(300).to(dtype)
+    x = rows_of("random", 2, 60, 16, seed=5).mul(300).to(dtype)
     assert torch.equal(ops.max_min(x, 20), ops.max_min(x.float(), 20))
 
 
@@ -286,7 +264,7 @@ def test_merge_is_a_product_with_w_and_carries_gradients() -> None:
     generator = torch.Generator().manual_seed(0)
     source, target = (torch.randint(n, (2, 30), generator=generator) for n in (9, 4))
     mixing = Mixing(source, target, torch.randn(2, 30, generator=generator))
-    x = features_of("random", 2, 9, seed=6).requires_grad_()
+    x = rows_of("random", 2, 9, 16, seed=6).requires_grad_()
     merged = ops.merge(x, mixing, 4)
     assert_close(merged, dense(mixing, 4, 9) @ x)
     merged.sum().backward()
@@ -329,7 +307,7 @@ def test_a_band_never_holds_more_boxes_than_columns() -> None:
 
 
 def test_pooling_a_divisible_grid_is_average_pooling() -> None:
-    x = features_of("random", 1, 144, seed=7)
+    x = rows_of("random", 1, 144, 16, seed=7)
     kept, mixing = pool_mixing((Grid(0, 1, 12, 12),), 16)
     pooled = torch.nn.functional.avg_pool2d(x[0].T.view(-1, 12, 12), 3).flatten(1).T
     assert_close(ops.merge(x, mixing, 16)[0], pooled)
@@ -500,7 +478,7 @@ def test_instruction_attention_is_the_mean_over_the_instruction_of_each_row() ->
 
 @pytest.mark.parametrize("direction", ["code", "paper"])
 def test_transition_of_a_row_does_not_depend_on_its_batch(direction: str) -> None:
-    before, after = features_of("random", 2, 10, seed=8), features_of("random", 2, 10, seed=9)
+    before, after = rows_of("random", 2, 10, 16, seed=8), rows_of("random", 2, 10, 16, seed=9)
     valid = torch.ones(2, 10, dtype=torch.bool)
     valid[1, :4] = False
     together = transition(before, after, valid, direction)
@@ -518,7 +496,7 @@ def test_a_token_turned_round_weighs_most_in_the_code_and_least_in_the_paper() -
 
 @pytest.mark.parametrize("kind", ["zero rows", "nan and inf", "all zero", "all nan", "huge"])
 def test_the_transition_score_is_finite_whatever_comes(kind: str) -> None:
-    x = features_of(kind, 2, 12, seed=10)
+    x = rows_of(kind, 2, 12, 16, seed=10)
     method, memory = TransPrune(), {}
     valid = torch.ones(2, 12, dtype=torch.bool)
     for module in ("attention", "mlp"):

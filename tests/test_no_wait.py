@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from contract import EVERY, METHODS, spec_of
+from contract import EVERY, METHODS, model_of, spec_of
+from covering import product
 from device_double import Waited, double, off_double, on_double
 from families import scenario
 from torch import Tensor
@@ -43,9 +44,9 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @functools.cache
 def prompt(family: str) -> tuple[dict[str, Tensor], Any]:
-    """Inputs of two rows of several lengths, and the model on the double."""
-    plain = EVERY[family].build()
-    return EVERY[family].inputs(plain, scenario(EVERY[family], "ragged")), on_double(EVERY[family].build())
+    """Inputs of two rows of several lengths, and a model of its own on the double."""
+    inputs = EVERY[family].inputs(model_of(family), scenario(EVERY[family], "ragged"))
+    return inputs, on_double(EVERY[family].build())
 
 
 def refused(model: Any, spec: str) -> bool:
@@ -69,8 +70,7 @@ def prefill_and_decode(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, T
     return first.logits, second.logits
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@product(family=["llava", "qwen2_5_vl"], method=METHODS, each="value")
 def test_nothing_waits_for_the_device(family: str, method: str) -> None:
     inputs, model = prompt(family)
     spec, there = spec_of(method, family), on_double(inputs)
@@ -85,7 +85,7 @@ def test_nothing_waits_for_the_device(family: str, method: str) -> None:
             return
         with double():
             found = off_double(prefill_and_decode(model, there))
-    plain = EVERY[family].build()
+    plain = model_of(family)
     with vtc.patched(plain, spec):
         torch.testing.assert_close(found, prefill_and_decode(plain, inputs), rtol=0, atol=1e-4)
 

@@ -17,13 +17,44 @@ from vtc.eval import embedded
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
-def test_importing_is_quiet_and_brings_nothing_optional():
-    code = "import sys, torch, transformers; before = set(sys.modules); import vtc; print(*(set(sys.modules) - before))"
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+#: One process imports one thing after the other, and says after each what is there that was not there before.
+IMPORTS = """
+import sys
+def tell():
+    global before
+    print(*sorted(set(sys.modules) - before), sep=",")
+    before = set(sys.modules)
+before = set(sys.modules)
+import vtc.presets; vtc.presets.presets(); tell()
+import torch; before = set(sys.modules)
+import vtc; vtc.preset("divprune/llava-1.5/0.098"); tell()
+import transformers; before = set(sys.modules)
+import vtc.adapters.llava_package; tell()
+"""
+
+
+@pytest.fixture(scope="module")
+def imported() -> dict[str, set[str]]:
+    """What comes with the list of presets, with the package and a preset, and with the adapter of the llava package."""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", IMPORTS], capture_output=True, text=True, check=True)
     assert done.stderr == ""
-    new = {name.split(".")[0] for name in done.stdout.split()}
+    return dict(zip(("presets", "vtc", "llava"), (set(line.split(",")) for line in done.stdout.splitlines())))
+
+
+def test_importing_is_quiet_and_brings_nothing_optional(imported):
+    assert "vtc.spec" in imported["vtc"]
+    new = {name.split(".")[0] for name in imported["presets"] | imported["vtc"]}
     assert not new & {"matplotlib", "sklearn", "skimage", "tqdm", "PIL", "accelerate"}
-    assert "transformers.modeling_utils" not in done.stdout.split()
+
+
+def test_a_preset_imports_no_transformers_and_the_list_no_torch(imported):
+    assert "vtc.presets" in imported["presets"] and "torch" not in imported["presets"]
+    assert not any(name.split(".")[0] == "transformers" for name in imported["presets"] | imported["vtc"])
+
+
+def test_the_adapter_of_the_llava_package_does_not_import_it(imported):
+    assert "vtc.adapters.llava_package" in imported["llava"]
+    assert not any(name.split(".")[0] == "llava" for name in imported["llava"])
 
 
 def test_every_public_name_is_there():

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from contract import EVERY, METHODS, check_rows, model_of, spec_of, state_of
+from covering import product
 from families import Row, scenario
 from test_video_families import MIXED
 from tiny_videos import Mixed
@@ -20,10 +21,7 @@ SELECTORS = [m for m in METHODS if method_class(m).kind == "selector" and m != "
 VIDEOS = ("llava_onevision_video", "video_llava_video", "qwen3_vl_video")
 
 
-@pytest.fixture(autouse=True)
-def no_grad():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 def method_of(name, family, per="input", keep=0.5):
@@ -148,18 +146,18 @@ def test_blocks_of_a_row_in_several_widths_share_a_grid_of_crops(monkeypatch):
     assert trace.tokens_per_layer[0].tolist() == [20, 10]
 
 
-@pytest.mark.parametrize("per", ["frame", "row"])
-@pytest.mark.parametrize("family", [*VIDEOS, "internvl_video"])
-@pytest.mark.parametrize("name", ["pool", "divprune", "visionzip", "tokencorr"])
-def test_rows_equal_their_own_run(family, name, per):
+@product(
+    per=["frame", "row"],
+    family=[*VIDEOS, "internvl_video"],
+    name=["pool", "divprune", "visionzip", "tokencorr"],
+    rows=["ragged", "several_images"],
+)
+def test_rows_equal_their_own_run(per, family, name, rows):
     spec = f"{spec_of(name, family)},per={per}"
-    for rows in ("ragged", "several_images"):
-        check_rows(EVERY[family], model_of(family), spec, scenario(EVERY[family], rows))
+    check_rows(EVERY[family], model_of(family), spec, scenario(EVERY[family], rows))
 
 
-@pytest.mark.parametrize("per", ["frame", "row"])
-@pytest.mark.parametrize("family", MIXED)
-@pytest.mark.parametrize("name", ["pool", "visionzip", "hiprune"])
+@product(per=["frame", "row"], family=MIXED, name=["pool", "visionzip", "hiprune"])
 def test_an_image_and_a_video_in_one_row(family, name, per):
     image, video = MIXED[family]
     rows = [Row((image, video), 2), Row((video, image), 5)]

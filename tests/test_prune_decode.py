@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from contract import EVERY, METHODS, each_alone, extended, model_of, spec_of
+from contract import EVERY, METHODS, each_alone, extended, greedy, model_of, spec_of, stepwise
+from covering import product
 from families import scenario
 
 import vtc
@@ -29,24 +30,14 @@ FAMILIES = ("llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "internvl")
 NEW = 4
 
 
-@pytest.fixture(autouse=True)
-def no_grad():
-    with torch.no_grad():
-        yield
-
-
-def greedy(model, inputs, new=NEW, **kwargs):
-    return model.generate(
-        **inputs, max_new_tokens=new, do_sample=False, return_dict_in_generate=True, output_logits=True, **kwargs
-    )
+pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 def keys(cache) -> list[int]:
     return [layer.keys.shape[-2] for layer in cache.layers]
 
 
-@pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("family", FAMILIES)
+@product(family=FAMILIES, spec=SPECS, each="value")
 def test_the_caches_hold_what_the_trace_says(family, spec):
     model = model_of(family)
     inputs = EVERY[family].inputs(model, scenario(EVERY[family], "single"))
@@ -55,21 +46,20 @@ def test_the_caches_hold_what_the_trace_says(family, spec):
         trace = vtc.trace(model)
         expected = (trace.tokens_per_layer[:, 0] + trace.text_tokens).tolist()
         assert keys(cache) == expected
-        output = greedy(model, inputs)
+        output = stepwise(model, inputs)
         revived = vtc.trace(model).revived_tokens[:, 0]
         assert keys(output.past_key_values) == [n + NEW - 1 + r for n, r in zip(expected, revived.tolist())]
         assert bool(revived.any()) == ("lazyllm" in spec and "revive=False" not in spec)
 
 
-@pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("family", FAMILIES)
+@product(family=FAMILIES, spec=SPECS, each="value")
 def test_beams_equal_those_of_each_row(family, spec):
     model = model_of(family)
     rows = scenario(EVERY[family], "ragged")
     with vtc.patched(model, spec):
-        beams = greedy(model, EVERY[family].inputs(model, rows), num_beams=2).sequences
+        beams = greedy(model, EVERY[family].inputs(model, rows), num_beams=2)
         for index, alone in enumerate(each_alone(EVERY[family], model, rows)):
-            assert torch.equal(greedy(model, alone, num_beams=2).sequences[0, -NEW:], beams[index, -NEW:])
+            assert torch.equal(greedy(model, alone, num_beams=2)[0, -NEW:], beams[index, -NEW:])
 
 
 # ---------------------------------------------------------------- recomputation with the same decisions
@@ -111,18 +101,17 @@ def replayed(spec: str) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("spec", [s for s in SPECS if "lazyllm" not in s or "revive=False" in s])
-@pytest.mark.parametrize("family", FAMILIES)
+@product(family=FAMILIES, spec=[s for s in SPECS if "lazyllm" not in s or "revive=False" in s], each="value")
 def test_decoding_and_a_second_turn_equal_recomputing_with_the_same_decisions(family, spec):
     model = model_of(family)
     (alone, *_) = each_alone(EVERY[family], model, scenario(EVERY[family], "ragged"))
     length = alone["input_ids"].shape[1]
     words = torch.randint(20, 99, (1, 5), generator=torch.Generator().manual_seed(3))
     with vtc.patched(model, *replayed(spec)):
-        first = greedy(model, alone)
+        first = stepwise(model, alone)
         whole = extended(alone, torch.cat([first.sequences[:, length:], words], dim=1))
         text = {name: whole[name] for name in whole if name == "input_ids" or "mask" in name or "type_ids" in name}
-        second = greedy(model, text, past_key_values=first.past_key_values)
+        second = stepwise(model, text, past_key_values=first.past_key_values)
         again = model(**extended(alone, second.sequences[:, length:]), use_cache=False).logits[0]
     torch.testing.assert_close(torch.cat(first.logits), again[length - 1 :][:NEW], atol=3e-4, rtol=1e-4)
     torch.testing.assert_close(torch.cat(second.logits), again[-NEW - 1 : -1], atol=3e-4, rtol=1e-4)

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from contract import EVERY, METHODS, model_of, spec_of, state_of
+from contract import EVERY, METHODS, model_of, spec_of, state_of, stepwise
 from families import Row, scenario
-from test_prune_decode import NEW, SPECS, greedy
+from test_prune_decode import NEW, SPECS
 
 import vtc
 from vtc.method.registry import method_class
@@ -93,14 +93,14 @@ def test_a_turn_of_text_where_positions_have_several_axes(family):
     model = model_of(family)
     inputs = EVERY[family].inputs(model, scenario(EVERY[family], "ragged"))
     with torch.no_grad(), vtc.patched(model, "lazyllm:keep=0.3"):
-        first = greedy(model, inputs)
+        first = stepwise(model, inputs)
         words = torch.tensor([[20, 21, 22]]).expand(len(first.sequences), -1)
         ids = torch.cat([first.sequences, words], dim=1)
         more = ids.shape[1] - inputs["input_ids"].shape[1]
         text = {name: torch.nn.functional.pad(inputs[name], (0, more)) for name in inputs if "type_ids" in name}
         text["attention_mask"] = torch.nn.functional.pad(inputs["attention_mask"], (0, more), value=1)
         text["input_ids"] = ids
-        second = greedy(model, text, past_key_values=first.past_key_values)
+        second = stepwise(model, text, past_key_values=first.past_key_values)
         assert second.sequences.shape == (len(ids), ids.shape[1] + NEW)
         assert all(logits.isfinite().all() for logits in second.logits)
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reducer_driver import KINDS, Run, parts_of, patches_of, random_blocks, rows_of, run_tower, windows
+from odd_values import rows_of
+from reducer_driver import KINDS, Run, parts_of, patches_of, random_blocks, run_tower, windows
 from torch.testing import assert_close
 
 import vtc

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from contract import ATTENTIONS, EVERY, MORE, each_alone, model_of
+from contract import ATTENTIONS, EVERY, MORE, batch, each_alone, model_of
 from families import Row, scenario
 from torch.utils.flop_counter import FlopCounterMode
 from tower_reference import Result, Tower
@@ -66,15 +66,7 @@ FAMILIES = (
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def no_grad():
-    with torch.no_grad():
-        yield
-
-
-def batch(family: str, name: str, attention: str = "sdpa") -> tuple[Any, dict]:
-    model = model_of(family, attention)
-    return model, EVERY[family].inputs(model, scenario(EVERY[family], name))
+pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 def pixels(inputs: dict) -> dict:

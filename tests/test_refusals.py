@@ -5,23 +5,13 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from contract import EVERY, model_of
-from families import scenario
+from contract import EVERY, batch, model_of
 
 import vtc
 from vtc.method.base import Method
 from vtc.method.budget import Keep
 
-
-@pytest.fixture(autouse=True)
-def no_grad():
-    with torch.no_grad():
-        yield
-
-
-def single(family="llava"):
-    model = model_of(family)
-    return model, EVERY[family].inputs(model, scenario(EVERY[family], "single"))
+pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 @dataclass
@@ -44,7 +34,7 @@ class Unrun(Method):
 
 
 def test_a_selector_that_repeats_a_token():
-    model, inputs = single()
+    model, inputs = batch("llava", "single")
     with vtc.patched(model, Wrong()), pytest.raises(RuntimeError, match="wrong must keep ascending positions"):
         model(**inputs)
 
@@ -56,14 +46,14 @@ def test_a_method_of_no_kind():
 
 @pytest.mark.parametrize("spec", ["divprune:keep=0.5", "fastv:layer=2"])
 def test_a_mask_over_visual_tokens(spec):
-    model, inputs = single()
+    model, inputs = batch("llava", "single")
     inputs["attention_mask"][0, 8] = 0
     with vtc.patched(model, spec), pytest.raises(ValueError, match="attention_mask hides visual tokens of row 0"):
         model(**inputs)
 
 
 def test_samples_packed_into_one_row():
-    model, inputs = single()
+    model, inputs = batch("llava", "single")
     length = inputs.pop("attention_mask").shape[1]
     positions = torch.cat([torch.arange(length - 4), torch.arange(4)])[None]
     with vtc.patched(model, "divprune:keep=0.5"), pytest.raises(ValueError, match="position_ids start again"):
@@ -71,7 +61,7 @@ def test_samples_packed_into_one_row():
 
 
 def test_cropping_a_cache_into_an_image():
-    model, inputs = single()
+    model, inputs = batch("llava", "single")
     with vtc.patched(model, "divprune:keep=0.5"):
         cache = model(**inputs, use_cache=True).past_key_values
         with pytest.raises(ValueError, match="reaches into an image"):
@@ -81,7 +71,7 @@ def test_cropping_a_cache_into_an_image():
 
 
 def test_a_copied_cache_after_its_patch():
-    model, inputs = single()
+    model, inputs = batch("llava", "single")
     with vtc.patched(model, "divprune:keep=0.5"):
         cache = copy.deepcopy(model(**inputs, use_cache=True).past_key_values)
     with pytest.raises(RuntimeError, match="unpatched"):
@@ -89,13 +79,13 @@ def test_a_copied_cache_after_its_patch():
 
 
 def test_a_copy_of_a_patched_model():
-    model, _ = single()
+    model, _ = batch("llava", "single")
     with vtc.patched(model, "divprune:keep=0.5"), pytest.raises(ValueError, match="can't be copied"):
         copy.deepcopy(model)
 
 
 def test_another_attention_implementation_after_patching():
-    model, inputs = EVERY["llava"].build(), single()[1]
+    model, inputs = EVERY["llava"].build(), batch("llava", "single")[1]
     with vtc.patched(model, "fastv:layer=2"):
         model.set_attn_implementation("eager")
         with pytest.raises(ValueError, match=r"set to .eager. after vtc\.patch"):
@@ -104,7 +94,7 @@ def test_another_attention_implementation_after_patching():
 
 
 def test_two_models_with_one_config():
-    family, inputs = EVERY["llava"], single()[1]
+    family, inputs = EVERY["llava"], batch("llava", "single")[1]
     one = family.build()
     two = type(one)(one.config).eval()
     vtc.patch(one, "fastv:layer=2")
@@ -116,26 +106,26 @@ def test_two_models_with_one_config():
 
 
 def test_unpatching_a_part():
-    model, _ = single()
+    model, _ = batch("llava", "single")
     with vtc.patched(model, "divprune"), pytest.raises(ValueError, match="not patched"):
         vtc.unpatch(model.model.language_model)
 
 
 def test_chunked_prefill_of_a_model_patched_inside():
-    model, inputs = single()
+    model, inputs = batch("llava", "single")
     with vtc.patched(model.model, "divprune:keep=0.5"), pytest.raises(ValueError, match="prefill_chunk_size"):
         model.generate(**inputs, max_new_tokens=2, prefill_chunk_size=8)
 
 
 def test_features_made_before_the_patch():
-    model, inputs = single()
+    model, inputs = batch("llava", "single")
     features = model.get_image_features(inputs.pop("pixel_values"), return_dict=True)
     with vtc.patched(model, "hiprune:keep=0.5"), pytest.raises(ValueError, match=r"make the features after vtc\.patch"):
         model(**inputs, mm_encoder_outputs={"image": features})
 
 
 def test_a_prompt_that_ends_in_an_image_is_predicted_from_a_survivor():
-    model, inputs = single()
+    model, inputs = batch("llava", "single")
     end = int((inputs["input_ids"][0] == 2).nonzero()[-1]) + 1
     short = {name: value[:, :end] if value.dim() == 2 else value for name, value in inputs.items()}
     for spec in ("divprune:keep=2", "fastv:layer=2,keep=2"):

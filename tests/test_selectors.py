@@ -13,7 +13,8 @@ from families import scenario
 from golden_cases import Case, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_methods import FEATURES, check_decision, dense, features_of
+from odd_values import KINDS, rows_of
+from test_methods import check_decision, dense
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -81,21 +82,21 @@ def visual_tokens(
         separators[grid.tokens().flatten()] = False
 
     def values(width: int, salt: int) -> Tensor:
-        x = features_of(kind, images, tokens, 1000 * seed + salt, width)
+        x = rows_of(kind, images, tokens, width, 1000 * seed + salt)
         return x.masked_fill(separators[:, None], float("nan"))
 
     rows, keys, score = values(6, 1), values(8, 2), [values(4, 3 + i).abs().mean(-1) for i in range(2)]
-    cls_rows = features_of("random", images, 3, seed, 6)[:, : crops.count if crops else 1].to(rows.dtype)
+    cls_rows = rows_of("random", images, 3, 6, seed)[:, : crops.count if crops else 1].to(rows.dtype)
     weight = torch.randn(6, 5, generator=torch.Generator().manual_seed(seed)).to(rows.dtype)
     visual = VisualTokens(
-        features=features_of(kind, images, tokens, 1000 * seed, 5),
+        features=rows_of(kind, images, tokens, 5, 1000 * seed),
         grids=grids,
         separators=separators,
         ordinals=tuple(range(images)),
         received={1: score[0], 3: score[1]},
         keys={3: keys.unflatten(2, (2, 4))},
         crops=crops,
-        text=tuple(features_of("random", images, 4, seed, 5)),
+        text=tuple(rows_of("random", images, 4, 5, seed)),
     )
     if tower == "joined":
         return visual
@@ -167,7 +168,7 @@ def same(ours: Reduction, other: Reduction, image: int, tokens: int) -> None:
 @given(
     layout=st.sampled_from(LAYOUTS),
     tower=st.sampled_from(TOWERS),
-    kind=st.sampled_from(FEATURES),
+    kind=st.sampled_from(KINDS),
     images=st.integers(1, 3),
     share=st.floats(0, 1),
     seed=st.integers(0, 99),
@@ -230,7 +231,7 @@ def test_other_precisions_decide_as_float32_does(method: Any, dtype: torch.dtype
 @given(
     layout=st.sampled_from(LAYOUTS),
     tower=st.sampled_from(TOWERS),
-    kind=st.sampled_from(FEATURES),
+    kind=st.sampled_from(KINDS),
     seed=st.integers(0, 99),
 )
 def test_where_the_picture_decides_some_token_stays_whatever_the_values(

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from contract import ATTENTIONS, EVERY, each_alone, model_of
+from contract import ATTENTIONS, EVERY, check_each_alone, greedy, model_of
 from decoder_reference import Decoder, Prompt, Result, best, masked_run, prompt, run, tiny_decoder
 from families import scenario
 from golden_stub import Stub
+from test_lazyllm import check_changes_nothing
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -218,11 +219,7 @@ def test_scores_add_up_or_not_on_two_layers_made_by_hand() -> None:
 
 
 def test_keeping_everything_changes_nothing() -> None:
-    given, stub = prompt(seed=5), Stub(tiny_decoder())
-    plain = run(stub, given)[0]
-    for method in (SpAtten(keep=1.0), SpAtten(keep=1000), SpAtten(keep=1.0, accumulate=False)):
-        with vtc.patched(stub, method):
-            assert all(torch.equal(a, b) for a, b in zip(run(stub, given)[0], plain))
+    check_changes_nothing(SpAtten(keep=1.0), SpAtten(keep=1000), SpAtten(keep=1.0, accumulate=False))
 
 
 CASES = [("llava", attention) for attention in ATTENTIONS]
@@ -238,11 +235,7 @@ def test_rows_of_a_batch_are_their_own_runs(family: str, attention: str, method:
         inputs = this.inputs(model, rows)
         with torch.no_grad(), vtc.patched(model, VARIANTS[method]):
             together = model(**inputs).logits[:, -1]
-            tokens = model.generate(**inputs, max_new_tokens=3, do_sample=False)[:, -3:]
-            for index, alone in enumerate(each_alone(this, model, rows)):
-                assert_close(together[index], model(**alone).logits[0, -1], atol=2e-4, rtol=1e-4)
-                again = model.generate(**alone, max_new_tokens=3, do_sample=False)
-                assert torch.equal(tokens[index], again[0, -3:])
+            check_each_alone(this, model, rows, together, greedy(model, inputs, new=3)[:, -3:])
 
 
 def test_bad_fields_are_refused() -> None:

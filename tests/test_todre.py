@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from contract import EVERY, each_alone, has_cls, model_of
+from contract import EVERY, check_each_alone, greedy, has_cls, model_of, ran
 from families import scenario
 from torch import Tensor
 from torch.testing import assert_close
@@ -29,17 +29,6 @@ class Recorded(TodreStage2):
         self.ratios = torch.stack([memory["text_to_visual"], memory["visual_to_text"]], dim=1)
         self.rows = rows
         return super().decide(rows, counts, memory)
-
-
-def ran(family: str, method: Any, name: str = "single", *attention: str, **kwargs: Any) -> tuple[Any, Any, Any]:
-    """The model's inputs, its output under `method` (None: untouched), and the trace."""
-    model = model_of(family, *attention)
-    inputs = EVERY[family].inputs(model, scenario(EVERY[family], name))
-    with torch.no_grad():
-        if method is None:
-            return inputs, model(**inputs, **kwargs), None
-        with vtc.patched(model, method):
-            return inputs, model(**inputs, **kwargs), vtc.trace(model)
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_onevision", "qwen2_5_vl", "mistral3", "gemma3", "paligemma"])
@@ -154,11 +143,8 @@ def test_rows_decide_alone_and_equal_their_own_run(family: str, name: str) -> No
     inputs = EVERY[family].inputs(model, rows)
     with torch.no_grad(), vtc.patched(model, method):
         together = model(**inputs).logits[:, -1]
-        tokens = model.generate(**inputs, max_new_tokens=3, do_sample=False)[:, -3:]
         left = vtc.trace(model).tokens_per_layer[-1]
-        for row, alone in enumerate(each_alone(EVERY[family], model, rows)):
-            assert_close(together[row], model(**alone).logits[0, -1], atol=2e-4, rtol=1e-4)
-            assert torch.equal(tokens[row], model.generate(**alone, max_new_tokens=3, do_sample=False)[0, -3:])
+        check_each_alone(EVERY[family], model, rows, together, greedy(model, inputs, new=3)[:, -3:])
     pictured = torch.tensor([bool(row.images) for row in rows])
     assert torch.equal(left == 0, ~pictured | (needed < threshold))
     if name != "text_row":

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from contract import EVERY, each_alone, model_of
+from contract import EVERY, check_each_alone, greedy, model_of
 from decoder_reference import Decoder, Prompt, Result, best, masked_run, prompt, run, tiny_decoder
 from families import scenario
 from golden_stub import Stub
@@ -136,11 +136,7 @@ def test_rows_of_a_batch_are_their_own_runs(family: str, selected: bool) -> None
             together = model(**inputs).logits[:, -1]
             layers = vtc.trace(model).tokens_per_layer
             assert torch.equal(layers[0], layers[-1]) and (layers[1] < layers[0])[layers[0] > 0].all()
-            tokens = model.generate(**inputs, max_new_tokens=3, do_sample=False)[:, -3:]
-            for index, alone in enumerate(each_alone(this, model, rows)):
-                assert_close(together[index], model(**alone).logits[0, -1], atol=2e-4, rtol=1e-4)
-                again = model.generate(**alone, max_new_tokens=3, do_sample=False)
-                assert torch.equal(tokens[index], again[0, -3:])
+            check_each_alone(this, model, rows, together, greedy(model, inputs, new=3)[:, -3:])
 
 
 def test_bad_fields_are_refused() -> None:

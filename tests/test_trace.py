@@ -2,25 +2,17 @@
 
 import pytest
 import torch
-from contract import EVERY, FAMILIES, model_of
+from contract import EVERY, FAMILIES, model_of, ran
 from families import scenario
 from torch.utils.flop_counter import FlopCounterMode
 
 import vtc
 
 
-def run(family, spec, name="ragged", **kwargs):
-    model = model_of(family)
-    inputs = EVERY[family].inputs(model, scenario(EVERY[family], name))
-    with torch.no_grad(), vtc.patched(model, spec):
-        output = model(**inputs, **kwargs)
-        return model, inputs, output, vtc.trace(model)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("spec", ["divprune:keep=0.5", "fastv:layer=2,keep=0.25", "stride:keep=8+fastv:layer=3,keep=3"])
 def test_tokens_per_layer_and_kept_agree(family, spec):
-    *_, trace = run(family, spec, "several_images")
+    *_, trace = ran(family, spec, "several_images")
     for layer, counts in enumerate(trace.tokens_per_layer.tolist()):
         for row, count in enumerate(counts):
             assert sum(len(image.kept(layer)) for image in trace.images if image.row == row) == count
@@ -31,7 +23,7 @@ def test_tokens_per_layer_and_kept_agree(family, spec):
 
 
 def test_the_words_of_the_budget():
-    *_, trace = run("llava", "divprune:keep=0.5+fastv:layer=2,keep=0.25", "single")
+    *_, trace = ran("llava", "divprune:keep=0.5+fastv:layer=2,keep=0.25", "single")
     assert trace.original_tokens.tolist() == [16]
     assert trace.tokens_per_layer[:, 0].tolist() == [8, 8, 2, 2, 2]
     assert trace.equivalent_tokens.tolist() == pytest.approx([22 / 5])
@@ -39,7 +31,7 @@ def test_the_words_of_the_budget():
 
 
 def test_cache_lengths_follow_the_plan():
-    _, inputs, output, trace = run("llava", "divprune:keep=0.5+fastv:layer=2,keep=0.25", "single")
+    inputs, output, trace = ran("llava", "divprune:keep=0.5+fastv:layer=2,keep=0.25", "single")
     text = inputs["input_ids"].shape[1] - 16
     lengths = [layer.keys.shape[-2] for layer in output.past_key_values.layers]
     assert lengths == [text + count for count in trace.tokens_per_layer[:, 0].tolist()]
@@ -47,13 +39,13 @@ def test_cache_lengths_follow_the_plan():
 
 
 def test_merged_tokens_say_where_they_went():
-    *_, trace = run("llava", "pool:keep=0.25", "single")
+    *_, trace = ran("llava", "pool:keep=0.25", "single")
     (image,) = trace.images
     into = image.merged_into()
     assert into.tolist().count(-1) == 0
     assert sorted(set(into.tolist())) == image.kept().tolist()
     assert torch.bincount(into)[image.kept()].tolist() == [4, 4, 4, 4]
-    *_, trace = run("llava", "stride:keep=0.25", "single")
+    *_, trace = ran("llava", "stride:keep=0.25", "single")
     assert trace.images[0].merged_into() is None
 
 
@@ -80,7 +72,7 @@ def test_flops_equal_those_that_torch_counts(family, spec):
 
 
 def test_its_text_is_two_readable_lines():
-    *_, trace = run("llava", "divprune:keep=0.5", "single")
+    *_, trace = ran("llava", "divprune:keep=0.5", "single")
     lines = str(trace).splitlines()
     assert len(lines) == 2
     assert "16 -> 8 visual tokens (equivalent 8.0)" in lines[0]
@@ -90,7 +82,7 @@ def test_its_text_is_two_readable_lines():
 
 @pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])
 def test_anyres_grids_name_thumbnail_tiles_and_newlines(family):
-    *_, trace = run(family, "divprune:keep=0.5")
+    *_, trace = ran(family, "divprune:keep=0.5", "ragged")
     kinds = {tuple(grid.kind for grid in image.source.grids) for image in trace.images}
     assert ("thumbnail", "tiles") in kinds
     for image in trace.images:
@@ -111,7 +103,7 @@ def test_anyres_grids_name_thumbnail_tiles_and_newlines(family):
     ],
 )
 def test_grids_multiply_to_the_tokens(family, shapes):
-    *_, trace = run(family, "divprune:keep=0.5")
+    *_, trace = ran(family, "divprune:keep=0.5", "ragged")
     assert all(t * h * w == len(image.source) for image in trace.images for t, h, w in [image.grid])
     assert shapes is None or [image.grid for image in trace.images] == shapes
     if shapes is None:

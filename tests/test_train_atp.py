@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from transformers import CLIPImageProcessorPil, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 import vtc
-from vtc.eval import embedded, models
+from vtc.eval import embedded
 from vtc.eval.errors import InputError
 from vtc.eval.train import atp as train_atp
 from vtc.eval.train import atp_compared
@@ -23,31 +23,20 @@ from vtc.prunes.atp import ATP, above, to_json
 torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="module")
-def loaded():
-    return models.load("embedded", None, "cpu", None)
-
-
-@pytest.fixture(scope="module")
-def inputs(loaded):
-    samples = [embedded.benchmark(9, "train")[index] for index in (2, 7)]  # a short question and a long one
-    return loaded.inputs([[s.image] for s in samples], [s.question for s in samples])
-
-
 # ---------------------------------------------------------------- the forward
 
 
 @pytest.mark.parametrize("share", [0.5, 0.05])
-def test_masks_give_the_patched_models_logits_and_counts(share, loaded, inputs, tmp_path):
+def test_masks_give_the_patched_models_logits_and_counts(share, loaded, two_questions, tmp_path):
     weights = Thresholds().weights.detach()
     weights[:, :, :2] += torch.linspace(-2, 2, 12).view(3, 2, 2)
     (tmp_path / "weights.json").write_text(json.dumps({"modules": to_json(weights)}))
     with torch.no_grad(), vtc.patched(loaded.model, ATP(keep=share, weights=str(tmp_path / "weights.json"))):
-        expected = loaded.model(**inputs).logits[:, -1]
+        expected = loaded.model(**two_questions).logits[:, -1]
         left = vtc.trace(loaded.model).tokens_per_layer
     answers = torch.tensor([[40, 41, 2], [42, 2, -100]])
     with torch.no_grad():
-        logits, kept = SoftATP(loaded.model).run(inputs, answers, torch.full((2,), share), weights)
+        logits, kept = SoftATP(loaded.model).run(two_questions, answers, torch.full((2,), share), weights)
     assert_close(logits[:, 0], expected, atol=2e-4, rtol=1e-4)
     assert_close(torch.stack(kept) * 256, left[[1, 4, 6]].float(), atol=1e-3, rtol=0)
     assert 0 < left[1].min() < 256 and left[4].min() < left[1].min()
@@ -102,17 +91,17 @@ def test_gradient_tells_what_a_token_that_is_gone_would_change(monkeypatch):
         model.float().requires_grad_(True)
 
 
-def test_answers_and_padding_do_not_decide(loaded, inputs):
+def test_answers_and_padding_do_not_decide(loaded, two_questions):
     """What stays is told from the prompt alone, and each row is as alone."""
     soft, weights = SoftATP(loaded.model), Thresholds().weights.detach()
     share = torch.tensor([0.3, 0.1])
     with torch.no_grad():
-        _, short = soft.run(inputs, torch.tensor([[40, 2], [41, 2]]), share, weights)
-        logits, long = soft.run(inputs, torch.tensor([[40, 41, 42, 2], [41, 2, -100, -100]]), share, weights)
+        _, short = soft.run(two_questions, torch.tensor([[40, 2], [41, 2]]), share, weights)
+        logits, long = soft.run(two_questions, torch.tensor([[40, 41, 42, 2], [41, 2, -100, -100]]), share, weights)
         assert_close(short, long)
         for row in (0, 1):
-            length = int(inputs["attention_mask"][row].sum())
-            alone = {name: value[row : row + 1] for name, value in inputs.items()}
+            length = int(two_questions["attention_mask"][row].sum())
+            alone = {name: value[row : row + 1] for name, value in two_questions.items()}
             alone |= {name: alone[name][:, -length:] for name in ("input_ids", "attention_mask")}
             found, kept = soft.run(alone, torch.tensor([[40 + row, 2]]), share[row : row + 1], weights)
             assert_close([each[0] for each in kept], [each[row] for each in long])
@@ -220,10 +209,10 @@ def test_a_llava_of_ones_own_learns_from_instructions(name, quick, tiny, capsys)
     assert questions.get(0).answer == "red" and questions.get(0).shown()[0].size == (20, 16)
 
 
-def test_equivalent_tokens_are_foretold(loaded, inputs):
+def test_equivalent_tokens_are_foretold(loaded, two_questions):
     for spec in ("fastv:keep=100", "transprune:keep=40", "atp_tf:keep=50"):
         with torch.no_grad(), vtc.patched(loaded.model, spec):
-            loaded.model(**inputs)
+            loaded.model(**two_questions)
             assert planned(spec, 256, 8) == pytest.approx(float(vtc.trace(loaded.model).equivalent_tokens[0]))
 
 

@@ -10,7 +10,6 @@ from torch.testing import assert_close
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 import vtc
-from vtc.eval import embedded, models
 from vtc.eval.cli import main
 from vtc.eval.train import diffrate as train_diffrate
 from vtc.eval.train import diffrate_forward
@@ -27,17 +26,6 @@ from vtc.eval.train.diffrate_forward import (
 PATCHES = 256
 
 
-@pytest.fixture(scope="module")
-def loaded():
-    return models.load("embedded", None, "cpu", None)
-
-
-@pytest.fixture(scope="module")
-def inputs(loaded):
-    samples = [embedded.benchmark(9, "train")[index] for index in (2, 7)]  # a short question and a long one
-    return loaded.inputs([[s.image] for s in samples], [s.question for s in samples])
-
-
 # ---------------------------------------------------------------- the forward
 
 
@@ -51,27 +39,27 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize(("prune", "merge"), SCHEDULES.values(), ids=SCHEDULES)
-def test_hard_masks_give_the_patched_models_logits_and_flops(prune, merge, loaded, inputs):
+def test_hard_masks_give_the_patched_models_logits_and_flops(prune, merge, loaded, two_questions):
     soft, answers = SoftLlava(loaded.model), torch.tensor([[40, 41, 2], [42, 43, 2]])
     schedule = fixed_schedule(PATCHES, prune, merge)
-    whole = dict(inputs, input_ids=torch.cat([inputs["input_ids"], answers[:, :-1]], dim=1))
-    whole["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(answers[:, :-1])], dim=1)
+    whole = dict(two_questions, input_ids=torch.cat([two_questions["input_ids"], answers[:, :-1]], dim=1))
+    whole["attention_mask"] = torch.cat([two_questions["attention_mask"], torch.ones_like(answers[:, :-1])], dim=1)
     with torch.no_grad(), vtc.patched(loaded.model, method_of(prune, merge, PATCHES)):
         expected = loaded.model(**whole).logits[:, -3:]
         cost = vtc.trace(loaded.model).flops()
     with torch.no_grad():
-        found = soft.logits(inputs, answers, schedule)
+        found = soft.logits(two_questions, answers, schedule)
     assert_close(found, expected, atol=2e-4, rtol=1e-4)
     text = (whole["attention_mask"].sum(dim=1) - PATCHES).tolist()
     assert_close(sum(float(soft.flops(schedule, t)) for t in text), float(cost.total), rtol=1e-9, atol=0)
     assert_close(sum(float(soft.flops((), t)) for t in text), float(cost.unpatched_total), rtol=1e-9, atol=0)
 
 
-def test_padding_of_answers_changes_nothing(loaded, inputs):
+def test_padding_of_answers_changes_nothing(loaded, two_questions):
     soft, schedule = SoftLlava(loaded.model), fixed_schedule(PATCHES, (256, 99, 50, 50, 50), (256, 80, 40, 40, 40))
     with torch.no_grad():
-        ragged = soft.loss(inputs, torch.tensor([[40, 2, -100], [41, 42, 2]]), schedule)
-        pictures = [{name: value[row : row + 1] for name, value in inputs.items()} for row in (0, 1)]
+        ragged = soft.loss(two_questions, torch.tensor([[40, 2, -100], [41, 42, 2]]), schedule)
+        pictures = [{name: value[row : row + 1] for name, value in two_questions.items()} for row in (0, 1)]
         first = soft.loss(pictures[0], torch.tensor([[40, 2]]), schedule)
         second = soft.loss(pictures[1], torch.tensor([[41, 42, 2]]), schedule)
     assert_close(ragged, (2 * first + 3 * second) / 5, atol=1e-4, rtol=1e-4)

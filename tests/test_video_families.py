@@ -6,6 +6,7 @@ import flash_stand_in
 import pytest
 import torch
 from contract import EVERY, METHODS, check_rows, model_of, refusal, spec_of, state_of
+from covering import product
 from families import Row, scenario
 from tiny_base import IMAGE, siglip
 from tiny_videos import LlavaOnevisionVideo, Mixed
@@ -24,10 +25,7 @@ QWENS = ("qwen2_vl_video", "qwen2_5_vl_video", "qwen3_vl_video")
 POOLED = LLAVAS[:2]
 
 
-@pytest.fixture(autouse=True)
-def no_grad():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 @vtc.register("test-onlooker")
@@ -203,8 +201,7 @@ def test_reducers_are_refused_in_a_sentence(family, reducer):
 # ---------------------------------------------------------------- the contract
 
 
-@pytest.mark.parametrize("family", [*LLAVAS, *QWENS, "internvl_video"])
-@pytest.mark.parametrize("method", [*SELECTORS, "fastv", "holitom_inner", "pyramiddrop"])
+@product(family=[*LLAVAS, *QWENS, "internvl_video"], method=[*SELECTORS, *PRUNES], each="value")
 def test_two_videos_in_a_row(family, method):
     check_rows(EVERY[family], model_of(family), spec_of(method, family), scenario(EVERY[family], "several_images"))
 
@@ -219,8 +216,7 @@ MIXED = {
 }
 
 
-@pytest.mark.parametrize("family", MIXED)
-@pytest.mark.parametrize("method", [*SELECTORS, *PRUNES])
+@product(family=MIXED, method=[*SELECTORS, *PRUNES], each="value")
 def test_an_image_and_a_video_in_one_prompt_in_both_orders(family, method):
     image, video = MIXED[family]
     tiny = Mixed(EVERY[family], EVERY[f"{family}_video"])
@@ -228,26 +224,27 @@ def test_an_image_and_a_video_in_one_prompt_in_both_orders(family, method):
     check_rows(tiny, model_of(family), spec_of(method, family), rows)
 
 
-@pytest.mark.parametrize("family", [*LLAVAS, *QWENS])
-@pytest.mark.parametrize("attention", ["eager", flash_stand_in.NAME])
-@pytest.mark.parametrize("method", ["evs", "holitom", "hiprune", "visionzip"])
+@product(
+    family=[*LLAVAS, *QWENS],
+    attention=["eager", flash_stand_in.NAME],
+    method=["evs", "holitom", "hiprune", "visionzip"],
+)
 def test_rows_equal_their_own_run_however_attention_is_computed(family, attention, method):
     model = model_of(family, attention)
     check_rows(EVERY[family], model, spec_of(method, family), scenario(EVERY[family], "ragged"))
 
 
-@pytest.mark.parametrize("family", [*LLAVAS, *QWENS, "internvl_video"])
-def test_keeping_all_and_unpatching_are_bit_exact(family):
+@product(family=[*LLAVAS, *QWENS, "internvl_video"], method=[*SELECTORS, *PRUNES], each="value")
+def test_keeping_all_and_unpatching_are_bit_exact(family, method):
     tiny, model = EVERY[family], model_of(family)
     inputs = tiny.inputs(model, scenario(tiny, "several_images"))
     logits = model(**inputs).logits
     before = state_of(model)
-    for method in [*SELECTORS, *PRUNES]:
-        with vtc.patched(model, spec_of(method, family, keep=1.0)):
-            assert torch.equal(model(**inputs).logits, logits), method
-        with vtc.patched(model, spec_of(method, family)):
-            model(**inputs)
-        assert torch.equal(model(**inputs).logits, logits), f"after {method}"
+    with vtc.patched(model, spec_of(method, family, keep=1.0)):
+        assert torch.equal(model(**inputs).logits, logits)
+    with vtc.patched(model, spec_of(method, family)):
+        model(**inputs)
+    assert torch.equal(model(**inputs).logits, logits)
     assert state_of(model) == before
 
 

@@ -6,7 +6,7 @@ returns the new tokens only.
 
 import tempfile
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 
 import torch
 from llava.mm_utils import get_anyres_image_grid_shape
@@ -64,9 +64,13 @@ VARIANTS = {
 }
 
 
-@lru_cache(maxsize=8)
 def model_of(name: str, attn: str = "sdpa"):
-    """A tiny random model; tests leave it as they found it."""
+    """A tiny random model, built once per process; tests leave it as they found it."""
+    return _built(name, attn)
+
+
+@cache
+def _built(name: str, attn: str):
     return build(VARIANTS[name], attn)
 
 

@@ -1,0 +1,109 @@
+"""Which cells of a product are run: few in which every pair occurs, or with `pytest --all` each of them.
+
+A test states its factors once::
+
+    @product(family=FAMILIES, attention=ATTENTIONS, method=METHODS, where=lambda cell: ...)
+    def test_something(family, attention, method): ...
+
+`make test` runs a choice in which every pair of values that occurs in the product (`each="value"`: every value) occurs.
+The choice is a function of the values and of the test's name: another name, other cells, so that several tests with the
+same factors complement each other.
+"""
+
+import itertools
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+Cell = Mapping[str, Any]
+#: How many factors at a time all combinations occur of.
+STRENGTH = {"value": 1, "pair": 2}
+
+
+def product(*, each: str = "pair", where: Callable[[Cell], bool] = lambda cell: True, **factors: Iterable[Any]):
+    """Parametrizes a test by the cells of a product of `factors` for which `where` is true."""
+    values = [list(values) for values in factors.values()]
+    cells = [dict(zip(factors, cell)) for cell in itertools.product(*values)]
+    return of_cells([cell for cell in cells if where(cell)], each=each)
+
+
+def of_cells(cells: Sequence[Cell], *, each: str = "pair"):
+    """The same for cells that are given one by one."""
+    return pytest.mark.product(list(cells), STRENGTH[each])
+
+
+def combinations(cell: Cell, strength: int) -> list[tuple]:
+    """What a cell covers: the values, or pairs of values, in it."""
+    return list(itertools.combinations([(name, text(value)) for name, value in cell.items()], strength))
+
+
+def covering(cells: Sequence[Cell], strength: int = 2, salt: str = "") -> list[int]:
+    """Places of few cells in which every combination of `strength` values that occurs in `cells` occurs.
+
+    Greedy: for each combination in turn, of the cells that have it the one with the most that are still missing; among
+    equals, the one whose checksum is lowest.
+    """
+    covers = [combinations(cell, strength) for cell in cells]
+    order = [zlib.crc32(f"{salt} {[text(value) for value in cell.values()]}".encode()) for cell in cells]
+    having: dict[tuple, list[int]] = {}
+    for place, covered in enumerate(covers):
+        for combination in covered:
+            having.setdefault(combination, []).append(place)
+    missing, chosen = set(having), []
+    for combination in sorted(having, key=lambda combination: len(having[combination])):  # the rarest first
+        if combination in missing:
+            best = max(having[combination], key=lambda place: (len(missing.intersection(covers[place])), -order[place]))
+            missing.difference_update(covers[best])
+            chosen.append(best)
+    return sorted(chosen)
+
+
+def text(value: Any) -> str:
+    """What stands for a value in ids and checksums; values that differ have to differ in it."""
+    return str(value)
+
+
+#: Marks what `make test` leaves out.
+REST = pytest.mark.rest
+
+
+# ---------------------------------------------------------------- hooks, which conftest.py imports
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("products", "the contract matrix and other products of factors (tests/covering.py)")
+    group.addoption("--all", action="store_true", help="every cell; without it, few with every pair")
+    group.addoption("--half", type=int, choices=(0, 1), help="one half of what --all adds, and nothing else")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "product(cells, strength): parametrized by cells of a product, see covering.py")
+    config.addinivalue_line("markers", "rest: run with --all alone")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    every = metafunc.config.getoption("all") or metafunc.config.getoption("half") is not None
+    for mark in metafunc.definition.iter_markers("product"):
+        cells, strength = mark.args
+        chosen = set(covering(cells, strength, metafunc.function.__name__))
+        params = [
+            pytest.param(*cell.values(), id="-".join(map(text, cell.values())), marks=() if place in chosen else REST)
+            for place, cell in enumerate(cells)
+            if every or place in chosen
+        ]
+        metafunc.parametrize(list(cells[0]), params)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("all"):
+        half = config.getoption("half")
+        kept = [in_half(item) == half for item in items]
+        config.hook.pytest_deselected(items=[item for item, own in zip(items, kept) if not own])
+        items[:] = [item for item, own in zip(items, kept) if own]
+
+
+def in_half(item: pytest.Item) -> int | None:
+    """0 or 1 for what `--all` alone runs, by the name of the test, so that it stays when others come or go."""
+    return None if item.get_closest_marker("rest") is None else zlib.crc32(item.nodeid.encode()) % 2
