@@ -47,7 +47,8 @@ def test_circles_are_found():
 def test_every_folder_with_code_is_installed():
     known = {file.parent for file in modules().values()}
     with_code = {file.parent for folder in FOLDERS for file in folder.rglob("__init__.py")}
-    assert with_code <= known
+    packaged = ROOT / "eval" / "tasks" / "packaged"  # its folders come along as data
+    assert {folder for folder in with_code if packaged not in folder.parents} <= known
     assert len(SETUPTOOLS["packages"]) == len(set(SETUPTOOLS["packages"]))
 
 
