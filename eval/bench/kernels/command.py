@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from vtc.eval.arguments import DTYPES, names, positive, say
+from vtc.eval.arguments import DTYPES, add_json_argument, names, positive, say
 from vtc.eval.errors import InputError
 
 if TYPE_CHECKING:
@@ -79,21 +79,15 @@ class KernelRun(TypedDict):
     results: list[KernelResult]
 
 
-def add_arguments(benches: Any) -> None:
-    """Add `kernels` to what `vtc bench` offers."""
-    parser = benches.add_parser(
-        "kernels",
-        help="time of each operation beside plain torch, released loops and the device's bounds",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `vtc bench kernels`."""
     parser.add_argument("--ops", type=names, default=ALL, help="operations separated by commas, or all")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument(
         "--dtype", choices=DTYPES, default=argparse.SUPPRESS, help="of the input (default: float32; on a GPU bfloat16)"
     )
     parser.add_argument("--rounds", type=positive, default=7, help="times each form is run")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    add_json_argument(parser)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -108,8 +102,6 @@ def main(args: argparse.Namespace) -> None:
     from vtc.eval.models import check_device
     from vtc.eval.run.folder import write_atomically
 
-    if args.json and not args.json.parent.is_dir():
-        raise InputError(f"argument --json: folder {str(args.json.parent)!r} does not exist; create it or give another")
     check_device(args.device)
     device = torch.device(args.device)
     dtype = getattr(args, "dtype", "bfloat16" if device.type == "cuda" else "float32")

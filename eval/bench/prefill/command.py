@@ -9,10 +9,9 @@ import gc
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtc.eval.arguments import EMBEDDED, add_model_arguments, add_setting_arguments, positive, say
+from vtc.eval.arguments import EMBEDDED, add_json_argument, add_model_arguments, add_setting_arguments, positive, say
 from vtc.eval.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,14 +25,8 @@ ALL = "all"
 _MODEL, _SHAPE = "a model", "--shape"
 
 
-def add_arguments(benches: Any) -> None:
-    """Add `prefill` to what `vtc bench` offers."""
-    parser = benches.add_parser(
-        "prefill",
-        help="measured and promised speed-up of the prefill",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `vtc bench prefill`."""
     add_model_arguments(parser)
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
@@ -63,7 +56,7 @@ def add_arguments(benches: Any) -> None:
     parser.add_argument(
         "--new-tokens", type=positive, default=32, help="tokens to generate for the speed of decoding; 1: not timed"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    add_json_argument(parser)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -99,8 +92,6 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError(f"argument {option}: the shape says what is shown; drop --tasks")
     if option == "--published" and (hasattr(args, "methods") or args.compress):
         raise InputError("argument --published: the settings are the published ones; drop --methods and --compress")
-    if args.json and not args.json.parent.is_dir():
-        raise InputError(f"argument --json: folder {str(args.json.parent)!r} does not exist; create it or give another")
 
 
 @dataclass(frozen=True)

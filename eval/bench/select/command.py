@@ -7,10 +7,9 @@ Every method is shown random stand-ins (`bench_scene`, `bench_video`), and its o
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vtc.eval.arguments import keeps, names, positive
+from vtc.eval.arguments import add_json_argument, keeps, names, positive
 from vtc.eval.errors import InputError
 from vtc.method.budget import Keep
 
@@ -18,14 +17,8 @@ if TYPE_CHECKING:
     from vtc.method.base import Method
 
 
-def add_arguments(benches: Any) -> None:
-    """Add `select` to what `vtc bench` offers."""
-    parser = benches.add_parser(
-        "select",
-        help="time of each method's decision as a share of the prefill, and its memory",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `vtc bench select`."""
     parser.add_argument(
         "--methods", type=names, default="all", help="names separated by commas, or all; of a video, all selectors"
     )
@@ -48,7 +41,7 @@ def add_arguments(benches: Any) -> None:
         default=15,
         help="most times each method is run; a size gets no more than 3 once it took 30 s",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    add_json_argument(parser)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -67,8 +60,6 @@ def main(args: argparse.Namespace) -> None:
     from vtc.eval.run.folder import write_atomically
     from vtc.eval.run.memory import source
 
-    if args.json and not args.json.parent.is_dir():
-        raise InputError(f"argument --json: folder {str(args.json.parent)!r} does not exist; create it or give another")
     check_device(args.device)
     device = torch.device(args.device)
     frames = getattr(args, "video", None)
