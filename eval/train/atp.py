@@ -28,7 +28,7 @@ from torch.nn.functional import smooth_l1_loss
 from vtc.eval import models
 from vtc.eval.arguments import EMBEDDED, not_negative, positive, say
 from vtc.eval.errors import InputError
-from vtc.eval.run.folder import RunFolder, write_atomically
+from vtc.eval.run.folder import RunFolder, write_atomically, write_json
 from vtc.eval.tasks.benchmarks import bundled_task
 from vtc.eval.tasks.task import Question, Task
 from vtc.eval.train import atp_compared
@@ -147,7 +147,7 @@ class Training(FrozenTraining):
             say(f"{self.name}: {atp_compared.line(row)}")
         size = self.held_out.size
         result = {"config": folder.config, "held_out": size, "rows": self.rows, "curve": self.curve}
-        write_atomically(folder.path / COMPARISON, json.dumps(result, indent=2) + "\n")
+        write_json(folder.path / COMPARISON, result)
         print(f"held-out questions: {size}")
         for row in self.rows:
             print(atp_compared.line(row))

@@ -13,7 +13,6 @@ point, the same command goes on from the last checkpoint, at most half a minute 
 """
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from vtc import DiffRate, spec
 from vtc.eval import models
 from vtc.eval.arguments import EMBEDDED, positive, say
 from vtc.eval.errors import InputError
-from vtc.eval.run.folder import RunFolder, write_atomically
+from vtc.eval.run.folder import RunFolder, write_json
 from vtc.eval.tasks.benchmarks import bundled_task
 from vtc.eval.tasks.task import Question
 from vtc.eval.train.diffrate_forward import Rates, Schedule, SoftLlava, fixed_schedule, patches_kept
@@ -124,13 +123,13 @@ class Training(FrozenTraining):
         """Do the steps that are left, write the schedule, compare it, and print what came out."""
         self.to_the_end(folder.path / CHECKPOINT)
         result = self._result() | {"config": folder.config}
-        _write(folder, result)
+        write_json(folder.path / RESULT, result)
         for name, text in self._compared(result):
             if all(row["name"] != name for row in self.rows):
                 self.rows.append({"name": name, **self._measure(text)})
                 self.save(folder.path / CHECKPOINT)
         result["comparison"] = {"split": "test", "questions": HELD_OUT, "rows": self.rows}
-        _write(folder, result)
+        write_json(folder.path / RESULT, result)
         print(_report(result))
         say(f"{self.name}: {RESULT} is in {str(folder.path)!r}")
 
@@ -215,10 +214,6 @@ def default_schedule(soft: SoftLlava, keep: int) -> Schedule:
     """What DiffRate does with nothing but `keep`."""
     counts = [DiffRate(keep=keep).counts(stage, soft.blocks, soft.patches, keep) for stage in range(soft.blocks)]
     return fixed_schedule(soft.patches, *zip(*counts))
-
-
-def _write(folder: RunFolder, result: dict[str, Any]) -> None:
-    write_atomically(folder.path / RESULT, json.dumps(result, indent=2) + "\n")
 
 
 def _report(result: dict[str, Any]) -> str:

@@ -5,7 +5,6 @@ the machine does falls on all of them. Before each run the caches are filled wit
 """
 
 import argparse
-import json
 import platform
 import re
 from collections.abc import Callable, Sequence
@@ -98,21 +97,21 @@ def main(args: argparse.Namespace) -> None:
     """
     import torch
 
-    from vtc.eval.bench.kernels import work as bench_work
+    from vtc.eval.bench.kernels import work
     from vtc.eval.models import check_device
-    from vtc.eval.run.folder import write_atomically
+    from vtc.eval.run.folder import write_json
 
     check_device(args.device)
     device = torch.device(args.device)
     dtype = getattr(args, "dtype", "bfloat16" if device.type == "cuda" else "float32")
-    ops = bench_work.OPS if args.ops == [ALL] else args.ops
+    ops = work.OPS if args.ops == [ALL] else args.ops
     for op in ops:
-        if op not in bench_work.OPS:
-            raise InputError(f"argument --ops: {op!r} is none of {', '.join(bench_work.OPS)}")
+        if op not in work.OPS:
+            raise InputError(f"argument --ops: {op!r} is none of {', '.join(work.OPS)}")
     run = bench_kernels(ops, device, getattr(torch, dtype), args.rounds)
     print("\n".join([*_about(run), "", *_table(run["results"])]))
     if args.json:
-        write_atomically(args.json, json.dumps(run, indent=2) + "\n")
+        write_json(args.json, run)
 
 
 def bench_kernels(ops: Sequence[str], device: "torch.device", dtype: "torch.dtype", rounds: int) -> KernelRun:

@@ -1,12 +1,11 @@
 """`vtc bench prefill`: how much of the speed-up that the FLOPs promise arrives on the clock.
 
-What is timed, and how, is told in `prefill_rounds`; here stands on which models: one that is loaded, one of the size of
+What is timed, and how, is told in `rounds`; here stands on which models: one that is loaded, one of the size of
 a real model with random weights (`shapes`), or the three whose speed was published (`published`).
 """
 
 import argparse
 import gc
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -66,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
         InputError: an argument can't be used.
     """
     from vtc.eval.bench.prefill.table import about
-    from vtc.eval.run.folder import write_atomically
+    from vtc.eval.run.folder import write_json
 
     _check(args)
     cases = list(_cases(args))
@@ -78,7 +77,7 @@ def main(args: argparse.Namespace) -> None:
         models.append(_run(case, args, run["batch_size"]))
         gc.collect()  # room for the next model
     if args.json:
-        write_atomically(args.json, json.dumps({**run, "models": models}, indent=2) + "\n")
+        write_json(args.json, {**run, "models": models})
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -113,15 +112,15 @@ class _Case:
 
 def _run(case: _Case, args: argparse.Namespace, batch_size: int) -> "ModelResult":
     """Load a model, time it, print its table."""
-    from vtc.eval.bench.prefill import model as bench_shape
+    from vtc.eval.bench.prefill import model
     from vtc.eval.bench.prefill.rounds import bench_prefill
     from vtc.eval.bench.prefill.table import published_line, table
 
     if case.shape is None:
         loaded, inputs = _of_model(args, batch_size)
     else:
-        loaded = bench_shape.load(case.shape, args.dtype, args.device, args.attn)
-        inputs = bench_shape.inputs(case.shape, loaded, batch_size)
+        loaded = model.load(case.shape, args.dtype, args.device, args.attn)
+        inputs = model.inputs(case.shape, loaded, batch_size)
     result = bench_prefill(case.name, loaded, case.settings, inputs, args.rounds, args.new_tokens)
     print("\n".join(["", *table(result)]))
     if case.published is not None:
@@ -171,13 +170,13 @@ def _about(args: argparse.Namespace, cases: "list[_Case]") -> dict[str, Any]:
 
     import torch
 
-    from vtc.eval.bench.prefill import model as bench_shape
+    from vtc.eval.bench.prefill import model
     from vtc.eval.models import check_device, set_threads
 
     check_device(args.device)
     shapes = [case.shape for case in cases if case.shape is not None]
     for shape in shapes:
-        bench_shape.check(shape, args.device)
+        model.check(shape, args.device)
     device = torch.device(args.device)
     return {
         "batch_size": getattr(args, "batch_size", 1 if shapes else 8),

@@ -1,11 +1,10 @@
 """`vtc bench select`: how long each method's decision takes beside the prefill that it is to shorten.
 
-Every method is shown random stand-ins (`bench_scene`, `bench_video`), and its own part alone is timed
-(`bench_decision`), in rounds beside a decoder layer and a tower block (`bench_rounds`).
+Every method is shown random stand-ins (`scene`, `video`), and its own part alone is timed
+(`decision`), in rounds beside a decoder layer and a tower block (`rounds`).
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -57,7 +56,7 @@ def main(args: argparse.Namespace) -> None:
     from vtc.eval.bench.select.table import about, table
     from vtc.eval.bench.select.video import VideoScene
     from vtc.eval.models import check_device
-    from vtc.eval.run.folder import write_atomically
+    from vtc.eval.run.folder import write_json
     from vtc.eval.run.memory import source
 
     check_device(args.device)
@@ -82,9 +81,7 @@ def main(args: argparse.Namespace) -> None:
     notes = about(run)
     print("\n".join([*notes, "", *table(sizes, methods)]))
     if args.json:
-        write_atomically(
-            args.json, json.dumps({**run, "notes": notes, "sizes": sizes, "methods": methods}, indent=2) + "\n"
-        )
+        write_json(args.json, {**run, "notes": notes, "sizes": sizes, "methods": methods})
 
 
 def make_methods(wanted: Sequence[str], keep: Keep, kind: str | None = None) -> "list[Method]":
