@@ -73,7 +73,8 @@ class FrozenTraining(Training):
 
     def note(self, report: dict[str, Any]) -> None:
         """Add the step to the curve."""
-        self.curve.append({"step": self.step} | {name: round(float(value), 5) for name, value in report.items()})
+        numbers = {name: value.item() if isinstance(value, Tensor) else value for name, value in report.items()}
+        self.curve.append({"step": self.step} | {name: round(value, 5) for name, value in numbers.items()})
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
