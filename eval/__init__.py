@@ -1,1 +1,1 @@
-"""Harness, tasks, metrics, the embedded model, and the `vtc` command line."""
+"""The harness behind `vtc`: tasks, measurements, reports and benches, the bundled models and what is trained."""

@@ -74,6 +74,11 @@ def add_task_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", default="default", help="which of a task's prompts, by lmms-eval's model name")
 
 
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
+    """Where figures are written as well."""
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the figures there as well")
+
+
 def method_names(args: argparse.Namespace, task: str) -> list[str]:
     """The --methods of a command whose default depends on --tasks: where they are not given, those of `task`."""
     return getattr(args, "methods", args.methods_of_tasks[task])
@@ -152,6 +157,14 @@ def existing_file(text: str) -> Path:
     path = Path(text)
     if not path.is_file():
         raise argparse.ArgumentTypeError(f"{text!r} is {'a folder' if path.is_dir() else 'missing'}; give a file")
+    return path
+
+
+def new_file(text: str) -> Path:
+    """A path in a folder that is there."""
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"folder {str(path.parent)!r} does not exist; create it or give another")
     return path
 
 

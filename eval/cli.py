@@ -1,33 +1,16 @@
 """The `vtc` command: `vtc COMMAND --help` tells what each command takes.
 
-Each command is a module with `add_arguments(parser)` and `main(args)`. Only the module of the command that was named is
-imported, so that `vtc --help` needs neither torch nor transformers.
+Each command is a module with `add_arguments(parser)` and `main(args)`, and a row here. Only the module of the command
+that was named is imported, so that `vtc --help` needs neither torch nor transformers.
 """
 
 import argparse
-import importlib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 
+from vtc.eval.commands.table import Command, add_commands
 from vtc.eval.errors import InputError
-
-
-@dataclass(frozen=True)
-class Command:
-    """One command.
-
-    Attributes:
-        module: has `add_arguments(parser)` and `main(args)`.
-        help: one line.
-        refusals: exceptions of this command that carry a sentence for the user.
-    """
-
-    module: str
-    help: str
-    refusals: type[Exception] = InputError
-
 
 COMMANDS = {
     "eval": Command("vtc.eval.run.evaluate", "measure accuracy, time, memory and FLOPs of methods at several budgets"),
@@ -37,17 +20,19 @@ COMMANDS = {
     "report": Command("vtc.eval.report.command", "one page about any number of runs: figures, tables, changed answers"),
     "recipe": Command("vtc.eval.recipes.command", "list published tables, or run one: paper, ours, difference"),
     "tasks": Command("vtc.eval.tasks.command", "list tasks, or show one"),
-    "ask": Command("vtc.eval.ask", "ask about one picture, with and without compression, and see what was kept"),
+    "ask": Command(
+        "vtc.eval.commands.ask", "ask about one picture, with and without compression, and see what was kept"
+    ),
     "demo": Command("vtc.demo.command", "two settings side by side in a browser"),
     "bench": Command(
         "vtc.eval.bench.command", "time prefills, decisions and operations, each beside what it could be at best"
     ),
-    "solve": Command("vtc.eval.solve", "find the keep that meets a budget, from the model's shapes alone"),
-    "methods": Command("vtc.eval.methods", "list the methods"),
+    "solve": Command("vtc.eval.commands.solve", "find the keep that meets a budget, from the model's shapes alone"),
+    "methods": Command("vtc.eval.commands.methods", "list the methods"),
     "presets": Command("vtc.eval.recipes.presets", "list published settings, or show one with its published numbers"),
     "pages": Command("vtc.eval.pages.command", "write a page of documentation for every method"),
-    "train-embedded": Command("vtc.eval.embedded.train", "train the embedded model from nothing", ValueError),
-    "train-clips": Command("vtc.eval.clips.train", "train the clip model from the embedded one", ValueError),
+    "train-embedded": Command("vtc.eval.train.embedded", "train the embedded model from nothing"),
+    "train-clips": Command("vtc.eval.train.clips", "train the clip model from the embedded one"),
     "train-atp": Command("vtc.eval.train.atp", "learn ATP's thresholds for a LLaVA, the model itself frozen"),
     "train-diffrate": Command(
         "vtc.eval.train.diffrate", "learn DiffRate's two counts for each block of a LLaVA's tower"
@@ -59,17 +44,7 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
     """The parser of all commands; only the `chosen` one knows its arguments."""
     parser = argparse.ArgumentParser(prog="vtc", description="Visual token compression for vision-language models.")
     parser.add_argument("--version", action="version", version=f"vtc {version('vtc')}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, command in COMMANDS.items():
-        child = commands.add_parser(
-            name,
-            help=command.help,
-            description=command.help[0].upper() + command.help[1:] + ".",
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-            allow_abbrev=False,
-        )
-        if name == chosen:
-            importlib.import_module(command.module).add_arguments(child)
+    add_commands(parser, "command", "COMMAND", COMMANDS, wanted=(chosen,))
     return parser
 
 
@@ -81,10 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     args = build_parser(argv[0] if argv else None).parse_args(argv)
-    command = COMMANDS[args.command]
     try:
-        importlib.import_module(command.module).main(args)
-    except command.refusals as error:
+        COMMANDS[args.command].load().main(args)
+    except InputError as error:
         print(f"vtc {args.command}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

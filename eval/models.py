@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
+import vtc
 from vtc.eval.arguments import EMBEDDED
 from vtc.eval.errors import InputError
 from vtc.eval.media.video import Video
@@ -229,6 +231,11 @@ def set_threads(name: str, threads: int | None) -> int:
     if threads is not None:
         torch.set_num_threads(threads)
     return torch.get_num_threads()
+
+
+def versions() -> dict[str, str]:
+    """Of what computes the numbers; part of what tells one run from another."""
+    return {"vtc": vtc.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
 
 
 def weights_hash(name: str, kind: str = "image") -> str:

@@ -9,7 +9,9 @@ import pytest
 from eval_runs import exit_code
 from PIL import Image
 
+from vtc.eval.bench.command import BENCHES
 from vtc.eval.cli import COMMANDS, main
+from vtc.eval.commands.table import Command
 
 
 def test_help_names_every_command_and_imports_neither_torch_nor_transformers():
@@ -26,12 +28,37 @@ def test_help_names_every_command_and_imports_neither_torch_nor_transformers():
     assert done.stdout.endswith("[]\n")
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "bench prefill"])
+@pytest.mark.parametrize("command", [*COMMANDS, *(f"bench {name}" for name in BENCHES)])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command.split(), "--help"])
     assert stop.value.code == 0
     assert "usage: vtc" in capsys.readouterr().out
+
+
+HELLO = """
+from vtc.eval.errors import InputError
+
+def add_arguments(parser):
+    parser.add_argument("--name", default="you", help="who is greeted")
+
+def main(args):
+    if not args.name:
+        raise InputError("argument --name: '' is no name; give one")
+    print(f"hello {args.name}")
+"""
+
+
+def test_a_new_command_is_one_file_and_one_row(tmp_path, monkeypatch, capsys):
+    (tmp_path / "hello_command.py").write_text(HELLO)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(COMMANDS, "hello", Command("hello_command", "greet somebody"))
+    assert main(["hello", "--name", "Ada"]) == 0 and capsys.readouterr().out == "hello Ada\n"
+    assert main(["hello", "--name="]) == 2 and "vtc hello: error: argument --name" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["hello", "--help"])
+    out = capsys.readouterr().out
+    assert "Greet somebody." in out and "who is greeted (default: you)" in out
 
 
 def test_methods_lists_name_kind_and_first_line(capsys):

@@ -1,1 +1,1 @@
-"""Speed, each figure beside what it could be at best."""
+"""`vtc bench`: speed, each figure beside what it could be at best; a room for each thing that is timed."""

@@ -1,25 +1,30 @@
-"""`vtc bench`: the sub-commands, each in a module with `add_arguments(benches)` and `main(args)`."""
+"""`vtc bench`: what can be timed, one row each."""
 
 import argparse
 
-from vtc.eval.bench.kernels import command as bench_kernels
-from vtc.eval.bench.prefill import command as bench_prefill
-from vtc.eval.bench.select import command as bench_select
+from vtc.eval.commands.table import Command, add_commands
 
-BENCHES = {"prefill": bench_prefill, "select": bench_select, "kernels": bench_kernels}
+BENCHES = {
+    "prefill": Command("vtc.eval.bench.prefill.command", "measured and promised speed-up of the prefill"),
+    "select": Command(
+        "vtc.eval.bench.select.command", "time of each method's decision as a share of the prefill, and its memory"
+    ),
+    "kernels": Command(
+        "vtc.eval.bench.kernels.command",
+        "time of each operation beside plain torch, released loops and the device's bounds",
+    ),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `vtc bench`."""
-    benches = parser.add_subparsers(dest="bench", required=True, metavar="WHAT")
-    for bench in BENCHES.values():
-        bench.add_arguments(benches)
+    add_commands(parser, "bench", "WHAT", BENCHES, wanted=BENCHES)
 
 
 def main(args: argparse.Namespace) -> None:
-    """Run the sub-command that was named.
+    """Time what was named.
 
     Raises:
         InputError: an argument can't be used.
     """
-    BENCHES[args.bench].main(args)
+    BENCHES[args.bench].load().main(args)

@@ -45,15 +45,11 @@ def load(
         device: Where the model goes.
         attn_implementation: As in transformers; None is transformers' own choice.
     """
-    import torch
-    from transformers import AutoModelForImageTextToText
+    from vtc.eval.embedded.model import load_packaged
 
     from .processor import ClipProcessor
 
-    chosen = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    model = AutoModelForImageTextToText.from_pretrained(path(), dtype=dtype or torch.float32, **chosen)
-    model.to(device)  # type: ignore[arg-type]  # transformers wraps `to` without its types
-    return model.eval(), ClipProcessor.from_pretrained(path())
+    return load_packaged(path(), dtype, device, attn_implementation), ClipProcessor.from_pretrained(path())
 
 
 def prompt(processor: ClipProcessor, question: str) -> str:

@@ -41,13 +41,11 @@ def load(
         device: Where the model goes.
         attn_implementation: As in transformers; None is transformers' own choice.
     """
-    import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoProcessor
 
-    chosen = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    model = AutoModelForImageTextToText.from_pretrained(path(), dtype=dtype or torch.float32, **chosen)
-    model.to(device)  # type: ignore[arg-type]  # transformers wraps `to` without its types
-    return model.eval(), AutoProcessor.from_pretrained(path())
+    from .model import load_packaged
+
+    return load_packaged(path(), dtype, device, attn_implementation), AutoProcessor.from_pretrained(path())
 
 
 def prompt(processor: LlavaProcessor, question: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from transformers import (
+    AutoModelForImageTextToText,
     CLIPVisionConfig,
     GenerationConfig,
     LlamaConfig,
@@ -141,6 +142,22 @@ def build_model(seed: int = 0) -> LlavaForConditionalGeneration:
         for layer, copies in zip(model.model.language_model.layers, _COPIES, strict=True):
             _look_for_words(cast(LlamaDecoderLayer, layer).self_attn, copies)
     return model
+
+
+def load_packaged(
+    folder: Path, dtype: torch.dtype | str | None, device: str | torch.device, attn_implementation: str | None
+) -> Any:
+    """Loads a packaged model, in eval mode.
+
+    Args:
+        folder: Of its weights.
+        dtype: Float type of the weights; None is float32.
+        device: Where the model goes.
+        attn_implementation: As in transformers; None is transformers' own choice.
+    """
+    chosen = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype or torch.float32, **chosen)
+    return model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps `to` without its types
 
 
 def export(state: dict[str, torch.Tensor], folder: Path) -> None:

@@ -68,13 +68,17 @@ def _shapes(scene: Scene, rng: np.random.Generator) -> tuple[list[str], list[str
     return [s for s in mixed if s in there], [s for s in mixed if s not in there]
 
 
-def _existence(scene: Scene, rng: np.random.Generator) -> Asked | None:
-    """Half of the questions name a shape alone, half a pair that needs binding."""
+def _names(scene: Scene, rng: np.random.Generator) -> tuple[list[str], list[str]]:
+    """Names of what is there and of what is not: half the time of shapes alone, half of pairs that need binding."""
     if rng.random() < 0.5:
-        there, absent = _shapes(scene, rng)
-    else:
-        thing = _pick(rng, scene.things)
-        there, absent = [f"{thing.colour} {thing.kind}"], _absent(scene, rng)
+        return _shapes(scene, rng)
+    thing = _pick(rng, scene.things)
+    return [f"{thing.colour} {thing.kind}"], _absent(scene, rng)
+
+
+def _existence(scene: Scene, rng: np.random.Generator) -> Asked | None:
+    """Whether something is there."""
+    there, absent = _names(scene, rng)
     if not absent or not there:
         return None
     name, answer = (there[0], "yes") if rng.random() < 0.5 else (absent[0], "no")
@@ -147,12 +151,8 @@ def _read(kind: str, question: str) -> Callable[[Scene, np.random.Generator], As
 
 
 def _choice(scene: Scene, rng: np.random.Generator) -> Asked | None:
-    """Half of the questions offer shapes alone, half pairs that need binding."""
-    if rng.random() < 0.5:
-        there, absent = _shapes(scene, rng)
-    else:
-        thing = _pick(rng, scene.things)
-        there, absent = [f"{thing.colour} {thing.kind}"], _absent(scene, rng)
+    """Which of four is there."""
+    there, absent = _names(scene, rng)
     if len(absent) < 3 or not there:
         return None
     right = int(rng.integers(4))

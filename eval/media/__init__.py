@@ -1,1 +1,1 @@
-"""Pictures and videos, read and drawn."""
+"""Pictures and videos: reading them, and drawing what was kept of them."""

@@ -1,1 +1,1 @@
-"""The page of each method, written from its docstring."""
+"""`vtc pages`: the page of each method, written from its docstring and presets."""

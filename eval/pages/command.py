@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from vtc.eval.errors import InputError
-from vtc.eval.pages import results as page_results
 from vtc.eval.pages.docstring import Described, describe, functions
 from vtc.eval.pages.presets import preset_section
+from vtc.eval.pages.results import for_method, of_run, table
 from vtc.eval.run.folder import write_atomically
 from vtc.method.registry import method_class, shipped
 from vtc.presets import presets
@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         InputError: the run's results or the output folder can't be used.
     """
-    results = stored(args.output) if args.run is None else page_results.of_run(args.run)
+    results = stored(args.output) if args.run is None else of_run(args.run)
     written = pages(results)
     try:
         args.output.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def stored(folder: Path) -> dict[str, Any] | None:
 
 
 def pages(results: dict[str, Any] | None) -> dict[str, str]:
-    """File name -> text of every page and the index. `results` is what `page_results.of_run` gave."""
+    """File name -> text of every page and the index. `results` is what `of_run` gave."""
     found = {name: describe(method_class(name)) for name in shipped()}
     return {INDEX: _index(found)} | {f"{name}.md": _page(name, found[name], results) for name in shipped()}
 
@@ -85,7 +85,7 @@ def _draw_all(folder: Path, results: dict[str, Any]) -> None:
 
     for name in shipped():
         file = folder / f"{name}.png"
-        mine = page_results.for_method(results, name) if _has_curve(name) else None
+        mine = for_method(results, name) if _has_curve(name) else None
         if mine is None:
             file.unlink(missing_ok=True)
         else:
@@ -112,7 +112,7 @@ def _index(found: dict[str, Described]) -> str:
 
 def _page(name: str, said: Described, results: dict[str, Any] | None) -> str:
     cls = method_class(name)
-    mine = page_results.for_method(results, name) if results else None
+    mine = for_method(results, name) if results else None
     return _join(
         f"# {name}",
         said.first,
@@ -163,7 +163,7 @@ def _measured(name: str, results: Any) -> str:
     return _join(
         "## On the bundled model",
         f"![Accuracy against equivalent visual tokens]({name}.png)" if _has_curve(name) else "",
-        markdown_table(page_results.table(results)),
+        markdown_table(table(results)),
         f"{results['questions']} questions of {config['benchmark']}, model {config['model']}, {config['dtype']}, "
         f"batches of {config['batch_size']}; {versions}. {_READING}",
     ).rstrip("\n")

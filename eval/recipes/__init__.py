@@ -1,1 +1,1 @@
-"""Published tables that can be run again."""
+"""`vtc recipe` and `vtc presets`: published settings and tables, and how they are run again."""

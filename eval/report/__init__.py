@@ -1,1 +1,1 @@
-"""Figures, tables and pages about runs."""
+"""`vtc report`: figures, tables and a page about runs, and the statistics under them."""

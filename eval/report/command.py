@@ -31,8 +31,7 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         InputError: there is no run that has ended, or the page can't be written.
     """
-    from vtc.eval.report import page as report_page
-    from vtc.eval.report import table
+    from vtc.eval.report import page, table
 
     if args.output.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"argument --output: {str(args.output)!r} is no page; give e.g. report.html")
@@ -44,16 +43,16 @@ def main(args: argparse.Namespace) -> None:
         )
     for reason in unread:
         say(f"vtc report: left out: {reason}")
-    rows = report_page.leaderboard(runs)
-    heading = [column.title for column in report_page.COLUMNS]
-    text = [[column.text(row) for column in report_page.COLUMNS] for row in rows]
+    rows = page.leaderboard(runs)
+    heading = [column.title for column in page.COLUMNS]
+    text = [[column.text(row) for column in page.COLUMNS] for row in rows]
     sheet = io.StringIO(newline="")
     csv.writer(sheet, lineterminator="\n").writerows(
-        [heading, *([column.plain(row) for column in report_page.COLUMNS] for row in rows)]
+        [heading, *([column.plain(row) for column in page.COLUMNS] for row in rows)]
     )
     try:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(args.output, report_page.page(runs, unread))
+        write_atomically(args.output, page.page(runs, unread))
         write_atomically(args.output.with_suffix(".csv"), sheet.getvalue())
         write_atomically(args.output.with_suffix(".md"), "\n".join(table.aligned([heading, *text])) + "\n")
     except OSError as error:

@@ -1,1 +1,1 @@
-"""A measurement: what is asked of which setting, and everything that becomes of it."""
+"""`vtc eval` and `vtc sweep`: a measurement, from what is asked of which setting to the folder of its results."""

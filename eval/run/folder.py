@@ -72,7 +72,7 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             if not (path / CONFIG).exists():
-                write_atomically(path / CONFIG, json.dumps(config, indent=2) + "\n")
+                write_json(path / CONFIG, config)
         except OSError as error:
             raise InputError(
                 f"argument --output: {str(path)!r} can't be written ({error}); give another folder"
@@ -94,6 +94,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, whole or not at all."""
+    write_atomically(path, json.dumps(value, indent=2) + "\n")
 
 
 def lock(file: int) -> bool:

@@ -162,7 +162,9 @@ def build(
     for sample in samples:
         by_setting.setdefault(sample["setting"], []).append(sample)
     rounds = [measured for line in lines for measured in line["rounds"]]
-    peaks = next((line["peak_memory_bytes"] for line in lines if line.get("peak_memory_bytes")), {})
+    peaks: dict[str, int | None] = next(
+        (line["peak_memory_bytes"] for line in lines if line.get("peak_memory_bytes")), {}
+    )
     asked = by_setting.get(NONE, [])
     rows = [_setting_result(each, by_setting[each.name], asked, rounds, peaks, metrics) for each in settings if asked]
     return {

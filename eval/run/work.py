@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
-import vtc
 from vtc.eval import embedded, models
 from vtc.eval.arguments import EMBEDDED, budgets, method_names
 from vtc.eval.errors import InputError
@@ -146,7 +144,7 @@ class Work:
             "max_pixels": args.max_pixels,
             "threads": self._threads,
             "peak_memory": memory.source(torch.device(self.device)),
-            "versions": {"vtc": vtc.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
+            "versions": models.versions(),
         }
         return config | ({"equal_tokens": self._specs[task.name]} if task.name in self._specs else {})
 

@@ -1,1 +1,1 @@
-"""Benchmarks: what is asked, and how answers are scored; the packaged ones are in `packaged`."""
+"""Tasks: what is asked, and how answers are scored; benchmarks of others are in `packaged`, a folder each."""

@@ -1,1 +1,1 @@
-"""What is trained: embedded models, ATP, DiffRate."""
+"""What is trained: the two bundled models, ATP's thresholds and DiffRate's counts, all by one loop (`loop`)."""

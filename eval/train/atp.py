@@ -17,38 +17,31 @@ without training at equal equivalent tokens. Killed at any point, the same comma
 
 import argparse
 import dataclasses
-import io
 import json
 import math
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
-import vtc
 from vtc.eval import models
 from vtc.eval.arguments import EMBEDDED, not_negative, positive, say
 from vtc.eval.errors import InputError
-from vtc.eval.run.folder import CONFIG, RunFolder, write_atomically
+from vtc.eval.run.folder import RunFolder, write_atomically, write_json
 from vtc.eval.tasks.benchmarks import bundled_task
 from vtc.eval.tasks.task import Question, Task
 from vtc.eval.train import atp_compared
 from vtc.eval.train.atp_forward import SoftATP, Thresholds
+from vtc.eval.train.frozen import CHECKPOINT, HELD_OUT, FrozenTraining, learn_in_folder
 from vtc.eval.train.instructions import instructions
 from vtc.prunes.atp import to_json
 
-CHECKPOINT, WEIGHTS, COMPARISON = "checkpoint.pt", "thresholds.json", "comparison.json"
-SAVE_SECONDS = 30.0
+WEIGHTS, COMPARISON = "thresholds.json", "comparison.json"
 SHARES = (0.03, 0.9)
 DEPTH_WEIGHT, SHARE_WEIGHT, NEAR, CLIP = 0.05, 5.0, 0.1, 1.0
 #: From the first step to the last, along a cosine.
 RATES = (0.2, 0.01)
-HELD_OUT, LONGEST_ANSWER = 270, 256
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -86,18 +79,14 @@ def main(args: argparse.Namespace) -> None:
         "seed": args.seed,
         "device": args.device,
         "threads": models.set_threads(args.model, None),
-        "versions": {"vtc": vtc.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": models.versions(),
     }
-    RunFolder.check(args.output, config)
-    if args.resume and not (args.output / CONFIG).exists():
-        raise InputError(f"argument --resume: {str(args.output)!r} holds no run; leave --resume out to begin one")
-    loaded = models.load(args.model, "float32", args.device, None)
-    training = Training(loaded, learned_on, args.steps, args.batch, args.seed)
-    folder = RunFolder.open(args.output, config)
-    try:
-        training.run(folder, held_out)
-    finally:
-        folder.close()
+
+    def begin() -> Training:
+        loaded = models.load(args.model, "float32", args.device, None)
+        return Training(loaded, learned_on, held_out, args.steps, args.batch, args.seed)
+
+    learn_in_folder(args, config, begin)
 
 
 def questions_of(images: Path | None, wanted: int, seed: int) -> tuple[Task, Task]:
@@ -121,12 +110,13 @@ def questions_of(images: Path | None, wanted: int, seed: int) -> tuple[Task, Tas
     )
 
 
-class Training:
+class Training(FrozenTraining):
     """What is learned, and how far it is.
 
     Args:
         loaded: the model, in float32.
         questions: to learn on; begun anew, in another order, when they are through.
+        held_out: to compare on.
         steps: in all.
         batch: questions in a step.
         seed: of order and shares.
@@ -135,53 +125,40 @@ class Training:
         InputError: a model that is no LLaVA.
     """
 
-    def __init__(self, loaded: models.Loaded, questions: Task, steps: int, batch: int, seed: int):
+    def __init__(self, loaded: models.Loaded, questions: Task, held_out: Task, steps: int, batch: int, seed: int):
         try:
             self.soft = SoftATP(loaded.model)
         except ValueError as error:
             raise InputError(f"argument --model: {error}") from None
-        self.loaded, self.questions, self.steps, self.batch, self.seed = loaded, questions, steps, batch, seed
+        self.questions, self.held_out, self.batch, self.seed = questions, held_out, batch, seed
         self.learned = Thresholds().to(loaded.model.device)
-        self.optimizer = torch.optim.Adam(self.learned.parameters(), lr=RATES[0])
-        self.step = 0
-        self.curve: list[dict[str, float]] = []
-        self.rows: list[dict[str, Any]] = []  # of the comparison
+        optimizer = torch.optim.Adam(self.learned.parameters(), lr=RATES[0])
+        super().__init__("vtc train-atp", loaded, {"learned": self.learned}, optimizer, RATES, steps)
 
-    # ---------------------------------------------------------------- learning
-
-    def run(self, folder: RunFolder, held_out: Task) -> None:
+    def run(self, folder: RunFolder) -> None:
         """Do the steps that are left, write the thresholds, compare them, and print what came out."""
         checkpoint = folder.path / CHECKPOINT
-        self.restore(checkpoint)
-        start, began, saved = self.step, time.monotonic(), -math.inf
-        while self.step < self.steps:
-            self.learn()
-            if self.step == self.steps or time.monotonic() - saved > SAVE_SECONDS:
-                self._save(checkpoint)
-                saved = time.monotonic()
-                self._tell((saved - began) / (self.step - start))
+        self.to_the_end(checkpoint)
         write_atomically(folder.path / WEIGHTS, self.thresholds(folder.config))
-        compared = atp_compared.Comparison(self.loaded, held_out, self.questions, str(folder.path / WEIGHTS))
+        compared = atp_compared.Comparison(self.loaded, self.held_out, self.questions, str(folder.path / WEIGHTS))
         for row in compared.rows(self.rows):
             self.rows.append(row)
-            self._save(checkpoint)
-            say(f"vtc train-atp: {atp_compared.line(row)}")
-        result = {"config": folder.config, "held_out": held_out.size, "rows": self.rows, "curve": self.curve}
-        write_atomically(folder.path / COMPARISON, json.dumps(result, indent=2) + "\n")
-        print(f"held-out questions: {held_out.size}")
+            self.save(checkpoint)
+            say(f"{self.name}: {atp_compared.line(row)}")
+        size = self.held_out.size
+        result = {"config": folder.config, "held_out": size, "rows": self.rows, "curve": self.curve}
+        write_json(folder.path / COMPARISON, result)
+        print(f"held-out questions: {size}")
         for row in self.rows:
             print(atp_compared.line(row))
         print(f"spec: atp:weights={folder.path / WEIGHTS}")
 
-    def learn(self) -> None:
-        """Do one step."""
-        along = 0.5 * (1 + math.cos(math.pi * self.step / max(1, self.steps - 1)))
-        self.optimizer.param_groups[0]["lr"] = RATES[1] + (RATES[0] - RATES[1]) * along
+    def gradients(self) -> dict[str, Any]:
+        """That of the answers, clipped, and that of the budget."""
         questions, share = self.chosen(self.step), self.share(self.step)
-        inputs = self.loaded.inputs([q.shown() for q in questions], [q.text for q in questions])
-        answers = self.answers([question.answer for question in questions])
+        answers = self.answers(questions)
         wanted = torch.full((len(questions),), share, device=answers.device)
-        answered, kept = self.soft.loss(inputs, answers, wanted, self.learned.weights)
+        answered, kept = self.soft.loss(self.inputs(questions), answers, wanted, self.learned.weights)
         means = torch.stack([each.mean() for each in kept])
         deep = 32 / self.soft.depth * sum(mean * layer for mean, layer in zip(means, self.soft.schedule))
         off = (means.mean().clamp_min(1e-4) / share).log()
@@ -190,12 +167,8 @@ class Training:
         (gain,) = torch.autograd.grad(answered, weights, retain_graph=True)
         (weights.grad,) = torch.autograd.grad(budget, weights)
         weights.grad += gain * (CLIP / gain.norm().clamp_min(CLIP))
-        self.optimizer.step()
-        self.step += 1
-        loss = {"loss": answered + budget, "answers": answered, "gradient": gain.norm(), "kept": means.mean()}
-        numbers = {"share": share} | {name: value.item() for name, value in loss.items()}
-        numbers |= {f"kept_{index}": mean.item() for index, mean in enumerate(means)}
-        self.curve.append({"step": self.step} | {name: round(value, 5) for name, value in numbers.items()})
+        numbers = {"share": share, "loss": answered + budget, "answers": answered, "gradient": gain.norm()}
+        return numbers | {"kept": means.mean()} | {f"kept_{index}": mean for index, mean in enumerate(means)}
 
     def share(self, step: int) -> float:
         """The share that shall stay in a step: spread evenly over its logarithm, in an order that the seed begins."""
@@ -214,35 +187,10 @@ class Training:
             found.append(self.questions.get(self._order[index]))
         return found
 
-    def answers(self, texts: Sequence[str]) -> Tensor:
-        """LongTensor [B, A] of the answers' tokens (at most 255) and the end token, padded with -100."""
-        tokenizer = self.loaded.processor.tokenizer
-        rows = [tokenizer(text, add_special_tokens=False)["input_ids"][: LONGEST_ANSWER - 1] for text in texts]
-        ended = [torch.tensor([*row, tokenizer.eos_token_id]) for row in rows]
-        return torch.nn.utils.rnn.pad_sequence(ended, True, -100).to(self.loaded.model.device)
-
-    def restore(self, file: Path) -> None:
-        """Go on from a checkpoint, if there is one."""
-        if not file.exists():
-            return
-        saved = torch.load(file, weights_only=True)
-        self.learned.load_state_dict(saved["learned"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.step, self.curve, self.rows = saved["step"], saved["curve"], saved["rows"]
-        say(f"vtc train-atp: {self.step} of {self.steps} steps are in {str(file.parent)!r} already")
-
-    def _save(self, file: Path) -> None:
-        state = {"learned": self.learned.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
-        content = io.BytesIO()
-        torch.save({**state, "curve": self.curve, "rows": self.rows}, content)
-        write_atomically(file, content.getvalue())
-
-    def _tell(self, seconds: float) -> None:
+    def progress(self) -> str:
+        """What is said at each checkpoint."""
         last = self.curve[-1]
-        say(
-            f"vtc train-atp: step {self.step} of {self.steps}, answers {last['answers']:.3f}, kept {last['kept']:.3f} "
-            f"for {last['share']:.3f}, about {seconds * (self.steps - self.step):.0f} s of training left"
-        )
+        return f"answers {last['answers']:.3f}, kept {last['kept']:.3f} for {last['share']:.3f}"
 
     def thresholds(self, config: dict[str, Any]) -> str:
         """What the weights file holds: a card, and the weights of each module."""

@@ -7,12 +7,12 @@ import torch
 
 import vtc
 from vtc.eval.models import Loaded
-from vtc.eval.tasks.task import Question, Task
+from vtc.eval.tasks.task import Task
+from vtc.eval.train.frozen import ASKED_AT_ONCE, ask, inputs_of
 from vtc.method.prune import Prune
 
 KEEPS = (0.25, 0.125, 0.0625)
 CALIBRATED_ON, CALIBRATION_STEPS = 36, 7
-ASKED_AT_ONCE, ANSWER_TOKENS = 18, 8
 
 
 class Comparison:
@@ -50,23 +50,17 @@ class Comparison:
 
     def measure(self, name: str, spec: str) -> dict[str, Any]:
         """Accuracy of a spec on the held-out questions, and the mean of the equivalent tokens."""
-        right, equivalent, tokens = 0, 0.0, 0.0
-        with vtc.patched(self.loaded.model, spec):
-            for some in batches([self.held_out.get(index) for index in range(self.held_out.size)]):
-                inputs = self._inputs(some)
-                said = self.loaded.model.generate(**inputs, max_new_tokens=ANSWER_TOKENS, do_sample=False, num_beams=1)
-                answers = self.loaded.answers(said, inputs)
-                right += sum(
-                    bool(question.score(answer).correct) for question, answer in zip(some, answers, strict=True)
-                )
-                trace = vtc.trace(self.loaded.model)
-                equivalent += float(trace.equivalent_tokens.sum())
-                tokens += float(trace.original_tokens.sum())
+        accuracy, (equivalent, tokens) = ask(
+            self.loaded,
+            self.held_out,
+            spec,
+            lambda trace: (trace.equivalent_tokens.sum(), trace.original_tokens.sum()),
+        )
         size = self.held_out.size
         return {
             "name": name,
             "spec": spec,
-            "accuracy": right / size,
+            "accuracy": accuracy,
             "equivalent": equivalent / size,
             "tokens": tokens / size,
         }
@@ -89,18 +83,11 @@ class Comparison:
         """Mean of the equivalent tokens over the questions for calibration."""
         total = 0.0
         with torch.inference_mode(), vtc.patched(self.loaded.model, spec):
-            for some in batches(self.calibration):
-                self.loaded.model(**self._inputs(some))
+            for start in range(0, len(self.calibration), ASKED_AT_ONCE):
+                some = self.calibration[start : start + ASKED_AT_ONCE]
+                self.loaded.model(**inputs_of(self.loaded, some))
                 total += float(vtc.trace(self.loaded.model).equivalent_tokens.sum())
         return total / len(self.calibration)
-
-    def _inputs(self, questions: Sequence[Question]) -> dict[str, Any]:
-        return self.loaded.inputs([q.shown() for q in questions], [q.text for q in questions])
-
-
-def batches(questions: Sequence[Question]) -> list[Sequence[Question]]:
-    """What is asked at once."""
-    return [questions[start : start + ASKED_AT_ONCE] for start in range(0, len(questions), ASKED_AT_ONCE)]
 
 
 def mass_spec(mass: float) -> str:

@@ -13,35 +13,30 @@ point, the same command goes on from the last checkpoint, at most half a minute 
 """
 
 import argparse
-import io
-import json
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from torch import Tensor
 
-import vtc
 from vtc import DiffRate, spec
-from vtc.eval import embedded, models
+from vtc.eval import models
 from vtc.eval.arguments import EMBEDDED, positive, say
 from vtc.eval.errors import InputError
-from vtc.eval.run.folder import CONFIG, RunFolder, write_atomically
+from vtc.eval.run.folder import RunFolder, write_json
+from vtc.eval.tasks.benchmarks import bundled_task
+from vtc.eval.tasks.task import Question
 from vtc.eval.train.diffrate_forward import Rates, Schedule, SoftLlava, fixed_schedule, patches_kept
+from vtc.eval.train.frozen import CHECKPOINT, HELD_OUT, FrozenTraining, ask, inputs_of, learn_in_folder
 
-CHECKPOINT, RESULT = "checkpoint.pt", "schedule.json"
-SAVE_SECONDS = 30.0
+RESULT = "schedule.json"
 GRANULARITY = 4  # patches from one candidate to the next, as published
 #: The paper's 5 · (GFLOPs - target)² for a ViT of 4.6 GFLOPs, in shares.
 WEIGHT = 100.0
 #: From the first step to the last, along a cosine. Ten times the paper's, whose search has thousands of steps: with its
 #: 0.01 a run of 100 steps towards 0.3 of the embedded model's FLOPs ended at 0.42.
 RATES = (0.1, 0.01)
-HELD_OUT, ASKED_AT_ONCE, ANSWER_TOKENS = 270, 18, 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,20 +74,16 @@ def main(args: argparse.Namespace) -> None:
         "steps": args.steps,
         "batch": args.batch,
         "threads": models.set_threads(args.model, None),
-        "versions": {"vtc": vtc.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": models.versions(),
     }
-    RunFolder.check(args.output, config)
-    if args.resume and not (args.output / CONFIG).exists():
-        raise InputError(f"argument --resume: {str(args.output)!r} holds no run; leave --resume out to begin one")
-    training = Training(models.load(args.model, "float32", "cpu", None), args.target, args.steps, args.batch)
-    folder = RunFolder.open(args.output, config)
-    try:
-        training.run(folder)
-    finally:
-        folder.close()
+
+    def begin() -> Training:
+        return Training(models.load(args.model, "float32", "cpu", None), args.target, args.steps, args.batch)
+
+    learn_in_folder(args, config, begin)
 
 
-class Training:
+class Training(FrozenTraining):
     """What is learned, and how far it is.
 
     Args:
@@ -110,16 +101,12 @@ class Training:
             self.soft = SoftLlava(loaded.model)
         except ValueError as error:
             raise InputError(f"argument --model: {error}") from None
-        self.loaded, self.target, self.steps, self.batch = loaded, target, steps, batch
-        self.questions = embedded.benchmark(steps * batch, "train")
-        prompts = self._inputs(self.questions[:batch])["attention_mask"]
+        self.target, self.batch = target, batch
+        self.questions = bundled_task("image", steps * batch, "train", 0)
+        prompts = inputs_of(loaded, self._chosen(0))["attention_mask"]
         self.text = float(prompts.sum()) / batch - self.soft.patches  # tokens, mean
         patches, blocks = self.soft.patches, self.soft.blocks
         self.rates = Rates(blocks, patches, GRANULARITY)
-        self.optimizer = torch.optim.AdamW(self.rates.parameters(), lr=RATES[0], weight_decay=0.0)
-        self.step = 0
-        self.curve: list[dict[str, float]] = []
-        self.rows: list[dict[str, Any]] = []  # of the comparison
         fewest = (patches, *[int(self.rates.counts[-1])] * (blocks - 1))
         least = float(self.soft.share(fixed_schedule(patches, fewest, fewest), self.text))
         if target <= least:
@@ -127,79 +114,43 @@ class Training:
                 f"argument --target: {target} is out of reach: the first block is never compressed, and with "
                 f"{fewest[-1]} patches left in all others {least:.3f} of the FLOPs remain; give more than that"
             )
-
-    def _inputs(self, samples: Sequence[embedded.Sample]) -> dict[str, Any]:
-        return self.loaded.inputs([[sample.image] for sample in samples], [sample.question for sample in samples])
+        optimizer = torch.optim.AdamW(self.rates.parameters(), lr=RATES[0], weight_decay=0.0)
+        super().__init__("vtc train-diffrate", loaded, {"rates": self.rates}, optimizer, RATES, steps)
 
     # ---------------------------------------------------------------- learning
 
     def run(self, folder: RunFolder) -> None:
         """Do the steps that are left, write the schedule, compare it, and print what came out."""
-        self.restore(folder.path / CHECKPOINT)
-        start, began, saved = self.step, time.monotonic(), -math.inf
-        while self.step < self.steps:
-            self.learn()
-            if self.step == self.steps or time.monotonic() - saved > SAVE_SECONDS:
-                self._save(folder.path / CHECKPOINT)
-                saved = time.monotonic()
-                self._tell((saved - began) / (self.step - start))
+        self.to_the_end(folder.path / CHECKPOINT)
         result = self._result() | {"config": folder.config}
-        _write(folder, result)
+        write_json(folder.path / RESULT, result)
         for name, text in self._compared(result):
             if all(row["name"] != name for row in self.rows):
                 self.rows.append({"name": name, **self._measure(text)})
-                self._save(folder.path / CHECKPOINT)
+                self.save(folder.path / CHECKPOINT)
         result["comparison"] = {"split": "test", "questions": HELD_OUT, "rows": self.rows}
-        _write(folder, result)
+        write_json(folder.path / RESULT, result)
         print(_report(result))
-        say(f"vtc train-diffrate: {RESULT} is in {str(folder.path)!r}")
+        say(f"{self.name}: {RESULT} is in {str(folder.path)!r}")
 
-    def learn(self) -> None:
-        """Do one step."""
-        along = 0.5 * (1 + math.cos(math.pi * self.step / max(1, self.steps - 1)))
-        self.optimizer.param_groups[0]["lr"] = RATES[1] + (RATES[0] - RATES[1]) * along
-        samples = self.questions[self.step * self.batch : (self.step + 1) * self.batch]
-        schedule = self.rates()
-        answers = self.soft.loss(self._inputs(samples), self.answers([sample.answer for sample in samples]), schedule)
+    def gradients(self) -> dict[str, Any]:
+        """Those of the answers and the FLOPs."""
+        questions, schedule = self._chosen(self.step), self.rates()
+        answers = self.soft.loss(self.inputs(questions), self.answers(questions), schedule)
         flops = self.soft.share(schedule, self.text)
         loss = answers + WEIGHT * (flops - self.target).square()
-        self.optimizer.zero_grad()
         loss.backward()
-        self.optimizer.step()
-        self.step += 1
-        numbers = {"loss": loss, "answers": answers, "flops_share": flops}
-        self.curve.append({"step": self.step} | {name: round(value.item(), 5) for name, value in numbers.items()})
+        return {"loss": loss, "answers": answers, "flops_share": flops}
 
-    def answers(self, texts: Sequence[str]) -> Tensor:
-        """LongTensor [B, A] of the answers' tokens and the end token, padded with -100."""
-        tokenizer = self.loaded.processor.tokenizer
-        rows = [[*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for text in texts]
-        padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], True, -100)
-        return padded.to(self.loaded.model.device)
+    def _chosen(self, step: int) -> list[Question]:
+        """The questions of a step."""
+        return [self.questions.get(index) for index in range(step * self.batch, (step + 1) * self.batch)]
 
-    def restore(self, file: Path) -> None:
-        """Go on from a checkpoint, if there is one."""
-        if not file.exists():
-            return
-        saved = torch.load(file, weights_only=True)
-        self.rates.load_state_dict(saved["rates"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.step, self.curve, self.rows = saved["step"], saved["curve"], saved["rows"]
-        say(f"vtc train-diffrate: {self.step} of {self.steps} steps are in {str(file.parent)!r} already")
-
-    def _save(self, file: Path) -> None:
-        state = {"rates": self.rates.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
-        content = io.BytesIO()
-        torch.save({**state, "curve": self.curve, "rows": self.rows}, content)
-        write_atomically(file, content.getvalue())
-
-    def _tell(self, seconds: float) -> None:
+    def progress(self) -> str:
+        """What is said at each checkpoint."""
         last, (_, left) = self.curve[-1], patches_kept(self.rates())
-        say(
-            f"vtc train-diffrate: step {self.step} of {self.steps}, answers {last['answers']:.3f}, FLOPs "
-            f"{last['flops_share']:.3f} for {self.target}, patches left {left}, "
-            f"about {seconds * (self.steps - self.step):.0f} s of training left"
-        )
+        flops = f"FLOPs {last['flops_share']:.3f} for {self.target}"
+        return f"answers {last['answers']:.3f}, {flops}, patches left {left}"
 
     # ---------------------------------------------------------------- what came out
 
@@ -238,16 +189,14 @@ class Training:
 
     def _measure(self, text: str) -> dict[str, Any]:
         """Accuracy of a spec on held-out questions, and its share of the FLOPs as `vtc.trace` counts them."""
-        samples, right, flops, untouched = embedded.benchmark(HELD_OUT, "test"), 0, 0.0, 0.0
-        with vtc.patched(self.loaded.model, text):
-            for start in range(0, HELD_OUT, ASKED_AT_ONCE):
-                some = samples[start : start + ASKED_AT_ONCE]
-                inputs = self._inputs(some)
-                said = self.loaded.model.generate(**inputs, max_new_tokens=ANSWER_TOKENS, do_sample=False, num_beams=1)
-                right += sum(map(embedded.is_correct, self.loaded.answers(said, inputs), some))
-                cost = vtc.trace(self.loaded.model).flops()
-                flops, untouched = flops + cost.total, untouched + cost.unpatched_total
-        return {"spec": text, "accuracy": right / HELD_OUT, "flops_share": flops / untouched}
+
+        def costs(trace: Any) -> tuple[float, float]:
+            flops = trace.flops()
+            return flops.total, flops.unpatched_total
+
+        questions = bundled_task("image", HELD_OUT, "test", 0)
+        accuracy, (flops, untouched) = ask(self.loaded, questions, text, costs)
+        return {"spec": text, "accuracy": accuracy, "flops_share": flops / untouched}
 
 
 def method_of(prune: Sequence[int], merge: Sequence[int], patches: int) -> DiffRate:
@@ -265,10 +214,6 @@ def default_schedule(soft: SoftLlava, keep: int) -> Schedule:
     """What DiffRate does with nothing but `keep`."""
     counts = [DiffRate(keep=keep).counts(stage, soft.blocks, soft.patches, keep) for stage in range(soft.blocks)]
     return fixed_schedule(soft.patches, *zip(*counts))
-
-
-def _write(folder: RunFolder, result: dict[str, Any]) -> None:
-    write_atomically(folder.path / RESULT, json.dumps(result, indent=2) + "\n")
 
 
 def _report(result: dict[str, Any]) -> str:

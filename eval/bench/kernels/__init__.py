@@ -1,1 +1,1 @@
-"""`vtc bench kernels`."""
+"""`vtc bench kernels`: each operation of `vtc.ops` beside plain torch, released loops and the device's bounds."""

@@ -5,7 +5,6 @@ the machine does falls on all of them. Before each run the caches are filled wit
 """
 
 import argparse
-import json
 import platform
 import re
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from vtc.eval.arguments import DTYPES, names, positive, say
+from vtc.eval.arguments import DTYPES, add_json_argument, names, positive, say
 from vtc.eval.errors import InputError
 
 if TYPE_CHECKING:
@@ -79,21 +78,15 @@ class KernelRun(TypedDict):
     results: list[KernelResult]
 
 
-def add_arguments(benches: Any) -> None:
-    """Add `kernels` to what `vtc bench` offers."""
-    parser = benches.add_parser(
-        "kernels",
-        help="time of each operation beside plain torch, released loops and the device's bounds",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `vtc bench kernels`."""
     parser.add_argument("--ops", type=names, default=ALL, help="operations separated by commas, or all")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument(
         "--dtype", choices=DTYPES, default=argparse.SUPPRESS, help="of the input (default: float32; on a GPU bfloat16)"
     )
     parser.add_argument("--rounds", type=positive, default=7, help="times each form is run")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    add_json_argument(parser)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -104,23 +97,21 @@ def main(args: argparse.Namespace) -> None:
     """
     import torch
 
-    from vtc.eval.bench.kernels import work as bench_work
+    from vtc.eval.bench.kernels import work
     from vtc.eval.models import check_device
-    from vtc.eval.run.folder import write_atomically
+    from vtc.eval.run.folder import write_json
 
-    if args.json and not args.json.parent.is_dir():
-        raise InputError(f"argument --json: folder {str(args.json.parent)!r} does not exist; create it or give another")
     check_device(args.device)
     device = torch.device(args.device)
     dtype = getattr(args, "dtype", "bfloat16" if device.type == "cuda" else "float32")
-    ops = bench_work.OPS if args.ops == [ALL] else args.ops
+    ops = work.OPS if args.ops == [ALL] else args.ops
     for op in ops:
-        if op not in bench_work.OPS:
-            raise InputError(f"argument --ops: {op!r} is none of {', '.join(bench_work.OPS)}")
+        if op not in work.OPS:
+            raise InputError(f"argument --ops: {op!r} is none of {', '.join(work.OPS)}")
     run = bench_kernels(ops, device, getattr(torch, dtype), args.rounds)
     print("\n".join([*_about(run), "", *_table(run["results"])]))
     if args.json:
-        write_atomically(args.json, json.dumps(run, indent=2) + "\n")
+        write_json(args.json, run)
 
 
 def bench_kernels(ops: Sequence[str], device: "torch.device", dtype: "torch.dtype", rounds: int) -> KernelRun:

@@ -1,18 +1,16 @@
 """`vtc bench prefill`: how much of the speed-up that the FLOPs promise arrives on the clock.
 
-What is timed, and how, is told in `prefill_rounds`; here stands on which models: one that is loaded, one of the size of
+What is timed, and how, is told in `rounds`; here stands on which models: one that is loaded, one of the size of
 a real model with random weights (`shapes`), or the three whose speed was published (`published`).
 """
 
 import argparse
 import gc
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtc.eval.arguments import EMBEDDED, add_model_arguments, add_setting_arguments, positive, say
+from vtc.eval.arguments import EMBEDDED, add_json_argument, add_model_arguments, add_setting_arguments, positive, say
 from vtc.eval.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,14 +24,8 @@ ALL = "all"
 _MODEL, _SHAPE = "a model", "--shape"
 
 
-def add_arguments(benches: Any) -> None:
-    """Add `prefill` to what `vtc bench` offers."""
-    parser = benches.add_parser(
-        "prefill",
-        help="measured and promised speed-up of the prefill",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `vtc bench prefill`."""
     add_model_arguments(parser)
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
@@ -63,7 +55,7 @@ def add_arguments(benches: Any) -> None:
     parser.add_argument(
         "--new-tokens", type=positive, default=32, help="tokens to generate for the speed of decoding; 1: not timed"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    add_json_argument(parser)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -73,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
         InputError: an argument can't be used.
     """
     from vtc.eval.bench.prefill.table import about
-    from vtc.eval.run.folder import write_atomically
+    from vtc.eval.run.folder import write_json
 
     _check(args)
     cases = list(_cases(args))
@@ -85,7 +77,7 @@ def main(args: argparse.Namespace) -> None:
         models.append(_run(case, args, run["batch_size"]))
         gc.collect()  # room for the next model
     if args.json:
-        write_atomically(args.json, json.dumps({**run, "models": models}, indent=2) + "\n")
+        write_json(args.json, {**run, "models": models})
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -99,8 +91,6 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError(f"argument {option}: the shape says what is shown; drop --tasks")
     if option == "--published" and (hasattr(args, "methods") or args.compress):
         raise InputError("argument --published: the settings are the published ones; drop --methods and --compress")
-    if args.json and not args.json.parent.is_dir():
-        raise InputError(f"argument --json: folder {str(args.json.parent)!r} does not exist; create it or give another")
 
 
 @dataclass(frozen=True)
@@ -122,15 +112,15 @@ class _Case:
 
 def _run(case: _Case, args: argparse.Namespace, batch_size: int) -> "ModelResult":
     """Load a model, time it, print its table."""
-    from vtc.eval.bench.prefill import model as bench_shape
+    from vtc.eval.bench.prefill import model
     from vtc.eval.bench.prefill.rounds import bench_prefill
     from vtc.eval.bench.prefill.table import published_line, table
 
     if case.shape is None:
         loaded, inputs = _of_model(args, batch_size)
     else:
-        loaded = bench_shape.load(case.shape, args.dtype, args.device, args.attn)
-        inputs = bench_shape.inputs(case.shape, loaded, batch_size)
+        loaded = model.load(case.shape, args.dtype, args.device, args.attn)
+        inputs = model.inputs(case.shape, loaded, batch_size)
     result = bench_prefill(case.name, loaded, case.settings, inputs, args.rounds, args.new_tokens)
     print("\n".join(["", *table(result)]))
     if case.published is not None:
@@ -180,13 +170,13 @@ def _about(args: argparse.Namespace, cases: "list[_Case]") -> dict[str, Any]:
 
     import torch
 
-    from vtc.eval.bench.prefill import model as bench_shape
+    from vtc.eval.bench.prefill import model
     from vtc.eval.models import check_device, set_threads
 
     check_device(args.device)
     shapes = [case.shape for case in cases if case.shape is not None]
     for shape in shapes:
-        bench_shape.check(shape, args.device)
+        model.check(shape, args.device)
     device = torch.device(args.device)
     return {
         "batch_size": getattr(args, "batch_size", 1 if shapes else 8),

@@ -1,16 +1,14 @@
 """`vtc bench select`: how long each method's decision takes beside the prefill that it is to shorten.
 
-Every method is shown random stand-ins (`bench_scene`, `bench_video`), and its own part alone is timed
-(`bench_decision`), in rounds beside a decoder layer and a tower block (`bench_rounds`).
+Every method is shown random stand-ins (`scene`, `video`), and its own part alone is timed
+(`decision`), in rounds beside a decoder layer and a tower block (`rounds`).
 """
 
 import argparse
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vtc.eval.arguments import keeps, names, positive
+from vtc.eval.arguments import add_json_argument, keeps, names, positive
 from vtc.eval.errors import InputError
 from vtc.method.budget import Keep
 
@@ -18,14 +16,8 @@ if TYPE_CHECKING:
     from vtc.method.base import Method
 
 
-def add_arguments(benches: Any) -> None:
-    """Add `select` to what `vtc bench` offers."""
-    parser = benches.add_parser(
-        "select",
-        help="time of each method's decision as a share of the prefill, and its memory",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `vtc bench select`."""
     parser.add_argument(
         "--methods", type=names, default="all", help="names separated by commas, or all; of a video, all selectors"
     )
@@ -48,7 +40,7 @@ def add_arguments(benches: Any) -> None:
         default=15,
         help="most times each method is run; a size gets no more than 3 once it took 30 s",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    add_json_argument(parser)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -64,11 +56,9 @@ def main(args: argparse.Namespace) -> None:
     from vtc.eval.bench.select.table import about, table
     from vtc.eval.bench.select.video import VideoScene
     from vtc.eval.models import check_device
-    from vtc.eval.run.folder import write_atomically
+    from vtc.eval.run.folder import write_json
     from vtc.eval.run.memory import source
 
-    if args.json and not args.json.parent.is_dir():
-        raise InputError(f"argument --json: folder {str(args.json.parent)!r} does not exist; create it or give another")
     check_device(args.device)
     device = torch.device(args.device)
     frames = getattr(args, "video", None)
@@ -91,9 +81,7 @@ def main(args: argparse.Namespace) -> None:
     notes = about(run)
     print("\n".join([*notes, "", *table(sizes, methods)]))
     if args.json:
-        write_atomically(
-            args.json, json.dumps({**run, "notes": notes, "sizes": sizes, "methods": methods}, indent=2) + "\n"
-        )
+        write_json(args.json, {**run, "notes": notes, "sizes": sizes, "methods": methods})
 
 
 def make_methods(wanted: Sequence[str], keep: Keep, kind: str | None = None) -> "list[Method]":

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 
+from vtc.calls.tower import BlockCall
 from vtc.eval.bench.select.scene import (
     AFTER,
     BEFORE,
@@ -152,7 +153,7 @@ def reducing(reducer: Reducer, scene: Scene) -> Decision:
         tower = TowerRun(cast(Reducer, _Metered(reducer, meter)), blocks, [rows], hidden, prefix, BLOCKS)
         x = hidden
         for block in blocks:
-            tower.before_block((x,), {})
+            tower.before_block(BlockCall.of(x, None))
             tower.hear(scene.attention(x.shape[1], 1 - prefix), True)
             move = tower.reduce(block, x)
             x = x if move is None else move.rows

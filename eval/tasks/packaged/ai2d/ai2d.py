@@ -5,8 +5,8 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vtc.eval.tasks.shared.options import letter, lettered
-from vtc.eval.tasks.shared.picture import around
+from vtc.eval.tasks.packaged.shared.options import letter, lettered
+from vtc.eval.tasks.packaged.shared.picture import around
 
 LEADING_LETTER = re.compile(r"([A-Z])\.")
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)

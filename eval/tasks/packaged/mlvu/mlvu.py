@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vtc.eval.tasks.shared.free_choice import read_choice
+from vtc.eval.tasks.packaged.shared.free_choice import read_choice
 
 LETTERS = ("A", "B", "C", "D")
 #: The kinds of the development set; one without a question counts as 0.

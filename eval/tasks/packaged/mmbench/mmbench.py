@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from vtc.eval.tasks.shared.free_choice import read_choice
+from vtc.eval.tasks.packaged.shared.free_choice import read_choice
 
 if TYPE_CHECKING:
     from datasets import Dataset

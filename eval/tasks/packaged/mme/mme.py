@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from vtc.eval.tasks.shared.picture import around
+from vtc.eval.tasks.packaged.shared.picture import around
 
 #: The categories that make up the perception score; all others are cognition.
 PERCEPTION = (

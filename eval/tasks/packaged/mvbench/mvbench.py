@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vtc.eval.tasks.shared.vqa_accuracy import strip_punctuation
+from vtc.eval.tasks.packaged.shared.vqa_accuracy import strip_punctuation
 
 #: An answer that begins with its letter and a full stop, and goes on in the same line.
 BEGINS = re.compile(r"^([A-E])\.\s*(.+)$", re.IGNORECASE)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from vtc.eval.tasks.shared.picture import around
+from vtc.eval.tasks.packaged.shared.picture import around
 
 Values = Sequence[Mapping[str, Any]]
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vtc.eval.tasks.shared.options import letter, lettered
-from vtc.eval.tasks.shared.picture import around
+from vtc.eval.tasks.packaged.shared.options import letter, lettered
+from vtc.eval.tasks.packaged.shared.picture import around
 
 
 def doc_to_text(doc: Mapping[str, Any], lmms_eval_specific_kwargs: Mapping[str, str]) -> str:

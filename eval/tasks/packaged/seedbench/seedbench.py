@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from vtc.eval.tasks.shared.options import lettered
-from vtc.eval.tasks.shared.picture import around, in_rgb
+from vtc.eval.tasks.packaged.shared.options import lettered
+from vtc.eval.tasks.packaged.shared.picture import around, in_rgb
 
 
 def doc_to_visual(doc: Mapping[str, Any]) -> list[Any]:

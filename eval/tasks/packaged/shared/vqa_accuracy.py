@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from vtc.eval.tasks.shared.contractions import FULL_FORM
+from vtc.eval.tasks.packaged.shared.contractions import FULL_FORM
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 COMMA_IN_NUMBER = re.compile(r"(?<=\d),+(?=\d)")

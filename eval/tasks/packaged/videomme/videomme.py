@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vtc.eval.tasks.shared.free_choice import read_choice
+from vtc.eval.tasks.packaged.shared.free_choice import read_choice
 
 LETTERS = ("A", "B", "C", "D")
 INSTRUCTION = (

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vtc.eval.tasks.shared.vqa_accuracy import leave_one_out, normalise_words, strip_punctuation
+from vtc.eval.tasks.packaged.shared.vqa_accuracy import leave_one_out, normalise_words, strip_punctuation
 
 
 def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:

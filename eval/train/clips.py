@@ -7,7 +7,6 @@ Everything can be interrupted at any time and goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from pathlib import Path
 
@@ -16,18 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from vtc.eval.clips import data
+from vtc.eval.clips.model import build_model, export, see
+from vtc.eval.clips.render import CELLS, STATES
+from vtc.eval.clips.sample import GROUPS
+from vtc.eval.clips.scenes import FRAMES
 from vtc.eval.embedded.data import Questions
 from vtc.eval.embedded.losses import answer_loss
 from vtc.eval.embedded.model import WIDTH
-from vtc.eval.embedded.optim import MuonAdamW
-from vtc.eval.embedded.train import LOG_STEPS, SAVE_SECONDS, WARMUP_STEPS, Curve
-
-from . import data
-from .model import build_model, export, see
-from .render import CELLS, STATES
-from .sample import GROUPS
-from .scenes import FRAMES
-from .stages import CLIPS, LABEL_LAYER, STAGES, Stage
+from vtc.eval.errors import InputError
+from vtc.eval.run.folder import write_atomically
+from vtc.eval.train.clips_stages import CLIPS, LABEL_LAYER, STAGES, ClipsStage
+from vtc.eval.train.staged import StagedTraining, chosen, steps_of, trained_state
 
 TOKENS = FRAMES * CELLS**2
 _AT_ONCE = 4  # clips
@@ -68,20 +67,15 @@ class Store:
             with torch.no_grad():
                 seen = see(model, data.pixels(clips).bfloat16())
             self.values[start : start + len(clips)] = seen.half().numpy()
-            self._note(start + len(clips))
+            write_atomically(self.done, str(start + len(clips)))
             if start % 200 == 0:
                 print(f"[features {start}/{self.clips}] {time.time() - began:.0f} s", flush=True)
-
-    def _note(self, done: int) -> None:
-        temporary = self.done.with_suffix(".tmp")
-        temporary.write_text(str(done))
-        os.replace(temporary, self.done)
 
     def __getitem__(self, index: np.ndarray) -> Tensor:
         return torch.from_numpy(self.values[index])
 
 
-class Trainer:
+class Trainer(StagedTraining[ClipsStage]):
     """One stage.
 
     Args:
@@ -91,41 +85,11 @@ class Trainer:
         steps: Optimizer steps in all.
     """
 
-    def __init__(self, stage: Stage, output: Path, store: Store, steps: int) -> None:
-        self.stage, self.output, self.store, self.steps = stage, output, store, steps
-        self.model = build_model()
-        self.heads = nn.ModuleDict({"motion": nn.Linear(WIDTH, len(STATES)), "frame": nn.Linear(WIDTH, FRAMES)})
-        self.step = 0
-        saved = self._load(stage.name) if self._file(stage.name).exists() else None
-        if saved is None and stage.starts_from:
-            self._take(self._load(stage.starts_from)["optimizer"]["master"])
-        self.model.to(torch.bfloat16).train()  # type: ignore[arg-type]
-        self.heads.to(torch.bfloat16)
-        self.optimizer = MuonAdamW(self._trained())
-        if saved is not None:
-            self.step = saved["step"]
-            self.optimizer.load_state_dict(saved["optimizer"])
-
-    def _trained(self):
-        parts = ("model.language_model.", "model.image_newline")
-        yield from ((n, p) for n, p in self.model.named_parameters() if n.startswith(parts))
-        yield from ((f"heads.{n}", p) for n, p in self.heads.named_parameters())
-
-    def _file(self, name: str) -> Path:
-        return self.output / f"{name}.pt"
-
-    def _load(self, name: str) -> dict:
-        return torch.load(self._file(name), weights_only=True)
-
-    def _take(self, weights: dict[str, Tensor]) -> None:
-        for name, parameter in self._trained():
-            parameter.data.copy_(weights[name])
-
-    def save(self) -> None:
-        """Writes the checkpoint, whole or not at all."""
-        temporary = self._file(self.stage.name).with_suffix(".tmp")
-        torch.save({"step": self.step, "optimizer": self.optimizer.state_dict()}, temporary)
-        os.replace(temporary, self._file(self.stage.name))
+    def __init__(self, stage: ClipsStage, output: Path, store: Store, steps: int) -> None:
+        self.store, model = store, build_model()
+        heads = nn.ModuleDict({"motion": nn.Linear(WIDTH, len(STATES)), "frame": nn.Linear(WIDTH, FRAMES)})
+        learned = ("model.language_model.", "model.image_newline", "heads.")
+        super().__init__("vtc train-clips", stage, output, model, heads, learned, steps)
 
     def loss(self) -> tuple[Tensor, dict]:
         """Loss of one batch, and what to log."""
@@ -140,29 +104,6 @@ class Trainer:
         questions = data.pack_batch(clips, first // there + 1000 * STAGES.index(self.stage), self.stage.statements)
         return clip_loss(self.model, self.heads, visual, labels, questions, self.stage)
 
-    def _learning_rate(self) -> float:
-        warm = min(1.0, (self.step + 1) / WARMUP_STEPS)
-        left = (self.steps - self.step) / max(1.0, self.stage.decay * self.steps)
-        return warm * min(1.0, left) if self.stage.decay else warm
-
-    def run(self) -> None:
-        """Trains to the last step, with a line in `curve.jsonl` every few steps and regular checkpoints."""
-        log, saved, began = Curve(self.output, self.stage.name), time.time(), time.time()
-        while self.step < self.steps:
-            loss, report = self.loss()
-            loss.backward()
-            rate = self._learning_rate()
-            self.optimizer.step(rate * self.stage.muon_lr, rate * self.stage.adam_lr)
-            self.step += 1
-            log.add(loss.item(), report)
-            if self.step % LOG_STEPS == 0 or self.step == self.steps:
-                log.write(self.step, self.steps, time.time() - began)
-                began = time.time()
-            if time.time() - saved > SAVE_SECONDS:
-                self.save()
-                saved = time.time()
-        self.save()
-
 
 def _thinned(visual: Tensor, labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """A random `count` of the visual tokens of each clip, in order; those that show a thing stay more often."""
@@ -172,7 +113,7 @@ def _thinned(visual: Tensor, labels: Tensor, count: int, seed: int) -> tuple[Ten
     return visual.gather(1, kept.expand(-1, -1, WIDTH)), labels.gather(1, kept.expand(-1, -1, labels.shape[2]))
 
 
-def clip_loss(model, heads: nn.ModuleDict, visual: Tensor, labels: Tensor, questions: Questions, stage: Stage):
+def clip_loss(model, heads: nn.ModuleDict, visual: Tensor, labels: Tensor, questions: Questions, stage: ClipsStage):
     """Cross-entropy of the answers, and beside it, where the stage asks for it, of words and of the tokens' labels.
 
     Args:
@@ -211,27 +152,20 @@ def _label_loss(heads: nn.ModuleDict, hidden: Tensor, labels: Tensor) -> tuple[T
 
 def export_checkpoint(output: Path, name: str, folder: Path) -> None:
     """Writes the weights of one checkpoint as a `from_pretrained` folder."""
-    state = build_model().state_dict()
-    saved = torch.load(output / f"{name}.pt", weights_only=True)["optimizer"]["master"]
-    state.update({n: w for n, w in saved.items() if n in state})
-    state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
-    export(state, folder)
+    export(trained_state(build_model(), output, [name]), folder)
 
 
 def main(args: argparse.Namespace) -> None:
     """Runs the stages that are asked for and not done yet, then writes the weights to `<output>/weights`.
 
     Raises:
-        ValueError: A stage is unknown or a number is not positive.
+        InputError: A stage is unknown or a number is not positive.
+        FileNotFoundError: A stage starts from one that was never run in this folder.
     """
     known = {stage.name: stage for stage in STAGES}
-    names = args.stages.split(",")
-    for name in names:
-        if name not in {"features", *known}:
-            raise ValueError(f"stages={args.stages!r}: {name!r} is unknown; choose from features, {', '.join(known)}")
-    for name in ("clips", "scale"):
-        if not getattr(args, name) > 0:
-            raise ValueError(f"{name}={getattr(args, name)} must be above 0")
+    names = chosen(args, ["features", *known])
+    if not args.clips > 0:
+        raise InputError(f"clips={args.clips} must be above 0")
     args.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     store = Store(args.output, args.clips)
@@ -239,13 +173,7 @@ def main(args: argparse.Namespace) -> None:
         store.fill()
     for name in names:
         if name in known:
-            Trainer(known[name], args.output, store, max(1, round(known[name].steps * args.scale))).run()
+            Trainer(known[name], args.output, store, steps_of(known[name], args.scale)).run()
     if names[-1] in known:
         export_checkpoint(args.output, names[-1], args.output / "weights")
         print(f"weights: {args.output / 'weights'}")
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(parser)
-    main(parser.parse_args())
