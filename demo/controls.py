@@ -8,7 +8,7 @@ from typing import Any
 from vtc import spec
 from vtc.eval.errors import InputError
 from vtc.eval.pages.docstring import describe
-from vtc.eval.run.settings import NONE, label
+from vtc.eval.results.settings import NONE, label
 from vtc.method import registry
 from vtc.method.base import Method
 from vtc.method.fields import choices, settable, takes

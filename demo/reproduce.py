@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
-from vtc.demo.asking import Media
+from vtc.demo.jobs.inference import Media
 from vtc.eval.arguments import EMBEDDED
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from starlette.middleware import Middleware
 
 from vtc.demo.guard import LOCAL, Guard, Janitor
-from vtc.demo.limits import Limits
+from vtc.demo.visitors.limits import Limits
 from vtc.eval.errors import InputError
 
 
@@ -50,8 +50,8 @@ class Server:
             ):
                 stack.callback(_put_back, name, os.environ.get(name))
                 os.environ[name] = value
-            from vtc.demo.page import Page, css, head, theme
             from vtc.demo.service import Service
+            from vtc.demo.view.page import Page, css, head, theme
 
             service = Service(args, limits)
             stack.callback(service.close)

@@ -11,17 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from vtc.demo import comparing, controls, gallery, sweeping, uploads
-from vtc.demo.asking import Answer, Media, Models, Timing
-from vtc.demo.comparing import Numbers
-from vtc.demo.limits import Limits
+from vtc.demo import controls
+from vtc.demo.jobs import comparison, gallery, sweep
+from vtc.demo.jobs.comparison import Numbers
+from vtc.demo.jobs.inference import Answer, Media, Models, Timing
+from vtc.demo.jobs.turns import Turns
 from vtc.demo.reproduce import Source
-from vtc.demo.store import OnceEach, Store
-from vtc.demo.turns import Turns
+from vtc.demo.visitors import uploads
+from vtc.demo.visitors.limits import Limits
+from vtc.demo.visitors.store import OnceEach, Store
 from vtc.eval import arguments
 from vtc.eval.errors import InputError
 from vtc.eval.media.images import as_video
-from vtc.eval.run.settings import make_settings
+from vtc.eval.results.settings import make_settings
 from vtc.eval.tasks.benchmarks import example
 from vtc.method.budget import Keep
 
@@ -123,20 +125,20 @@ class Service:
         return self._kept.get(key) or {}
 
     def compare(self, user: str, media: Media, question: str, specs: Sequence[str]) -> AsyncGenerator[Any, None]:
-        """What `comparing.compare` hands on, and `Waiting` before it.
+        """What `comparison.compare` hands on, and `Waiting` before it.
 
         Raises:
             InputError: the question, a spec or what is asked about can't be used, or too many ask.
         """
-        question = comparing.check_question(question, self.limits.question_chars)
+        question = comparison.check_question(question, self.limits.question_chars)
         sides = [self._methods(spec, side) for spec, side in zip(specs, "AB")]
-        work = comparing.compare(self.models, media, question, sides, self.source.longest)
+        work = comparison.compare(self.models, media, question, sides, self.source.longest)
         return self.turns.run(user, work, COMPARE)
 
     def sweep(
         self, user: str, media: Media, question: str, methods: Sequence[str], keeps: str, count: int
     ) -> AsyncGenerator[Any, None]:
-        """`sweeping.Progress` over methods × keeps, and `Waiting` before it.
+        """`sweep.Progress` over methods × keeps, and `Waiting` before it.
 
         Args:
             user: whose turns are taken.
@@ -157,10 +159,10 @@ class Service:
         if count:
             if not 1 <= count <= MOST_QUESTIONS:
                 raise InputError(f"{count} questions; give 1 to {MOST_QUESTIONS}")
-            work = sweeping.sweep_benchmark(self.models, media.kind, count, settings, self.source.longest)
+            work = sweep.sweep_benchmark(self.models, media.kind, count, settings, self.source.longest)
         else:
-            question = comparing.check_question(question, self.limits.question_chars)
-            work = sweeping.sweep_question(self.models, media, question, settings, self.source.longest)
+            question = comparison.check_question(question, self.limits.question_chars)
+            work = sweep.sweep_question(self.models, media, question, settings, self.source.longest)
         return self.turns.run(user, work, SWEEP)
 
     def deal(self, user: str, media: Media, question: str, keep: float) -> AsyncGenerator[Any, None]:
@@ -169,7 +171,7 @@ class Service:
         Raises:
             InputError: as `compare`.
         """
-        question = comparing.check_question(question, self.limits.question_chars)
+        question = comparison.check_question(question, self.limits.question_chars)
         (budget,) = self._keeps(str(float(keep)))
         work = gallery.deal(self.models, media, question, budget, self.source.longest)
         return self.turns.run(user, work, DEAL)
@@ -185,13 +187,13 @@ class Service:
         timings: dict[int, list[Timing]] = {}
         async with aclosing(self.compare(user, media, question, specs)) as run:
             async for item in run:
-                if isinstance(item, comparing.Answered):
+                if isinstance(item, comparison.Answered):
                     found[item.side] = item.answer
-                elif isinstance(item, comparing.Refused):
+                elif isinstance(item, comparison.Refused):
                     refused[item.side] = item.reason
-                elif isinstance(item, comparing.Timed):
+                elif isinstance(item, comparison.Timed):
                     timings = item.timings
-        costs = {side: comparing.numbers(answer, timings.get(side, ())) for side, answer in found.items()}
+        costs = {side: comparison.numbers(answer, timings.get(side, ())) for side, answer in found.items()}
         made: dict[str, Any] = {}
         for side, letter in enumerate("ab"):
             if side in refused:
@@ -239,4 +241,4 @@ def _ratios(a: Numbers, b: Numbers) -> dict[str, float | None]:
         "kv_bytes": (a.kv_bytes, b.kv_bytes),
         "flops": (a.flops, b.flops),
     }
-    return {name: comparing.ratio(*pair) for name, pair in pairs.items()}
+    return {name: comparison.ratio(*pair) for name, pair in pairs.items()}

@@ -19,7 +19,7 @@ COMMANDS = {
     ),
     "report": Command("vtc.eval.report.command", "one page about any number of runs: figures, tables, changed answers"),
     "recipe": Command("vtc.eval.recipes.command", "list published tables, or run one: paper, ours, difference"),
-    "tasks": Command("vtc.eval.tasks.command", "list tasks, or show one"),
+    "tasks": Command("vtc.eval.commands.tasks", "list tasks, or show one"),
     "ask": Command(
         "vtc.eval.commands.ask", "ask about one picture, with and without compression, and see what was kept"
     ),
@@ -44,7 +44,7 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
     """The parser of all commands; only the `chosen` one knows its arguments."""
     parser = argparse.ArgumentParser(prog="vtc", description="Visual token compression for vision-language models.")
     parser.add_argument("--version", action="version", version=f"vtc {version('vtc')}")
-    add_commands(parser, "command", "COMMAND", COMMANDS, wanted=(chosen,))
+    add_commands(parser, "command", "COMMAND", COMMANDS, wanted={chosen} if chosen else set())
     return parser
 
 

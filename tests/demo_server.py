@@ -5,10 +5,10 @@ import asyncio
 import contextlib
 
 from vtc.demo import command
-from vtc.demo.limits import Limits
+from vtc.demo.jobs.turns import Waiting
 from vtc.demo.server import Server
 from vtc.demo.service import Service
-from vtc.demo.turns import Waiting
+from vtc.demo.visitors.limits import Limits
 
 #: Generous waits: the machine that runs tests may be busy.
 PATIENT = Limits(wait_s=900, work_s=900)

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import vtc
-from vtc.eval.run.settings import fields_of
+from vtc.eval.results.settings import fields_of
 from vtc.method.registry import method_class
 from vtc.spec import build
 

@@ -22,8 +22,8 @@ from vtc.eval.bench.prefill.shapes import (
     VIDEO,
 )
 from vtc.eval.cli import main
-from vtc.eval.report.table import shown
-from vtc.eval.run.settings import make_settings
+from vtc.eval.results.settings import make_settings
+from vtc.eval.results.table import shown
 from vtc.ops.clock import Moment
 
 #: Parameters in billions, and visual tokens with newlines.

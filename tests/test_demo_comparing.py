@@ -9,8 +9,10 @@ from demo_server import PATIENT, arguments, items
 from tiny_checkpoints import checkpoint
 
 import vtc
-from vtc.demo import comparing, reproduce, showing
+from vtc.demo import reproduce
+from vtc.demo.jobs import comparison as comparing
 from vtc.demo.service import Service
+from vtc.demo.view import html as showing
 from vtc.eval.errors import InputError
 
 

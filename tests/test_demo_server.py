@@ -18,8 +18,8 @@ from PIL import Image
 from video_files import ffmpeg, needs_ffmpeg
 
 from vtc.demo.guard import Guard, _size, sweep_folder
-from vtc.demo.limits import Limits
 from vtc.demo.server import Server
+from vtc.demo.visitors.limits import Limits
 from vtc.eval import cli
 from vtc.eval.errors import InputError
 

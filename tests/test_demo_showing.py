@@ -9,9 +9,12 @@ import pytest
 from demo_server import items
 from PIL import Image
 
-from vtc.demo import comparing, curves, reproduce, showing
-from vtc.demo.asking import Media
+from vtc.demo import reproduce
+from vtc.demo.jobs import comparison as comparing
+from vtc.demo.jobs.inference import Media
 from vtc.demo.service import EXAMPLES
+from vtc.demo.view import curves
+from vtc.demo.view import html as showing
 from vtc.eval import cli
 from vtc.eval.media.picture import View
 from vtc.eval.tasks.benchmarks import example

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from vtc.demo.store import OnceEach, Store
+from vtc.demo.visitors.store import OnceEach, Store
 from vtc.eval.errors import InputError
 
 

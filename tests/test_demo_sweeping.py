@@ -8,8 +8,10 @@ from demo_server import items
 
 import vtc
 from vtc import spec
-from vtc.demo import asking, gallery, showing
+from vtc.demo.jobs import gallery
+from vtc.demo.jobs import inference as asking
 from vtc.demo.service import MOST_SETTINGS
+from vtc.demo.view import html as showing
 from vtc.eval.errors import InputError
 from vtc.eval.tasks.benchmarks import bundled_task
 from vtc.method import registry

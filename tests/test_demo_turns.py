@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from vtc.demo.turns import BusyError, Stopped, Turns, Waiting
+from vtc.demo.jobs.turns import BusyError, Stopped, Turns, Waiting
 
 
 def steps(name, count, log, before=lambda: None):

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from video_files import ffmpeg, needs_ffmpeg
 
-from vtc.demo.limits import Limits
-from vtc.demo.uploads import display_name, read_upload
+from vtc.demo.visitors.limits import Limits
+from vtc.demo.visitors.uploads import display_name, read_upload
 from vtc.eval.errors import InputError
 from vtc.eval.media.images import open_image, open_video
 

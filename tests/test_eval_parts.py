@@ -6,12 +6,12 @@ import torch
 import vtc
 from vtc.eval import embedded
 from vtc.eval.errors import InputError
-from vtc.eval.report import figure, stats
+from vtc.eval.report import figure
 from vtc.eval.report import tables as report
-from vtc.eval.run import results
-from vtc.eval.run.folder import RunFolder
+from vtc.eval.results import results, stats
+from vtc.eval.results.folder import RunFolder
+from vtc.eval.results.settings import NONE, make_settings
 from vtc.eval.run.journal import Journal, busy, read
-from vtc.eval.run.settings import NONE, make_settings
 from vtc.eval.run.stopwatch import Stopwatch
 
 

@@ -13,7 +13,7 @@ from vtc.eval.cli import main
 from vtc.eval.pages import command as pages
 from vtc.eval.pages import docstring as page_docstring
 from vtc.eval.pages import results as page_results
-from vtc.eval.run.results import VERSION
+from vtc.eval.results.results import VERSION
 from vtc.method import registry
 from vtc.method.selector import Selector
 

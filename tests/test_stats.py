@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from vtc.eval.report import stats
+from vtc.eval.results import stats
 
 
 def test_the_interval_of_a_mean_is_the_normal_one_for_many_samples():

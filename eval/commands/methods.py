@@ -10,7 +10,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Print name, kind, fields with defaults, and the first line of what each method says of itself."""
-    from vtc.eval.run.settings import fields_of
+    from vtc.eval.results.settings import fields_of
     from vtc.method.registry import list_methods, method_class
 
     for name in list_methods(args.kind):

@@ -7,8 +7,8 @@ from typing import Any
 
 import vtc
 from vtc.eval.models import Loaded
+from vtc.eval.results.settings import NONE
 from vtc.eval.run.memory import PeakMemory
-from vtc.eval.run.settings import NONE
 from vtc.eval.run.stopwatch import Stopwatch
 from vtc.method.base import Method
 from vtc.model.adapter import adapter_class

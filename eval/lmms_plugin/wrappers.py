@@ -9,7 +9,7 @@ from typing import Any
 
 from vtc import spec
 from vtc.eval.lmms_plugin.meter import Meter
-from vtc.eval.run.settings import fields_of
+from vtc.eval.results.settings import fields_of
 from vtc.method.base import Method
 
 

@@ -14,7 +14,7 @@ from vtc.eval.errors import InputError
 from vtc.eval.pages.docstring import Described, describe, functions
 from vtc.eval.pages.presets import preset_section
 from vtc.eval.pages.results import for_method, of_run, table
-from vtc.eval.run.folder import write_atomically
+from vtc.eval.results.folder import write_atomically
 from vtc.method.registry import method_class, shipped
 from vtc.presets import presets
 

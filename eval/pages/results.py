@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from vtc.eval.errors import InputError
-from vtc.eval.run.results import VERSION, Results, SettingResult
-from vtc.eval.run.settings import NONE
+from vtc.eval.results.results import VERSION, Results, SettingResult
+from vtc.eval.results.settings import NONE
 
 #: Of a run's config: what tells what was asked of which model with what.
 _CONFIG = ("model", "weights", "benchmark", "dtype", "batch_size", "versions")

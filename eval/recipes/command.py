@@ -95,7 +95,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _list(method: str | None) -> None:
-    from vtc.eval.report import table
+    from vtc.eval.results import table
 
     found = [each for each in recipes().values() if method in (None, each.name.partition("/")[0])]
     if not found:
@@ -226,7 +226,7 @@ def _measured(work: "Work") -> dict[str, dict[str, dict[str, Any]]]:
 def _cells(
     chosen: Recipe, specs: dict[str, str | None], notes: dict[str, str], measured: dict[str, Any], bundled: bool
 ) -> list[Cell]:
-    from vtc.eval.run.settings import NONE, make_settings
+    from vtc.eval.results.settings import NONE, make_settings
 
     cells = []
     for row in [None, *chosen.rows]:
@@ -278,7 +278,7 @@ def _cell(*values: Any) -> Cell:
 
 def markdown(chosen: Recipe, model: str, cells: list[Cell]) -> str:
     """The table: paper, ours, difference, and both in % of untouched."""
-    from vtc.eval.report import table
+    from vtc.eval.results import table
 
     first = chosen.rows[0]
     about = [

@@ -168,7 +168,7 @@ def at_the_same_share(spec: str, tokens: int | None) -> str:
     Raises:
         ValueError: there are counts, and the number of tokens that they are of is not known.
     """
-    from vtc.eval.run.settings import label
+    from vtc.eval.results.settings import label
     from vtc.spec import parse
 
     (method,) = parse(spec)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from vtc.eval.arguments import say
 from vtc.eval.errors import InputError
-from vtc.eval.run.folder import CONFIG, write_atomically
+from vtc.eval.results.folder import CONFIG, write_atomically
 
 if TYPE_CHECKING:
     from vtc.eval.report.page import Run
@@ -31,7 +31,8 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         InputError: there is no run that has ended, or the page can't be written.
     """
-    from vtc.eval.report import page, table
+    from vtc.eval.report import page
+    from vtc.eval.results import table
 
     if args.output.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"argument --output: {str(args.output)!r} is no page; give e.g. report.html")
@@ -67,7 +68,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list["Run"], list[str]]:
         InputError: a folder is not there.
     """
     from vtc.eval.report.page import Run
-    from vtc.eval.run.results import VERSION
+    from vtc.eval.results.results import VERSION
 
     runs, unread = [], []
     for given in folders:

@@ -6,8 +6,8 @@ import re
 from typing import Any
 
 from vtc.eval.report.tables import shown
-from vtc.eval.run.results import Results, SettingResult
-from vtc.eval.run.settings import NONE
+from vtc.eval.results.results import Results, SettingResult
+from vtc.eval.results.settings import NONE
 
 #: Okabe and Ito's colours, told apart with any colour vision; markers tell them apart in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")

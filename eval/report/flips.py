@@ -11,7 +11,7 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from vtc.eval.models import Loaded
-    from vtc.eval.run.records import SampleRecord
+    from vtc.eval.results.records import SampleRecord
     from vtc.eval.tasks.task import Shown
     from vtc.tracing import Trace
 

@@ -4,8 +4,8 @@ import io
 import math
 
 from vtc.eval.report.figure import COLOURS, GREY, MARKERS
-from vtc.eval.run.results import Results, SettingResult
-from vtc.eval.run.settings import NONE
+from vtc.eval.results.results import Results, SettingResult
+from vtc.eval.results.settings import NONE
 
 _COLUMNS = 4
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vtc.eval.report import stats
 from vtc.eval.report.figure import COLOURS, GREY, MARKERS
-from vtc.eval.run.records import SampleRecord
-from vtc.eval.run.results import Results, SettingResult
-from vtc.eval.run.settings import NONE
+from vtc.eval.results import stats
+from vtc.eval.results.records import SampleRecord
+from vtc.eval.results.results import Results, SettingResult
+from vtc.eval.results.settings import NONE
 
 #: Changed answers that are shown of each setting, of each kind.
 EXAMPLES = 2

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import TypedDict
 
-from vtc.eval.report import stats, table
-from vtc.eval.run.results import Results
+from vtc.eval.results import stats, table
+from vtc.eval.results.results import Results
 
 
 class SettingSummary(TypedDict):

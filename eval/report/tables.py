@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from vtc.eval.run.results import Results, Score, SettingResult, Spread
+from vtc.eval.results.results import Results, Score, SettingResult, Spread
 
 COSTS = (
     "setting", "tokens", "accuracy", "95 %", "of none", "prefill ms", "x", "FLOPs x", "decoder ms", "x", "FLOPs x",

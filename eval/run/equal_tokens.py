@@ -10,8 +10,8 @@ import torch
 import vtc
 from vtc.eval.arguments import say
 from vtc.eval.errors import InputError
-from vtc.eval.run.folder import CONFIG
-from vtc.eval.run.settings import NONE, fields_of
+from vtc.eval.results.folder import CONFIG
+from vtc.eval.results.settings import NONE, fields_of
 from vtc.method import registry
 from vtc.planning.calibrate import calibrate
 from vtc.planning.plan import Planner

@@ -2,9 +2,9 @@
 
 The output folder gets `config.json` (what tells this run from others), a `journal` for each process (one line a batch,
 on the disk before the next batch starts) and, made of these alone, `samples.jsonl` and `batches.jsonl` (schemas in
-`vtc.eval.run.records`), `results.json` (schema in `vtc.eval.run.results`), `results.md` and `figure.png`; of videos
-also `frames.png`, the tokens of each frame; and in `flips`, pictures of what was kept where that changed an answer.
-With several tasks each has such a folder inside, and `summary.json` and `summary.md` are about all.
+`vtc.eval.results.records`), `results.json` (schema in `vtc.eval.results.results`), `results.md` and `figure.png`; of
+videos also `frames.png`, the tokens of each frame; and in `flips`, pictures of what was kept where that changed an
+answer. With several tasks each has such a folder inside, and `summary.json` and `summary.md` are about all.
 
 Killed at any point, the same command goes on behind the last batch that is done. All settings see the same questions in
 the same batches; `random` and other methods with a `seed` get `seed` + number of the batch.
@@ -36,10 +36,10 @@ from vtc.eval.arguments import (
 from vtc.eval.errors import InputError
 
 if TYPE_CHECKING:
-    from vtc.eval.run.folder import RunFolder
+    from vtc.eval.results.folder import RunFolder
+    from vtc.eval.results.records import Line
     from vtc.eval.run.journal import Journal
     from vtc.eval.run.progress import Progress
-    from vtc.eval.run.records import Line
     from vtc.eval.run.work import Work
     from vtc.eval.tasks.task import Task
 
@@ -165,7 +165,7 @@ def evaluate(work: "Work", workers: Workers) -> None:
     Raises:
         InputError: a folder is another run's, a setting can't work, or lines could not be written.
     """
-    from vtc.eval.run.folder import RunFolder
+    from vtc.eval.results.folder import RunFolder
     from vtc.eval.run.outcome import report, summarise
 
     tasks, process = list(work.tasks.values()), work.process
@@ -197,8 +197,8 @@ def evaluate(work: "Work", workers: Workers) -> None:
 
 def _do(work: "Work", task: "Task", workers: Workers) -> "tuple[RunFolder, Journal, list[Line]]":
     """Do what is not done yet of a task, with the other processes; returns all its lines."""
+    from vtc.eval.results.folder import CONFIG, RunFolder
     from vtc.eval.run import journal as journals
-    from vtc.eval.run.folder import CONFIG, RunFolder
     from vtc.eval.run.progress import Progress
 
     path, count = work.folder(task), len(task.batches(work.args.batch_size))
@@ -240,8 +240,8 @@ def _help(work: "Work", task: "Task", workers: Workers) -> None:
     Raises:
         InputError: the first process does not begin.
     """
+    from vtc.eval.results.folder import CONFIG, RunFolder
     from vtc.eval.run import journal as journals
-    from vtc.eval.run.folder import CONFIG, RunFolder
 
     path, began = work.folder(task), time.monotonic()
     while not (path / CONFIG).exists():

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from vtc.eval.arguments import say
 from vtc.eval.errors import InputError
-from vtc.eval.run.folder import lock
-from vtc.eval.run.records import Line
+from vtc.eval.results.folder import lock
+from vtc.eval.results.records import Line
 
 _NAME = re.compile(r"journal-(\d+)\.jsonl")
 

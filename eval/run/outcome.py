@@ -7,11 +7,11 @@ from typing import Any
 
 from vtc.eval.arguments import EMBEDDED, say
 from vtc.eval.report import figure, frames_figure, summary, tables
-from vtc.eval.run import results
-from vtc.eval.run.folder import RunFolder, write_atomically
-from vtc.eval.run.records import Line
-from vtc.eval.run.results import Results
-from vtc.eval.run.settings import Setting
+from vtc.eval.results import results
+from vtc.eval.results.folder import RunFolder, write_atomically
+from vtc.eval.results.records import Line
+from vtc.eval.results.results import Results
+from vtc.eval.results.settings import Setting
 from vtc.eval.tasks.benchmarks import BUNDLED
 from vtc.eval.tasks.task import Task
 

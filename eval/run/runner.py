@@ -11,9 +11,9 @@ import vtc
 from vtc.eval.errors import InputError
 from vtc.eval.models import Loaded
 from vtc.eval.report.flips import FlipPictures
+from vtc.eval.results.records import Line, Measurement, SampleRecord
+from vtc.eval.results.settings import NONE, Setting
 from vtc.eval.run.memory import PeakMemory
-from vtc.eval.run.records import Line, Measurement, SampleRecord
-from vtc.eval.run.settings import NONE, Setting
 from vtc.eval.run.stopwatch import Stopwatch
 from vtc.eval.tasks.task import Question, Shown, Task
 from vtc.tracing import Trace

@@ -14,8 +14,8 @@ from typing import Any
 
 from vtc.eval.arguments import positive
 from vtc.eval.errors import InputError
+from vtc.eval.results.records import Line
 from vtc.eval.run import evaluate
-from vtc.eval.run.records import Line
 from vtc.eval.tasks.task import Task
 
 #: So often a batch is begun anew whose worker dies.

@@ -11,11 +11,11 @@ from vtc.eval import embedded, models
 from vtc.eval.arguments import EMBEDDED, budgets, method_names
 from vtc.eval.errors import InputError
 from vtc.eval.report.flips import FlipPictures
+from vtc.eval.results.records import Line
+from vtc.eval.results.settings import Setting, make_settings
 from vtc.eval.run import memory
 from vtc.eval.run.processes import Process
-from vtc.eval.run.records import Line
 from vtc.eval.run.runner import Runner
-from vtc.eval.run.settings import Setting, make_settings
 from vtc.eval.tasks.benchmarks import TASKS, bundled_task, listed_task
 from vtc.eval.tasks.task import Task
 

@@ -24,7 +24,7 @@ from vtc import DiffRate, spec
 from vtc.eval import models
 from vtc.eval.arguments import EMBEDDED, positive, say
 from vtc.eval.errors import InputError
-from vtc.eval.run.folder import RunFolder, write_json
+from vtc.eval.results.folder import RunFolder, write_json
 from vtc.eval.tasks.benchmarks import bundled_task
 from vtc.eval.tasks.task import Question
 from vtc.eval.train.diffrate_forward import Rates, Schedule, SoftLlava, fixed_schedule, patches_kept

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import vtc
 from vtc.eval.errors import InputError
 from vtc.eval.models import Loaded
-from vtc.eval.run.folder import CONFIG, RunFolder
+from vtc.eval.results.folder import CONFIG, RunFolder
 from vtc.eval.tasks.task import Question, Task
 from vtc.eval.train.loop import Training, cosine
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from vtc.eval.arguments import say
-from vtc.eval.run.folder import write_atomically
+from vtc.eval.results.folder import write_atomically
 
 
 class Training(ABC):

@@ -108,7 +108,7 @@ def attach(cache: "Cache", conversation: Conversation) -> None:
     cache._vtc = conversation  # type: ignore[attr-defined]
 
 
-def check_lengths(cache: "Cache", conversation: Conversation, segments: Sequence[int], family: str) -> None:
+def check_lengths(cache: Any, conversation: Conversation, segments: Sequence[int], family: str) -> None:
     """Hold a cache against the plan (contract clause 9).
 
     Args:

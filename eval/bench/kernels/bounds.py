@@ -5,7 +5,7 @@ from typing import Any, TypedDict
 
 import torch
 
-from vtc.eval.run.results import Spread, spread
+from vtc.eval.results.results import Spread, spread
 from vtc.ops.clock import Moment
 
 #: Larger than the caches of any device in sight.

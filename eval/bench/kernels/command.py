@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from vtc.eval.bench.kernels.bounds import Bounds, Timer
     from vtc.eval.bench.kernels.work import Case
-    from vtc.eval.run.results import Spread
+    from vtc.eval.results.results import Spread
 
 ALL = "all"
 
@@ -99,7 +99,7 @@ def main(args: argparse.Namespace) -> None:
 
     from vtc.eval.bench.kernels import work
     from vtc.eval.models import check_device
-    from vtc.eval.run.folder import write_json
+    from vtc.eval.results.folder import write_json
 
     check_device(args.device)
     device = torch.device(args.device)
@@ -181,7 +181,7 @@ def _forms(case: "Case", device: "torch.device") -> dict[str, Callable[[], Any]]
 
 def _result(case: "Case", times: dict[str, list[float]], bounds: "Bounds") -> KernelResult:
     from vtc.eval.bench.kernels.bounds import floor_ms
-    from vtc.eval.run.results import spread
+    from vtc.eval.results.results import spread
 
     ours = times.get("kernel", times["reference"])
     floor = floor_ms(case.bytes, case.flops, bounds)
@@ -241,7 +241,7 @@ def _about(run: KernelRun) -> list[str]:
 
 def _table(results: list[KernelResult]) -> list[str]:
     """A row for each operation and size; columns that hold nothing are left out."""
-    from vtc.eval.report.table import aligned, shown
+    from vtc.eval.results.table import aligned, shown
 
     heading = ["op", "size", "kernel", "reference", "composition", "loop", "picking"]
     heading += ["composition / ours", "loop / ours", "picking / ours", "floor", "ours / floor", "launches"]

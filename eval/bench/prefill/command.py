@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vtc.eval.bench.prefill.results import ModelResult
     from vtc.eval.bench.prefill.shapes import Shape
     from vtc.eval.models import Loaded
-    from vtc.eval.run.settings import Setting
+    from vtc.eval.results.settings import Setting
 
 ALL = "all"
 _MODEL, _SHAPE = "a model", "--shape"
@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
         InputError: an argument can't be used.
     """
     from vtc.eval.bench.prefill.table import about
-    from vtc.eval.run.folder import write_json
+    from vtc.eval.results.folder import write_json
 
     _check(args)
     cases = list(_cases(args))
@@ -131,7 +131,7 @@ def _run(case: _Case, args: argparse.Namespace, batch_size: int) -> "ModelResult
 def _cases(args: argparse.Namespace) -> Iterator[_Case]:
     from vtc.eval.bench.prefill.published import PUBLISHED
     from vtc.eval.bench.prefill.shapes import named
-    from vtc.eval.run.settings import make_settings
+    from vtc.eval.results.settings import make_settings
     from vtc.method import registry
     from vtc.presets import published
 

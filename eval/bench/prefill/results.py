@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypedDict
 
-from vtc.eval.run.results import Spread, spread
-from vtc.eval.run.settings import NONE
+from vtc.eval.results.results import Spread, spread
+from vtc.eval.results.settings import NONE
 from vtc.tracing import Trace
 
 

@@ -22,7 +22,7 @@ from vtc.eval.bench.prefill.results import (
     times,
 )
 from vtc.eval.models import Loaded
-from vtc.eval.run.settings import NONE, Setting
+from vtc.eval.results.settings import NONE, Setting
 from vtc.eval.run.stopwatch import Stopwatch
 from vtc.ops.cuda import load
 from vtc.tracing import Trace

@@ -4,8 +4,8 @@ from typing import Any
 
 from vtc.eval.bench.prefill.published import PublishedSpeed
 from vtc.eval.bench.prefill.results import ModelResult, PrefillResult, Times
-from vtc.eval.report.table import aligned, shown
-from vtc.eval.run.results import Spread
+from vtc.eval.results.results import Spread
+from vtc.eval.results.table import aligned, shown
 
 
 def about(run: dict[str, Any]) -> str:

@@ -56,7 +56,7 @@ def main(args: argparse.Namespace) -> None:
     from vtc.eval.bench.select.table import about, table
     from vtc.eval.bench.select.video import VideoScene
     from vtc.eval.models import check_device
-    from vtc.eval.run.folder import write_json
+    from vtc.eval.results.folder import write_json
     from vtc.eval.run.memory import source
 
     check_device(args.device)
@@ -91,7 +91,7 @@ def make_methods(wanted: Sequence[str], keep: Keep, kind: str | None = None) -> 
         InputError: an unknown method, or a budget that it does not take.
     """
     from vtc import spec
-    from vtc.eval.run.settings import fields_of
+    from vtc.eval.results.settings import fields_of
     from vtc.method import registry
 
     try:

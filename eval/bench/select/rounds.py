@@ -17,7 +17,7 @@ from vtc import spec
 from vtc.eval.arguments import say
 from vtc.eval.bench.select.decision import Decision, Meter, Undecided, decision, now
 from vtc.eval.bench.select.scene import BLOCKS, LAYERS, Scene, Yardstick
-from vtc.eval.run.results import Spread, spread
+from vtc.eval.results.results import Spread, spread
 from vtc.method.base import Method
 
 #: Rounds at each size: as many as fit into so many seconds, but this number at least.

@@ -8,7 +8,7 @@ from typing import Any
 from vtc.eval.bench.select.rounds import LEAST_ROUNDS, SECONDS, SLOW, MethodResult, SizeResult
 from vtc.eval.bench.select.scene import AFTER, BEFORE
 from vtc.eval.bench.select.video import PATCHES, SHOT, SIDE
-from vtc.eval.report.table import aligned, shown
+from vtc.eval.results.table import aligned, shown
 
 
 def about(run: dict[str, Any]) -> list[str]:

@@ -4,10 +4,10 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from vtc import spec
-from vtc.demo import asking
-from vtc.demo.asking import Answer, Media, Models
-from vtc.demo.turns import Ticket, Work
-from vtc.eval.run.settings import NONE, fields_of
+from vtc.demo.jobs import inference
+from vtc.demo.jobs.inference import Answer, Media, Models
+from vtc.demo.jobs.turns import Ticket, Work
+from vtc.eval.results.settings import NONE, fields_of
 from vtc.method import registry
 from vtc.method.budget import Keep
 
@@ -59,15 +59,15 @@ def deal(models: Models, media: Media, question: str, keep: Keep, longest: int) 
 
     def work(ticket: Ticket) -> Generator[Dealt, None, None]:
         loaded = models.of(media.kind)
-        inputs = asking.inputs_of(loaded, media.shown, question)
+        inputs = inference.inputs_of(loaded, media.shown, question)
         cards: list[Card] = []
         specs = specs_at(keep)
         for name, text in specs.items():
             try:
-                answer = asking.ask(loaded, media, inputs, spec.parse(text), longest, ticket)
+                answer = inference.ask(loaded, media, inputs, spec.parse(text), longest, ticket)
                 cards.append(Card(name, text, answer))
-            except asking.REFUSALS as error:
-                cards.append(Card(name, text, None, asking.refusal(error)))
+            except inference.REFUSALS as error:
+                cards.append(Card(name, text, None, inference.refusal(error)))
             yield Dealt(tuple(cards), len(specs))
 
     return work

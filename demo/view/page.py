@@ -6,14 +6,15 @@ from typing import Any
 
 import gradio as gr
 
-from vtc.demo import reproduce, showing
-from vtc.demo.asked import Asked
-from vtc.demo.code_tab import CodeTab
-from vtc.demo.compare_tab import CompareTab
-from vtc.demo.events import OPENING, QUIET, upload
-from vtc.demo.methods_tab import MethodsTab
+from vtc.demo import reproduce
 from vtc.demo.service import UPLOAD, Service
-from vtc.demo.sweep_tab import SweepTab
+from vtc.demo.view import html
+from vtc.demo.view.code_tab import CodeTab
+from vtc.demo.view.compare_tab import CompareTab
+from vtc.demo.view.events import OPENING, QUIET, upload
+from vtc.demo.view.methods_tab import MethodsTab
+from vtc.demo.view.question import Asked
+from vtc.demo.view.sweep_tab import SweepTab
 from vtc.eval.arguments import EMBEDDED
 from vtc.eval.errors import InputError
 
@@ -146,7 +147,7 @@ def _title(model: str) -> str:
         "The bundled model is tiny and knows coloured shapes, digits, words and short clips; "
         "<code>vtc demo --model</code> takes yours."
         if model == EMBEDDED
-        else f"Model: <code>{showing.html.escape(model)}</code>."
+        else f"Model: <code>{html.html.escape(model)}</code>."
     )
     return (
         "<h1>Two settings, side by side</h1>"

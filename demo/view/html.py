@@ -10,13 +10,14 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from vtc.demo import comparing, curves
-from vtc.demo.asking import Answer, Media
-from vtc.demo.comparing import Numbers
-from vtc.demo.gallery import Card
-from vtc.demo.sweeping import Point
+from vtc.demo.jobs import comparison
+from vtc.demo.jobs.comparison import Numbers
+from vtc.demo.jobs.gallery import Card
+from vtc.demo.jobs.inference import Answer, Media
+from vtc.demo.jobs.sweep import Point
+from vtc.demo.view import curves
 from vtc.eval.media.video import Video
-from vtc.eval.run.settings import NONE
+from vtc.eval.results.settings import NONE
 from vtc.eval.tasks.benchmarks import example
 
 SIDES = ("A", "B")
@@ -139,7 +140,7 @@ def numbers(sides: Sequence[Numbers | None], specs: Sequence[str]) -> str:
     lines = []
     for label, name, shown, value in rows:
         cells = "".join(f"<td>{_NOTHING if side is None else shown(side)}</td>" for side in (a, b))
-        ratio = comparing.ratio(value(a), value(b)) if value and a is not None and b is not None else None
+        ratio = comparison.ratio(value(a), value(b)) if value and a is not None and b is not None else None
         shown_ratio = _NOTHING if ratio is None else f"{ratio:.2f}"
         lines.append(
             f'<tr data-number="{name}"><th scope="row">{label}</th>{cells}<td class="vtc-ratio">{shown_ratio}</td></tr>'

@@ -7,11 +7,11 @@ import gradio as gr
 
 from vtc.demo import controls
 from vtc.demo.controls import Control
-from vtc.demo.events import MODEL, QUIET
-from vtc.demo.limits import Limits
-from vtc.demo.showing import refused
+from vtc.demo.view.events import MODEL, QUIET
+from vtc.demo.view.html import refused
+from vtc.demo.visitors.limits import Limits
 from vtc.eval.errors import InputError
-from vtc.eval.run.settings import NONE
+from vtc.eval.results.settings import NONE
 from vtc.method.base import Method
 
 

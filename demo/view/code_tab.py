@@ -5,10 +5,10 @@ from typing import Any
 import gradio as gr
 
 from vtc.demo import reproduce
-from vtc.demo.asked import Asked
-from vtc.demo.compare_tab import CompareTab
-from vtc.demo.events import QUIET, address_of
 from vtc.demo.service import Service
+from vtc.demo.view.compare_tab import CompareTab
+from vtc.demo.view.events import QUIET, address_of
+from vtc.demo.view.question import Asked
 from vtc.eval.errors import InputError
 
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import vtc
 from vtc import spec
-from vtc.demo import asking
-from vtc.demo.asking import Answer, Media, Models
-from vtc.demo.turns import Ticket, Work
+from vtc.demo.jobs import inference
+from vtc.demo.jobs.inference import Answer, Media, Models
+from vtc.demo.jobs.turns import Ticket, Work
 from vtc.eval.errors import InputError
 from vtc.eval.models import Loaded
-from vtc.eval.report import stats
-from vtc.eval.run.settings import NONE, Setting
+from vtc.eval.results import stats
+from vtc.eval.results.settings import NONE, Setting
 from vtc.eval.run.stopwatch import Stopwatch
 from vtc.eval.tasks.benchmarks import bundled_task
 from vtc.eval.tasks.task import Question
@@ -62,7 +62,7 @@ class Point:
     @property
     def speedup(self) -> float | None:
         """Median of the speed-ups."""
-        return asking.median(self.speedups)
+        return inference.median(self.speedups)
 
 
 @dataclass(frozen=True)
@@ -92,19 +92,19 @@ def sweep_question(models: Models, media: Media, question: str, settings: Sequen
 
     def work(ticket: Ticket) -> Generator[Progress, None, None]:
         loaded = models.of(media.kind)
-        inputs = asking.inputs_of(loaded, media.shown, question)
+        inputs = inference.inputs_of(loaded, media.shown, question)
         points = [Point(setting) for setting in settings]
         whole: Answer | None = None
         for number, point in enumerate(points):
             methods = _methods(point.setting)
             try:
-                answer = asking.ask(loaded, media, inputs, methods, longest, ticket)
+                answer = inference.ask(loaded, media, inputs, methods, longest, ticket)
                 whole = whole or answer  # that of the untouched model, which is the first
-                likelihood = asking.probability(loaded, inputs, methods, whole.ids, ticket)
+                likelihood = inference.probability(loaded, inputs, methods, whole.ids, ticket)
                 point.speedups = _speedups(loaded, inputs, methods, ticket)
                 point.values, point.answer = [likelihood], answer.text
                 point.equivalents = [float(answer.trace.equivalent_tokens[0])]
-            except asking.REFUSALS as error:
+            except inference.REFUSALS as error:
                 _refuse(point, error)
             yield _progress(number + 1, len(points), points)
 
@@ -132,7 +132,7 @@ def sweep_benchmark(models: Models, kind: str, count: int, settings: Sequence[Se
                         prefill_ms = _answer_batch(loaded, inputs, questions, point, longest, ticket)
                         untouched = untouched or prefill_ms
                         point.speedups.append(untouched / prefill_ms)
-                    except asking.REFUSALS as error:
+                    except inference.REFUSALS as error:
                         _refuse(point, error)
                 yield _progress(turn * len(points) + number + 1, len(batches) * len(points), points)
 
@@ -145,7 +145,7 @@ def _answer_batch(
     """Ask a batch, and add what came out to the point; returns the prefill's milliseconds."""
     with vtc.patched(loaded.model, _methods(point.setting)):
         with Stopwatch(loaded) as watch:
-            sequences = asking.generate(loaded, inputs, longest, ticket, watch)
+            sequences = inference.generate(loaded, inputs, longest, ticket, watch)
         trace = vtc.trace(loaded.model)
     answers = loaded.answers(sequences, inputs)
     point.values += [each.score(text).score or 0.0 for each, text in zip(questions, answers)]
@@ -156,8 +156,8 @@ def _answer_batch(
 def _speedups(loaded: Loaded, inputs: dict[str, Any], methods: Sequence[Method], ticket: Ticket) -> list[float]:
     found = []
     for _ in range(REPEATS):
-        untouched = asking.time_once(loaded, inputs, [], 1, ticket).prefill_ms
-        found.append(untouched / asking.time_once(loaded, inputs, methods, 1, ticket).prefill_ms)
+        untouched = inference.time_once(loaded, inputs, [], 1, ticket).prefill_ms
+        found.append(untouched / inference.time_once(loaded, inputs, methods, 1, ticket).prefill_ms)
     return found
 
 
@@ -176,7 +176,7 @@ def _refuse(point: Point, error: BaseException) -> None:
     Raises:
         InputError: it is the untouched model, beside which all others are measured.
     """
-    point.refused = asking.refusal(error)
+    point.refused = inference.refusal(error)
     if not point.setting.methods:
         raise InputError(f"the untouched model can't do this: {point.refused}") from error
     point.values, point.equivalents, point.speedups = [], [], []

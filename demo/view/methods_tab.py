@@ -6,10 +6,19 @@ from typing import Any
 
 import gradio as gr
 
-from vtc.demo import showing
-from vtc.demo.asked import Asked
-from vtc.demo.events import CANCELLED, MODEL, OPENING, QUIET, shown, status, stopping, user_of
 from vtc.demo.service import DEAL, Service
+from vtc.demo.view import html
+from vtc.demo.view.events import (
+    CANCELLED,
+    MODEL,
+    OPENING,
+    QUIET,
+    shown,
+    status,
+    stopping,
+    user_of,
+)
+from vtc.demo.view.question import Asked
 
 _LEAST = 0.02
 
@@ -65,7 +74,7 @@ class MethodsTab:
         return {"keep": f"{keep:g}"}
 
     async def _deal(self, key: str, question: str, keep: float, request: gr.Request) -> AsyncIterator[tuple[Any, ...]]:
-        yield showing.progress(0, 1, "methods"), ""
+        yield html.progress(0, 1, "methods"), ""
 
         def start() -> AsyncGenerator[Any, None]:
             return self._service.deal(user_of(request), self._service.media(key), question, keep)
@@ -79,4 +88,4 @@ def _seen(item: Any) -> tuple[Any, ...]:
     """What changes on the page by one piece of news."""
     if (said := status(item, CANCELLED)) is not None:
         return said, gr.skip()
-    return showing.progress(len(item.cards), item.total, "methods"), showing.cards(item.cards)
+    return html.progress(len(item.cards), item.total, "methods"), html.cards(item.cards)

@@ -18,7 +18,7 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         InputError: no such task, or its data can't be had.
     """
-    from vtc.eval.report import table
+    from vtc.eval.results import table
     from vtc.eval.tasks.config import read_config
     from vtc.eval.tasks.index import index
 

@@ -5,11 +5,11 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vtc.demo import asking
-from vtc.demo.asking import Answer, Media, Models, Timing
-from vtc.demo.turns import Ticket, Work
+from vtc.demo.jobs import inference
+from vtc.demo.jobs.inference import Answer, Media, Models, Timing
+from vtc.demo.jobs.turns import Ticket, Work
 from vtc.eval.errors import InputError
-from vtc.eval.report import stats
+from vtc.eval.results import stats
 from vtc.method.base import Method
 
 #: Timed rounds of a comparison at most, and seconds after which no other begins.
@@ -69,7 +69,7 @@ def compare(models: Models, media: Media, question: str, sides: Sequence[Sequenc
 
     def work(ticket: Ticket) -> Generator[Any, None, None]:
         loaded = models.of(media.kind)
-        inputs = asking.inputs_of(loaded, media.shown, question)
+        inputs = inference.inputs_of(loaded, media.shown, question)
         tokens: dict[int, int] = {}
         for side, methods in enumerate(sides):
 
@@ -77,11 +77,11 @@ def compare(models: Models, media: Media, question: str, sides: Sequence[Sequenc
                 ticket.send(Heard(side, text))
 
             try:
-                answer = asking.ask(loaded, media, inputs, methods, longest, ticket, heard)
+                answer = inference.ask(loaded, media, inputs, methods, longest, ticket, heard)
                 tokens[side] = answer.ids.shape[1]
                 news: Answered | Refused = Answered(side, answer)
-            except asking.REFUSALS as error:
-                news = Refused(side, asking.refusal(error))
+            except inference.REFUSALS as error:
+                news = Refused(side, inference.refusal(error))
             yield news  # behind the error, whose frames hold what the model had computed
         timings: dict[int, list[Timing]] = {side: [] for side in tokens}
         spent = 0.0
@@ -90,7 +90,7 @@ def compare(models: Models, media: Media, question: str, sides: Sequence[Sequenc
                 break
             begun = time.perf_counter()
             for side in list(tokens)[:: -1 if number % 2 else 1]:
-                timings[side].append(asking.time_once(loaded, inputs, sides[side], tokens[side], ticket))
+                timings[side].append(inference.time_once(loaded, inputs, sides[side], tokens[side], ticket))
             spent += time.perf_counter() - begun
             yield Timed({side: list(each) for side, each in timings.items()})
 
@@ -135,11 +135,11 @@ def numbers(answer: Answer, timings: Sequence[Timing]) -> Numbers:
         int(trace.tokens_per_layer[-1, 0]),
         float(trace.equivalent_tokens[0]),
         stats.quartiles([run.prefill_ms for run in runs]),
-        asking.median([run.first_token_ms for run in runs]) or 0.0,
-        asking.median([run.decode_tokens_per_s for run in runs]),
+        inference.median([run.first_token_ms for run in runs]) or 0.0,
+        inference.median([run.decode_tokens_per_s for run in runs]),
         answer.kv_bytes,
         trace.flops().total,
-        asking.median([run.selection_ms for run in runs]) or 0.0,
+        inference.median([run.selection_ms for run in runs]) or 0.0,
         len(timings),
     )
 

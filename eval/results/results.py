@@ -6,9 +6,9 @@ from math import fsum
 from statistics import fmean
 from typing import Any, TypedDict
 
-from vtc.eval.report import stats
-from vtc.eval.run.records import Line, Measurement, SampleRecord
-from vtc.eval.run.settings import NONE, Setting
+from vtc.eval.results import stats
+from vtc.eval.results.records import Line, Measurement, SampleRecord
+from vtc.eval.results.settings import NONE, Setting
 from vtc.eval.tasks.task import Metric
 
 #: Goes up when a field changes its meaning or goes away.

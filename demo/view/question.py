@@ -5,10 +5,10 @@ from typing import Any
 
 import gradio as gr
 
-from vtc.demo import showing
-from vtc.demo.asking import Media
-from vtc.demo.events import OPENING, QUIET, upload, user_of
+from vtc.demo.jobs.inference import Media
 from vtc.demo.service import EXAMPLES, Service
+from vtc.demo.view import html
+from vtc.demo.view.events import OPENING, QUIET, upload, user_of
 from vtc.eval.errors import InputError
 from vtc.eval.media.video import Video
 
@@ -39,7 +39,7 @@ class Asked:
         self.key = gr.Textbox(OPENING["example"], visible="hidden")
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
-                self.preview = gr.HTML(showing.preview(media), elem_id="vtc-preview")
+                self.preview = gr.HTML(html.preview(media), elem_id="vtc-preview")
                 self.frame = gr.Slider(
                     0,
                     7,
@@ -52,7 +52,7 @@ class Asked:
                 )
             with gr.Column(scale=3, min_width=320):
                 gr.HTML("<p class='vtc-hint'>Pick an example, pictures or clips, or bring your own</p>")
-                examples = showing.examples(EXAMPLES, media.example)
+                examples = html.examples(EXAMPLES, media.example)
                 self._examples = gr.HTML(examples, js_on_load=_PICK, elem_id="vtc-examples")
                 self._upload = upload(
                     label="Your own picture or video", file_types=["image", "video"], height=130, elem_id="vtc-upload"
@@ -85,21 +85,21 @@ class Asked:
         except InputError as error:
             wrong.append(str(error))
         question = given.get("q", question)[: self._service.limits.question_chars]
-        note = showing.refused(f"The link could not be used as it is. {' '.join(wrong)}") if wrong else ""
+        note = html.refused(f"The link could not be used as it is. {' '.join(wrong)}") if wrong else ""
         return [
             media.example,
             question,
-            showing.preview(media),
+            html.preview(media),
             _frames(media),
             note,
-            showing.examples(EXAMPLES, media.example),
+            html.examples(EXAMPLES, media.example),
         ]
 
     def _picked(self, event: gr.EventData, request: gr.Request) -> dict[Any, Any]:
         try:
             media, question = self._service.open_example(dict(event._data or {}).get("name", ""))
         except (InputError, TypeError, ValueError) as error:
-            return {self._note: showing.refused(str(error))}
+            return {self._note: html.refused(str(error))}
         self._service.turns.stop(user_of(request))
         return {**self._shown(media), self.key: media.example, self.question: question}
 
@@ -110,13 +110,13 @@ class Asked:
         try:
             media = self._service.open_upload(path)
         except InputError as error:
-            return {self._note: showing.refused(str(error)), self._upload: None}
+            return {self._note: html.refused(str(error)), self._upload: None}
         self._service.turns.stop(user_of(request))
         key = self._service.keep_upload(media)
-        return {**self._shown(media), self.key: key, self._examples: showing.examples(EXAMPLES), self._upload: None}
+        return {**self._shown(media), self.key: key, self._examples: html.examples(EXAMPLES), self._upload: None}
 
     def _shown(self, media: Media) -> dict[Any, Any]:
-        return {**self._cleared, self.preview: showing.preview(media), self.frame: _frames(media), self._note: ""}
+        return {**self._cleared, self.preview: html.preview(media), self.frame: _frames(media), self._note: ""}
 
 
 def _frames(media: Media) -> Any:

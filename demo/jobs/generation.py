@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from vtc.demo.turns import Ticket
+from vtc.demo.jobs.turns import Ticket
 
 
 class Hearing(BaseStreamer):

@@ -13,15 +13,15 @@ from transformers import StoppingCriteria
 
 import vtc
 from vtc import spec
-from vtc.demo.hooks import Checking, Hearing, Telling
-from vtc.demo.turns import BusyError, Ticket
+from vtc.demo.jobs.generation import Checking, Hearing, Telling
+from vtc.demo.jobs.turns import BusyError, Ticket
 from vtc.eval import models
 from vtc.eval.errors import InputError
 from vtc.eval.media.contact_sheet import views_of_video
 from vtc.eval.media.picture import View, seen_by_model, view_of_picture
 from vtc.eval.media.video import Video
 from vtc.eval.models import Loaded
-from vtc.eval.run.settings import NONE
+from vtc.eval.results.settings import NONE
 from vtc.eval.run.stopwatch import Stopwatch
 from vtc.eval.tasks.task import Shown
 from vtc.method.base import Method

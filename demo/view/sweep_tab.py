@@ -6,11 +6,20 @@ from typing import Any
 
 import gradio as gr
 
-from vtc.demo import showing
-from vtc.demo.asked import Asked
-from vtc.demo.events import CANCELLED, MODEL, OPENING, QUIET, shown, status, stopping, user_of
 from vtc.demo.service import MOST_QUESTIONS, SWEEP, Service
-from vtc.eval.run.settings import NONE
+from vtc.demo.view import html
+from vtc.demo.view.events import (
+    CANCELLED,
+    MODEL,
+    OPENING,
+    QUIET,
+    shown,
+    status,
+    stopping,
+    user_of,
+)
+from vtc.demo.view.question import Asked
+from vtc.eval.results.settings import NONE
 from vtc.method import registry
 
 _THIS, _BENCHMARK = "this question", "benchmark questions"
@@ -89,7 +98,7 @@ class SweepTab:
     ) -> AsyncIterator[tuple[Any, ...]]:
         of_benchmark = about != _THIS
         number = int(count) if of_benchmark else 0
-        yield showing.progress(0, 1, "turns"), "", ""
+        yield html.progress(0, 1, "turns"), "", ""
 
         def start() -> AsyncGenerator[Any, None]:
             return self._service.sweep(user_of(request), self._service.media(key), question, methods, keeps, number)
@@ -103,5 +112,5 @@ def _seen(item: Any, of_benchmark: bool) -> tuple[Any, ...]:
     """What changes on the page by one piece of news."""
     if (said := status(item, CANCELLED)) is not None:
         return said, gr.skip(), gr.skip()
-    bar = showing.progress(item.done, item.total, "turns")
-    return bar, showing.chart(item.points, of_benchmark), showing.points(item.points, of_benchmark)
+    bar = html.progress(item.done, item.total, "turns")
+    return bar, html.chart(item.points, of_benchmark), html.points(item.points, of_benchmark)

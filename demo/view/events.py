@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from vtc.demo import showing
-from vtc.demo.turns import Stopped, Waiting
+from vtc.demo.jobs.turns import Stopped, Waiting
+from vtc.demo.view import html
 from vtc.eval.errors import InputError
 
 if TYPE_CHECKING:
@@ -81,10 +81,10 @@ def status(item: Any, stopped: str) -> str | None:
         stopped: what is said where the visitor stopped it.
     """
     if isinstance(item, Trouble):
-        return showing.refused(item.reason)
+        return html.refused(item.reason)
     if isinstance(item, Ended):
-        return showing.hint(stopped)
-    return showing.waiting(item.ahead) if isinstance(item, Waiting) else None
+        return html.hint(stopped)
+    return html.waiting(item.ahead) if isinstance(item, Waiting) else None
 
 
 def stopping(service: "Service", kind: str) -> Callable[..., None]:

@@ -6,12 +6,23 @@ from typing import Any
 
 import gradio as gr
 
-from vtc.demo import comparing, showing
-from vtc.demo.asked import Asked
-from vtc.demo.asking import Answer, Timing
-from vtc.demo.events import MODEL, OPENING, QUIET, Ended, Trouble, shown, status, stopping, user_of
-from vtc.demo.panel import Panel
+from vtc.demo.jobs import comparison
+from vtc.demo.jobs.inference import Answer, Timing
 from vtc.demo.service import COMPARE, Service
+from vtc.demo.view import html
+from vtc.demo.view.events import (
+    MODEL,
+    OPENING,
+    QUIET,
+    Ended,
+    Trouble,
+    shown,
+    status,
+    stopping,
+    user_of,
+)
+from vtc.demo.view.panel import Panel
+from vtc.demo.view.question import Asked
 from vtc.eval.errors import InputError
 
 _COPIES = ("Python", "command", "link")
@@ -101,24 +112,24 @@ class CompareTab:
                 ended = isinstance(item, Ended | Trouble)
                 yield changes
         if not ended:
-            yield {self._status: showing.done()}
+            yield {self._status: html.done()}
 
     def _seen(self, item: Any, answers: dict[int, Answer], specs: list[str], frame: float) -> dict[Any, Any]:
         """What changes on the page by one piece of news."""
         if (said := status(item, "Stopped.")) is not None:
             return {self._status: said}
-        if isinstance(item, comparing.Timed):
+        if isinstance(item, comparison.Timed):
             return {self._numbers: _numbers(answers, specs, item.timings)}
         panel = self.panels[item.side]
-        if isinstance(item, comparing.Heard):
-            return {panel.answer: showing.said(item.text, panel.letter, done=False), self._status: ""}
-        if isinstance(item, comparing.Refused):
-            return {panel.answer: showing.refused(item.reason), self._status: ""}
+        if isinstance(item, comparison.Heard):
+            return {panel.answer: html.said(item.text, panel.letter, done=False), self._status: ""}
+        if isinstance(item, comparison.Refused):
+            return {panel.answer: html.refused(item.reason), self._status: ""}
         answer = answers[item.side] = item.answer
         layers = len(answer.trace.tokens_per_layer)
         return {
-            panel.answer: showing.said(answer.text, panel.letter),
-            panel.kept: showing.kept(answer, panel.letter, layers, frame),
+            panel.answer: html.said(answer.text, panel.letter),
+            panel.kept: html.kept(answer, panel.letter, layers, frame),
             panel.layer: gr.Slider(maximum=layers, value=layers),
             self._numbers: _numbers(answers, specs, {}),
             self._answers: self._service.keep_answers(answers),
@@ -129,22 +140,22 @@ class CompareTab:
         found = self._service.answers_of(answers)
         a, b = (_kept(found, side, layer, frame) for side, layer in enumerate(layers))
         try:
-            return showing.preview(self._service.media(key), frame), a, b
+            return html.preview(self._service.media(key), frame), a, b
         except InputError as error:
-            return showing.refused(str(error)), a, b
+            return html.refused(str(error)), a, b
 
     def _redrawing(self, side: int) -> Any:
         def redraw(answers: str, layer: float, frame: float) -> str:
             found = self._service.answers_of(answers)
-            return _kept(found, side, layer, frame) or showing.hint("These answers are gone; ask again.")
+            return _kept(found, side, layer, frame) or html.hint("These answers are gone; ask again.")
 
         return redraw
 
 
 def _kept(answers: dict[int, Answer], side: int, layer: float, frame: float) -> str:
-    return showing.kept(answers[side], showing.SIDES[side], layer, frame) if side in answers else ""
+    return html.kept(answers[side], html.SIDES[side], layer, frame) if side in answers else ""
 
 
 def _numbers(answers: dict[int, Answer], specs: list[str], timings: dict[int, list[Timing]]) -> str:
-    costs = [comparing.numbers(answers[i], timings.get(i, ())) if i in answers else None for i in (0, 1)]
-    return showing.numbers(costs, specs)
+    costs = [comparison.numbers(answers[i], timings.get(i, ())) if i in answers else None for i in (0, 1)]
+    return html.numbers(costs, specs)

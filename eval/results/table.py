@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vtc.eval.run.results import Spread
+    from vtc.eval.results.results import Spread
 
 
 def shown(spread: "Spread | None", factor: float = 1) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vtc.demo.asking import Media
-from vtc.demo.limits import Limits
+from vtc.demo.jobs.inference import Media
+from vtc.demo.visitors.limits import Limits
 from vtc.eval.errors import InputError
 from vtc.eval.media import video as video_file
 from vtc.eval.media.video import Video

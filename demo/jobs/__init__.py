@@ -1,0 +1,1 @@
+"""What the model is asked to do, and whose turn it is."""

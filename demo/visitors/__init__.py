@@ -1,0 +1,1 @@
+"""What visitors send, what is kept of it, and how much they may ask."""
