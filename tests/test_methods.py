@@ -30,7 +30,7 @@ from vtc import (
 from vtc.attention.scores import Attention
 from vtc.method.prune import Rows
 from vtc.method.reduction import Reduction
-from vtc.method.registry import shipped
+from vtc.method.registry import method_class, shipped
 from vtc.model.layout import Grid
 from vtc.model.parts import Parts
 from vtc.ops import reference
@@ -48,6 +48,10 @@ SELECTORS = [
     KCenter(rule="max-sum"), KCenter(pivot="mean"),
 ]  # fmt: skip
 PRUNES = [FastV(), TransPrune()]
+#: Selectors with tests of their own: they merge, choose how many, or look at frames or at more of the tower.
+OWN_TESTS = {"visionzip", "tokencorr", "recoverable", "evs", "holitom", "todre"}
+KNOWN = {method.name for method in SELECTORS} | OWN_TESTS | {"none"}
+SELECTORS += [method_class(name)() for name in shipped() if name not in KNOWN and method_class(name).kind == "selector"]
 
 LAYOUTS = {
     "square": (Grid(0, 1, 5, 5),),
@@ -158,18 +162,6 @@ def test_a_selector_leaves_one_token_at_least(method: Any) -> None:
     assert replace(method, keep=0.098).count(576) == 56
     assert replace(method, keep=0.5).count(77) == 38  # half to even
     assert replace(method, keep=64).count(576) == 64
-
-
-def test_every_registered_method_is_in_these_lists() -> None:
-    merging = {"visionzip", "tokencorr", "recoverable"}  # test_selectors.py, test_recoverable.py
-    videos = {"evs", "holitom"}  # test_video_methods.py, test_holitom.py
-    reducers = {"tome", "diffrate", "flowcut", "zero_tprune", "token_transforming"}  # test_reducers.py
-    prunes = {  # test_NAME.py each, atp_tf in test_atp.py, todre_stage2 in test_todre.py, utrc in test_ssm.py
-        "atp", "atp_tf", "holitom_inner", "lazyllm", "pyramiddrop", "sparsevlm", "spatten", "todre", "todre_stage2",
-        "token_skip", "utrc",
-    }  # fmt: skip
-    listed = {method.name for method in [*SELECTORS, *PRUNES, NoCompression()]}
-    assert listed | merging | videos | reducers | prunes == set(shipped())
 
 
 # ---------------------------------------------------------------- max-min

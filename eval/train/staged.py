@@ -82,7 +82,7 @@ class StagedTraining(Training, Generic[S]):
         stage: S,
         output: Path,
         model: Any,
-        heads: nn.Module,
+        heads: Any,
         learned: tuple[str, ...],
         steps: int,
         device: str = "cpu",
