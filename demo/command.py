@@ -3,8 +3,8 @@
 import argparse
 import signal
 
-from vtc.eval.arguments import add_model_arguments, positive
-from vtc.eval.errors import InputError
+from vtc.eval.cli.arguments import add_model_arguments, positive
+from vtc.eval.cli.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

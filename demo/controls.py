@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vtc import spec
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 from vtc.eval.pages.docstring import describe
 from vtc.eval.results.settings import NONE, label
 from vtc.method import registry

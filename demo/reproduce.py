@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from vtc.demo.jobs.inference import Media
-from vtc.eval.arguments import EMBEDDED
+from vtc.eval.cli.arguments import EMBEDDED
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from starlette.middleware import Middleware
 
 from vtc.demo.guard import LOCAL, Guard, Janitor
 from vtc.demo.visitors.limits import Limits
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 
 
 class Server:

@@ -20,8 +20,8 @@ from vtc.demo.reproduce import Source
 from vtc.demo.visitors import uploads
 from vtc.demo.visitors.limits import Limits
 from vtc.demo.visitors.store import OnceEach, Store
-from vtc.eval import arguments
-from vtc.eval.errors import InputError
+from vtc.eval.cli import arguments
+from vtc.eval.cli.errors import InputError
 from vtc.eval.media.images import as_video
 from vtc.eval.results.settings import make_settings
 from vtc.eval.tasks.benchmarks import example

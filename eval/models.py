@@ -14,8 +14,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 import vtc
-from vtc.eval.arguments import EMBEDDED
-from vtc.eval.errors import InputError
+from vtc.eval.cli.arguments import EMBEDDED
+from vtc.eval.cli.errors import InputError
 from vtc.eval.media.video import Video
 from vtc.eval.tasks.benchmarks import BUNDLED
 from vtc.eval.tasks.task import Shown

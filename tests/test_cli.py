@@ -11,7 +11,7 @@ from PIL import Image
 
 from vtc.eval.bench.command import BENCHES
 from vtc.eval.cli import COMMANDS, main
-from vtc.eval.commands.table import Command
+from vtc.eval.cli.table import Command
 
 
 def test_help_names_every_command_and_imports_neither_torch_nor_transformers():
@@ -37,7 +37,7 @@ def test_every_command_has_help(command, capsys):
 
 
 HELLO = """
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 
 def add_arguments(parser):
     parser.add_argument("--name", default="you", help="who is greeted")

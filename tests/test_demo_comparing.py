@@ -13,7 +13,7 @@ from vtc.demo import reproduce
 from vtc.demo.jobs import comparison as comparing
 from vtc.demo.service import Service
 from vtc.demo.view import html as showing
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 
 
 def test_answers_come_token_by_token_then_times_of_the_same_rounds(service):

@@ -4,7 +4,7 @@ import pytest
 
 import vtc
 from vtc.demo import controls
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 from vtc.method import registry
 
 METHODS = [name for name in registry.shipped() if name != "none"]

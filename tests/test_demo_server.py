@@ -21,7 +21,7 @@ from vtc.demo.guard import Guard, _size, sweep_folder
 from vtc.demo.server import Server
 from vtc.demo.visitors.limits import Limits
 from vtc.eval import cli
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 
 SECRET = "nobody reads this"
 

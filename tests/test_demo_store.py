@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from vtc.demo.visitors.store import OnceEach, Store
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 
 
 def test_what_a_visitor_looks_at_is_kept_until_it_was_not_used_for_long_or_the_store_is_full():

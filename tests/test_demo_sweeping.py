@@ -12,7 +12,7 @@ from vtc.demo.jobs import gallery
 from vtc.demo.jobs import inference as asking
 from vtc.demo.service import MOST_SETTINGS
 from vtc.demo.view import html as showing
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 from vtc.eval.tasks.benchmarks import bundled_task
 from vtc.method import registry
 from vtc.method.budget import Keep

@@ -12,7 +12,7 @@ from video_files import ffmpeg, needs_ffmpeg
 
 from vtc.demo.visitors.limits import Limits
 from vtc.demo.visitors.uploads import display_name, read_upload
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 from vtc.eval.media.images import open_image, open_video
 
 LIMITS = Limits(file_bytes=2 * 2**20, pixels=1_000_000, frame_pixels=400_000, seconds=30, decode_seconds=20)

@@ -7,10 +7,9 @@ import pytest
 import torch
 
 import vtc
-from vtc.eval import arguments
-from vtc.eval.cli import main
+from vtc.eval.cli import arguments, main
+from vtc.eval.cli.errors import InputError
 from vtc.eval.commands import solve
-from vtc.eval.errors import InputError
 from vtc.eval.models import load
 from vtc.eval.run import equal_tokens
 from vtc.eval.run.equal_tokens import batches_of, specs_at, specs_before

@@ -12,7 +12,7 @@ from transformers import CLIPImageProcessor, Qwen2VLImageProcessor
 import vtc
 from vtc.eval import models
 from vtc.eval.cli import main
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 
 
 @pytest.fixture(scope="module", params=CHECKPOINTS)

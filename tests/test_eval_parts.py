@@ -5,7 +5,7 @@ import torch
 
 import vtc
 from vtc.eval import embedded
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 from vtc.eval.report import figure
 from vtc.eval.report import tables as report
 from vtc.eval.results import results, stats

@@ -13,7 +13,7 @@ import torch
 from eval_runs import untimed
 
 from vtc.eval.cli import main
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 from vtc.eval.run.processes import Process, this_process
 
 

@@ -50,6 +50,8 @@ SELECTORS = [
 PRUNES = [FastV(), TransPrune()]
 #: Selectors with tests of their own: they merge, choose how many, or look at frames or at more of the tower.
 OWN_TESTS = {"visionzip", "tokencorr", "recoverable", "evs", "holitom", "todre"}
+#: Those that choose among places of the picture first.
+PLACED = [method for method in SELECTORS if not isinstance(method, Random | DivPrune)]
 KNOWN = {method.name for method in SELECTORS} | OWN_TESTS | {"none"}
 SELECTORS += [method_class(name)() for name in shipped() if name not in KNOWN and method_class(name).kind == "selector"]
 
@@ -134,7 +136,7 @@ def test_a_group_of_images_gets_what_each_gets_alone(method: Any, layout: str) -
         assert torch.equal(alone.kept[0], together.kept[index])
 
 
-@pytest.mark.parametrize("method", [m for m in SELECTORS if not isinstance(m, (Random, DivPrune))], ids=repr)
+@pytest.mark.parametrize("method", PLACED, ids=repr)
 @pytest.mark.parametrize("layout", ["newlines", "tiles", "trailing newline"])
 def test_separators_are_kept_only_when_nothing_else_is_left(method: Any, layout: str) -> None:
     visual = visual_tokens(layout)

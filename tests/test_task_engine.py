@@ -9,7 +9,7 @@ from PIL import Image
 
 from vtc.eval import embedded
 from vtc.eval.cli import main
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 from vtc.eval.tasks import data as task_data
 from vtc.eval.tasks.index import find_tasks
 from vtc.eval.tasks.yaml_task import load_task

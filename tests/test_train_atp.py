@@ -12,7 +12,7 @@ from transformers import CLIPImageProcessorPil, LlavaConfig, LlavaForConditional
 
 import vtc
 from vtc.eval import embedded
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 from vtc.eval.train import atp as train_atp
 from vtc.eval.train import atp_compared
 from vtc.eval.train.atp_compared import planned

@@ -8,7 +8,7 @@ from typing import Any
 from vtc.demo.jobs import inference
 from vtc.demo.jobs.inference import Answer, Media, Models, Timing
 from vtc.demo.jobs.turns import Ticket, Work
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 from vtc.eval.results import stats
 from vtc.method.base import Method
 

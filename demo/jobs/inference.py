@@ -16,7 +16,7 @@ from vtc import spec
 from vtc.demo.jobs.generation import Checking, Hearing, Telling
 from vtc.demo.jobs.turns import BusyError, Ticket
 from vtc.eval import models
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 from vtc.eval.media.contact_sheet import views_of_video
 from vtc.eval.media.picture import View, seen_by_model, view_of_picture
 from vtc.eval.media.video import Video

@@ -9,7 +9,7 @@ from vtc import spec
 from vtc.demo.jobs import inference
 from vtc.demo.jobs.inference import Answer, Media, Models
 from vtc.demo.jobs.turns import Ticket, Work
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 from vtc.eval.models import Loaded
 from vtc.eval.results import stats
 from vtc.eval.results.settings import NONE, Setting

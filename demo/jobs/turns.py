@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 
 #: Seconds after which one who waits is told again how many are in front.
 _NEWS = 0.5

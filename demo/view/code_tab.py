@@ -9,7 +9,7 @@ from vtc.demo.service import Service
 from vtc.demo.view.compare_tab import CompareTab
 from vtc.demo.view.events import QUIET, address_of
 from vtc.demo.view.question import Asked
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 
 
 class CodeTab:

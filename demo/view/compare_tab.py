@@ -23,7 +23,7 @@ from vtc.demo.view.events import (
 )
 from vtc.demo.view.panel import Panel
 from vtc.demo.view.question import Asked
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 
 _COPIES = ("Python", "command", "link")
 

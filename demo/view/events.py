@@ -11,7 +11,7 @@ import gradio as gr
 
 from vtc.demo.jobs.turns import Stopped, Waiting
 from vtc.demo.view import html
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 
 if TYPE_CHECKING:
     from vtc.demo.service import Service

@@ -15,8 +15,8 @@ from vtc.demo.view.events import OPENING, QUIET, upload
 from vtc.demo.view.methods_tab import MethodsTab
 from vtc.demo.view.question import Asked
 from vtc.demo.view.sweep_tab import SweepTab
-from vtc.eval.arguments import EMBEDDED
-from vtc.eval.errors import InputError
+from vtc.eval.cli.arguments import EMBEDDED
+from vtc.eval.cli.errors import InputError
 
 TABS = {"compare": "Compare", "code": "Code", "sweep": "Sweep", "methods": "All methods"}
 

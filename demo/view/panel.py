@@ -10,7 +10,7 @@ from vtc.demo.controls import Control
 from vtc.demo.view.events import MODEL, QUIET
 from vtc.demo.view.html import refused
 from vtc.demo.visitors.limits import Limits
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 from vtc.eval.results.settings import NONE
 from vtc.method.base import Method
 

@@ -9,7 +9,7 @@ from vtc.demo.jobs.inference import Media
 from vtc.demo.service import EXAMPLES, Service
 from vtc.demo.view import html
 from vtc.demo.view.events import OPENING, QUIET, upload, user_of
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 from vtc.eval.media.video import Video
 
 _PICK = """

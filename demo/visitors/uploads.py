@@ -13,7 +13,7 @@ from PIL import Image
 
 from vtc.demo.jobs.inference import Media
 from vtc.demo.visitors.limits import Limits
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 from vtc.eval.media import video as video_file
 from vtc.eval.media.video import Video
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from vtc.eval.commands.table import Command, add_commands
+from vtc.eval.cli.table import Command, add_commands
 
 BENCHES = {
     "prefill": Command("vtc.eval.bench.prefill.command", "measured and promised speed-up of the prefill"),

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtc.eval.arguments import add_model_arguments, existing_file, positive, say
-from vtc.eval.errors import InputError
+from vtc.eval.cli.arguments import add_model_arguments, existing_file, positive, say
+from vtc.eval.cli.errors import InputError
 
 if TYPE_CHECKING:
     from PIL import Image

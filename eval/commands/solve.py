@@ -7,8 +7,8 @@ The model's weights are neither loaded nor fetched, only its config. The spec go
 import argparse
 from typing import Any
 
-from vtc.eval.arguments import EMBEDDED, not_negative, positive, say
-from vtc.eval.errors import InputError
+from vtc.eval.cli.arguments import EMBEDDED, not_negative, positive, say
+from vtc.eval.cli.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,8 +2,8 @@
 
 import argparse
 
-from vtc.eval.arguments import add_task_arguments
-from vtc.eval.errors import InputError
+from vtc.eval.cli.arguments import add_task_arguments
+from vtc.eval.cli.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 from vtc.eval.media.video import Video, read
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 from vtc.eval.pages.docstring import Described, describe, functions
 from vtc.eval.pages.presets import preset_section
 from vtc.eval.pages.results import for_method, of_run, table

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 from vtc.eval.results.results import VERSION, Results, SettingResult
 from vtc.eval.results.settings import NONE
 

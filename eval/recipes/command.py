@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from vtc.eval.arguments import DTYPES, EMBEDDED, positive, say
-from vtc.eval.errors import InputError
+from vtc.eval.cli.arguments import DTYPES, EMBEDDED, positive, say
+from vtc.eval.cli.errors import InputError
 from vtc.eval.recipes.recipe import (
     MEASURES,
     Recipe,

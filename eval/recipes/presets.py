@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Iterator, Mapping
 
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 from vtc.presets import Numbers, Published, presets, published, remarks
 
 #: Benchmarks that most sources share: what a line of the list shows where it can.

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 from vtc.presets import Published, presets
 
 

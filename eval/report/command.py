@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vtc.eval.arguments import say
-from vtc.eval.errors import InputError
+from vtc.eval.cli.arguments import say
+from vtc.eval.cli.errors import InputError
 from vtc.eval.results.folder import CONFIG, write_atomically
 
 if TYPE_CHECKING:

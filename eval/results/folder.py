@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 
 try:
     import fcntl

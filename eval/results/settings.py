@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vtc import spec
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 from vtc.method import registry
 from vtc.method.base import Method
 from vtc.method.budget import Keep

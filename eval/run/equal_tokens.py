@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import vtc
-from vtc.eval.arguments import say
-from vtc.eval.errors import InputError
+from vtc.eval.cli.arguments import say
+from vtc.eval.cli.errors import InputError
 from vtc.eval.results.folder import CONFIG
 from vtc.eval.results.settings import NONE, fields_of
 from vtc.method import registry

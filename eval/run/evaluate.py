@@ -25,7 +25,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from vtc.eval.arguments import (
+from vtc.eval.cli.arguments import (
     add_model_arguments,
     add_setting_arguments,
     add_task_arguments,
@@ -33,7 +33,7 @@ from vtc.eval.arguments import (
     positive,
     say,
 )
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 
 if TYPE_CHECKING:
     from vtc.eval.results.folder import RunFolder

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from vtc.eval.arguments import say
-from vtc.eval.errors import InputError
+from vtc.eval.cli.arguments import say
+from vtc.eval.cli.errors import InputError
 from vtc.eval.results.folder import lock
 from vtc.eval.results.records import Line
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vtc.eval.arguments import EMBEDDED, say
+from vtc.eval.cli.arguments import EMBEDDED, say
 from vtc.eval.report import figure, frames_figure, summary, tables
 from vtc.eval.results import results
 from vtc.eval.results.folder import RunFolder, write_atomically

@@ -7,7 +7,7 @@ first process for the others' journals, and what one of them left undone when it
 import os
 from dataclasses import dataclass
 
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 
 
 @dataclass(frozen=True)

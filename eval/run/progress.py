@@ -3,7 +3,7 @@
 import sys
 import time
 
-from vtc.eval.arguments import say
+from vtc.eval.cli.arguments import say
 
 EVERY_SECONDS = 30.0
 

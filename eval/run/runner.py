@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import vtc
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 from vtc.eval.models import Loaded
 from vtc.eval.report.flips import FlipPictures
 from vtc.eval.results.records import Line, Measurement, SampleRecord

@@ -12,8 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from vtc.eval.arguments import positive
-from vtc.eval.errors import InputError
+from vtc.eval.cli.arguments import positive
+from vtc.eval.cli.errors import InputError
 from vtc.eval.results.records import Line
 from vtc.eval.run import evaluate
 from vtc.eval.tasks.task import Task

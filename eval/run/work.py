@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from vtc.eval import embedded, models
-from vtc.eval.arguments import EMBEDDED, budgets, method_names
-from vtc.eval.errors import InputError
+from vtc.eval.cli.arguments import EMBEDDED, budgets, method_names
+from vtc.eval.cli.errors import InputError
 from vtc.eval.report.flips import FlipPictures
 from vtc.eval.results.records import Line
 from vtc.eval.results.settings import Setting, make_settings

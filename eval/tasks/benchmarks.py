@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vtc.eval import clips, embedded
+from vtc.eval.cli.errors import InputError
 from vtc.eval.embedded.sample import normalise
-from vtc.eval.errors import InputError
 from vtc.eval.media.images import open_image, open_repeated
 from vtc.eval.tasks.task import Question, Scored, Task
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 
 #: The tasks that come along.
 PACKAGED = Path(__file__).parent / "packaged"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 from vtc.eval.media.images import open_image, open_repeated
 from vtc.eval.tasks.config import TaskConfig
 from vtc.eval.tasks.task import Shown

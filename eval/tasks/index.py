@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtc.eval.arguments import say
-from vtc.eval.errors import InputError
+from vtc.eval.cli.arguments import say
+from vtc.eval.cli.errors import InputError
 from vtc.eval.tasks.config import PACKAGED, names_in
 
 

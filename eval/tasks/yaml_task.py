@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 from vtc.eval.tasks.config import TaskConfig, read_config
 from vtc.eval.tasks.data import Rows, load_rows
 from vtc.eval.tasks.index import file_of

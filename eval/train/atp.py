@@ -26,8 +26,8 @@ import torch
 from torch.nn.functional import smooth_l1_loss
 
 from vtc.eval import models
-from vtc.eval.arguments import EMBEDDED, not_negative, positive, say
-from vtc.eval.errors import InputError
+from vtc.eval.cli.arguments import EMBEDDED, not_negative, positive, say
+from vtc.eval.cli.errors import InputError
 from vtc.eval.results.folder import RunFolder, write_atomically, write_json
 from vtc.eval.tasks.benchmarks import bundled_task
 from vtc.eval.tasks.task import Question, Task

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from vtc.eval.cli.errors import InputError
 from vtc.eval.clips import data
 from vtc.eval.clips.model import build_model, export, see
 from vtc.eval.clips.render import CELLS, STATES
@@ -23,7 +24,6 @@ from vtc.eval.clips.scenes import FRAMES
 from vtc.eval.embedded.data import Questions
 from vtc.eval.embedded.losses import answer_loss
 from vtc.eval.embedded.model import WIDTH
-from vtc.eval.errors import InputError
 from vtc.eval.results.folder import write_atomically
 from vtc.eval.train.clips_stages import CLIPS, LABEL_LAYER, STAGES, ClipsStage
 from vtc.eval.train.staged import StagedTraining, chosen, steps_of, trained_state

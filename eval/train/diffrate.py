@@ -22,8 +22,8 @@ import torch
 
 from vtc import DiffRate, spec
 from vtc.eval import models
-from vtc.eval.arguments import EMBEDDED, positive, say
-from vtc.eval.errors import InputError
+from vtc.eval.cli.arguments import EMBEDDED, positive, say
+from vtc.eval.cli.errors import InputError
 from vtc.eval.results.folder import RunFolder, write_json
 from vtc.eval.tasks.benchmarks import bundled_task
 from vtc.eval.tasks.task import Question

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import vtc
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 from vtc.eval.models import Loaded
 from vtc.eval.results.folder import CONFIG, RunFolder
 from vtc.eval.tasks.task import Question, Task

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 from vtc.eval.media.images import open_image
 from vtc.eval.tasks.benchmarks import exact_match
 from vtc.eval.tasks.task import Question, Task

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from vtc.eval.arguments import say
+from vtc.eval.cli.arguments import say
 from vtc.eval.results.folder import write_atomically
 
 

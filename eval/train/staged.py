@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 from vtc.eval.train.loop import Training, warm_then_linear
 from vtc.eval.train.muon import MuonAdamW
 

@@ -12,8 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from vtc.eval.arguments import DTYPES, add_json_argument, names, positive, say
-from vtc.eval.errors import InputError
+from vtc.eval.cli.arguments import DTYPES, add_json_argument, names, positive, say
+from vtc.eval.cli.errors import InputError
 
 if TYPE_CHECKING:
     import torch

@@ -10,8 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vtc.eval.arguments import EMBEDDED, add_json_argument, add_model_arguments, add_setting_arguments, positive, say
-from vtc.eval.errors import InputError
+from vtc.eval.cli.arguments import (
+    EMBEDDED,
+    add_json_argument,
+    add_model_arguments,
+    add_setting_arguments,
+    positive,
+    say,
+)
+from vtc.eval.cli.errors import InputError
 
 if TYPE_CHECKING:
     from vtc.eval.bench.prefill.published import PublishedSpeed

@@ -7,7 +7,7 @@ from transformers import AutoModelForImageTextToText
 from transformers.utils import logging
 
 from vtc.eval.bench.prefill.shapes import TINY, Shape
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 from vtc.eval.models import Loaded
 from vtc.model.adapter import adapter_class
 

@@ -25,7 +25,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
 
 #: Ids that are no text; all others of the vocabulary are.
 IMAGE, VIDEO, START, END = range(4)

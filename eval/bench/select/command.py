@@ -8,8 +8,8 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vtc.eval.arguments import add_json_argument, keeps, names, positive
-from vtc.eval.errors import InputError
+from vtc.eval.cli.arguments import add_json_argument, keeps, names, positive
+from vtc.eval.cli.errors import InputError
 from vtc.method.budget import Keep
 
 if TYPE_CHECKING:

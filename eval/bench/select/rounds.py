@@ -14,9 +14,9 @@ from typing import Any, TypedDict
 import torch
 
 from vtc import spec
-from vtc.eval.arguments import say
 from vtc.eval.bench.select.decision import Decision, Meter, Undecided, decision, now
 from vtc.eval.bench.select.scene import BLOCKS, LAYERS, Scene, Yardstick
+from vtc.eval.cli.arguments import say
 from vtc.eval.results.results import Spread, spread
 from vtc.method.base import Method
 

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from vtc.eval.commands.table import Command, add_commands
-from vtc.eval.errors import InputError
+from vtc.eval.cli.errors import InputError
+from vtc.eval.cli.table import Command, add_commands
 
 COMMANDS = {
     "eval": Command("vtc.eval.run.evaluate", "measure accuracy, time, memory and FLOPs of methods at several budgets"),
@@ -65,7 +65,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nvtc {args.command}: interrupted", file=sys.stderr)
         return 130
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
