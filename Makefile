@@ -15,7 +15,7 @@ COMPOSED ?= divprune:keep=0.5+pyramiddrop:keep=0.25 hiprune:keep=0.25+fastv:laye
 VIDEO_LIMIT ?= 12
 VIDEO_METHODS ?= none,random,frame_stride,pool,divprune,evs,holitom,fastv
 
-.PHONY: run demo test test-all test-half test-gpu test-lmms bench lint clean
+.PHONY: run demo test test-all test-half mutants test-gpu test-lmms bench lint clean
 
 run: $(VENV)/.done
 	$(BIN)/vtc eval --model embedded --methods $(METHODS) \
@@ -42,6 +42,10 @@ HALF ?= 0
 test-half: $(VENV)/.done $(VENV)/.llava
 	$(PYTEST) --half $(HALF) tests
 
+# Faults planted in a copy, one at a time: each has to be noticed by what `make test` chooses.
+mutants: $(VENV)/.done $(VENV)/.llava
+	$(BIN)/python tests/mutants.py
+
 # The CUDA kernels built, checked, sanitized and timed on a GPU, in at most ten minutes; without one, the same tests on
 # the torch references and the emulated kernels.
 test-gpu: $(VENV)/.done
@@ -64,8 +68,10 @@ bench: $(VENV)/.done
 lint: $(VENV)/.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf build/installed
+	$(BIN)/python tests/circles.py
+	rm -rf build/lib build/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/installed .
+	cd build/installed && PYTHONPATH=. $(abspath $(BIN))/lint-imports ../../pyproject.toml
 	cd build/installed && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml -p vtc
 
 $(VENV)/.done: pyproject.toml constraints.txt
