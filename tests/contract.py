@@ -111,14 +111,14 @@ def refusal(family: str, spec: str) -> str | None:
         return str(error)
 
 
-def check_rows(family: Family, model, spec: str, rows: list[Row]):
+def check_rows(family: Family, model, spec: str, rows: list[Row], new: int = NEW):
     """Patched, every row of a batch equals its own batch-1 run, and the trace counts what was planned."""
     inputs = family.inputs(model, rows)
     length = inputs["input_ids"].shape[1]
     with torch.no_grad(), vtc.patched(model, spec):
         output = model(**inputs)
         trace = vtc.trace(model)
-        tokens = model.generate(**inputs, max_new_tokens=NEW, do_sample=False)
+        tokens = model.generate(**inputs, max_new_tokens=new, do_sample=False)
         assert output.logits.shape[:2] == inputs["input_ids"].shape
         assert torch.equal(tokens[:, :length], inputs["input_ids"])
         assert trace.original_tokens.tolist() == [sum(counts) for counts in family.visual_tokens(rows)]
@@ -126,7 +126,7 @@ def check_rows(family: Family, model, spec: str, rows: list[Row]):
         for row in range(len(rows)):
             if any(acts_on(spec, image.source.grids) for image in trace.images if image.row == row):
                 assert fewest[row] < trace.original_tokens[row], f"row {row}"
-        check_each_alone(family, model, rows, output.logits[:, -1], tokens[:, -NEW:])
+        check_each_alone(family, model, rows, output.logits[:, -1], tokens[:, -new:])
     return trace
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from covering import REST
 from eval_runs import exit_code
 
 import vtc
@@ -73,6 +74,7 @@ def test_the_growth_over_all_sizes_is_the_slope_of_the_logarithms() -> None:
     assert _growth([at(10, 3.0)]) == _growth([at(10, None), at(20, None)]) == []
 
 
+@REST
 def test_of_a_video_every_selector_is_timed(tmp_path: Path) -> None:
     file = tmp_path / "select.json"
     arguments = ["bench", "select", "--video", "1,2", "--keep", "0.25", "--rounds", "1", "--json", str(file)]

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from covering import REST
 from eval_runs import exit_code
 
 import vtc
-from vtc import ops
 from vtc.eval.bench.prefill import model as bench_shape
 from vtc.eval.bench.prefill import published
 from vtc.eval.bench.prefill import rounds as prefill_rounds
@@ -24,6 +24,7 @@ from vtc.eval.bench.prefill.shapes import (
 from vtc.eval.cli import main
 from vtc.eval.results.settings import make_settings
 from vtc.eval.results.table import shown
+from vtc.ops import dispatch
 from vtc.ops.clock import Moment
 
 #: Parameters in billions, and visual tokens with newlines.
@@ -84,7 +85,9 @@ def test_a_miniature_is_as_deep_as_its_original_and_takes_its_inputs(shape):
     assert trace.text_tokens.tolist() == [30 + sum(each in (START, END) for each in shape.tokens())] * 2
 
 
-@pytest.mark.parametrize("shape", TINY, ids=lambda shape: shape.name)
+@pytest.mark.parametrize(
+    "shape", [pytest.param(shape, marks=REST if place else (), id=shape.name) for place, shape in enumerate(TINY)]
+)
 def test_every_method_is_timed_or_says_why_not(shape, monkeypatch):
     monkeypatch.setattr(prefill_rounds, "WARM_UP_ROUNDS", 0)
     methods = vtc.list_methods()
@@ -111,13 +114,13 @@ def test_where_there_are_kernels_each_setting_runs_with_them_and_without(monkeyp
     loaded = bench_shape.load(TINY[0], None, "cpu", None)
     seen, cls = [], type(vtc.spec.parse("random")[0])
     plain = cls.select
-    monkeypatch.setattr(cls, "select", lambda self, *args: seen.append(ops._kernels.get()) or plain(self, *args))
+    monkeypatch.setattr(cls, "select", lambda self, *args: seen.append(dispatch._kernels.get()) or plain(self, *args))
     settings, inputs = make_settings(["random"], [0.5]), bench_shape.inputs(TINY[0], loaded, 1)
     result = bench_prefill("tiny", loaded, settings, inputs, 1, 1)
     assert [row["kernels"] for row in result["settings"]] == [True, False]
     prefills = 2  # one before tokens are generated, and the one that is timed
     assert seen.count(True) == seen.count(False) == prefills * (prefill_rounds.WARM_UP_ROUNDS + 1)
-    assert ops._kernels.get()  # as before
+    assert dispatch._kernels.get()  # as before
 
 
 def test_tiny_on_the_command_line(tmp_path, capsys):

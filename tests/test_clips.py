@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from covering import REST
 from transformers import AutoModelForImageTextToText
 
 from vtc.eval import clips, embedded
@@ -179,6 +180,7 @@ def test_packed_questions_get_the_loss_of_questions_asked_alone():
     assert float(loss) == pytest.approx(sum(losses) / len(losses), rel=1e-3, abs=1e-5)
 
 
+@REST
 def test_training_runs_stops_and_goes_on(tmp_path):
     """A dry run of all stages on a few clips; done again it does nothing more."""
     import argparse

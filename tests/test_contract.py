@@ -46,7 +46,7 @@ def test_rows_of_compositions_equal_their_own_run(family, attention, spec, name)
     check_rows(EVERY[family], model_of(family, attention), spec, scenario(EVERY[family], name))
 
 
-def check_works_or_says_why_not(family, spec, name):
+def check_works_or_says_why_not(family, spec, name, new=NEW):
     model = model_of(family)
     before = {name: list(module._forward_pre_hooks) for name, module in model.named_modules()}
     why = refusal(family, spec)
@@ -55,7 +55,7 @@ def check_works_or_says_why_not(family, spec, name):
         assert {name: list(module._forward_pre_hooks) for name, module in model.named_modules()} == before
         return
     try:
-        check_rows(EVERY[family], model, spec, scenario(EVERY[family], name))
+        check_rows(EVERY[family], model, spec, scenario(EVERY[family], name), new)
     except ValueError as error:  # pooled video frames: known only once they are seen
         assert any(method_class(m.partition(":")[0]).kind == "reducer" for m in spec.split("+"))
         assert family in {"llava_onevision_video", "llava_next_video_video"} and "can't follow" in str(error)
@@ -63,6 +63,11 @@ def check_works_or_says_why_not(family, spec, name):
 
 @product(family=MORE, method=METHODS, name=["ragged", "text_row"])
 def test_more_families_work_or_say_why_not(family, method, name):
+    check_works_or_says_why_not(family, spec_of(method, family), name, new=1)
+
+
+@product(family=MORE, method=METHODS, name=["ragged", "text_row"], each="value")
+def test_more_families_decode_or_say_why_not(family, method, name):
     check_works_or_says_why_not(family, spec_of(method, family), name)
 
 
@@ -78,7 +83,15 @@ def untouched(family, attention, name):
     return model(**inputs).logits, model.generate(**inputs, max_new_tokens=NEW, do_sample=False)
 
 
-@product(**MATRIX, method=METHODS, name=SCENARIOS)
+@product(**MATRIX, method=METHODS)
+@torch.no_grad()
+def test_keeping_all_gives_the_same_logits(family, attention, method):
+    with vtc.patched(model_of(family, attention), spec_of(method, family, keep=1.0)) as model:
+        logits = model(**inputs_of(family, attention, "ragged")).logits
+    assert torch.equal(logits, untouched(family, attention, "ragged")[0])
+
+
+@product(**MATRIX, method=METHODS, name=SCENARIOS, each="value")
 @torch.no_grad()
 def test_keeping_all_is_bit_exact_and_so_is_unpatching(family, attention, method, name):
     model, inputs = model_of(family, attention), inputs_of(family, attention, name)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from covering import REST
 from demo_server import PATIENT, arguments, server
 from PIL import Image
 from video_files import ffmpeg, needs_ffmpeg
@@ -305,20 +306,21 @@ def test_a_method_that_is_refused_is_told_beside_the_other_s_answer(demo):
 # -- many at once
 
 
-def test_32_users_at_once_get_their_own_answers(demo):
+@pytest.mark.parametrize("users", [8, pytest.param(32, marks=REST)])
+def test_users_at_once_get_their_own_answers(demo, users):
     """Each asks something else; some ask what is refused. Everybody is served, and nobody gets another's answer."""
     alone = {}
     examples = ["images/0", "images/1", "images/5", "images/6"]
     for name in examples:
         _, answer = call(demo, [None, name, "", "divprune:keep=0.25", "none"])
         alone[name] = answer[0]
-    jobs = [(user, examples[user % 4], "divprun" if user % 8 == 7 else "divprune:keep=0.25") for user in range(32)]
+    jobs = [(user, examples[user % 4], "divprun" if user % 8 == 7 else "divprune:keep=0.25") for user in range(users)]
 
     def ask(job):
         _, name, text = job
         return call(demo, [None, name, "", text, "none"])
 
-    with ThreadPoolExecutor(32) as pool:
+    with ThreadPoolExecutor(users) as pool:
         answers = list(pool.map(ask, jobs))
     for (_, name, text), (kind, answer) in zip(jobs, answers):
         if text == "divprun":
@@ -362,7 +364,7 @@ def test_everything_is_as_it_was_when_it_ends():
         httpx.get(address, timeout=10)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=REST)])
 def test_the_command_ends_when_it_is_told_to_and_leaves_nothing(number, tmp_path):
     command = [sys.executable, "-m", "vtc.eval.cli", "demo", "--port", "0"]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}

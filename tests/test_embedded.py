@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from covering import REST
 
 from vtc.eval import embedded
 from vtc.eval.embedded import (
@@ -223,6 +224,7 @@ def test_losses_reach_every_part_that_is_used():
     assert all(p.grad is not None for p in heads.parameters())
 
 
+@REST
 @pytest.mark.parametrize("teaches", ["decoder", "model"])
 def test_interrupted_training_ends_with_the_same_weights(teaches, tmp_path):
     stage = embedded_stages.EmbeddedStage(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from covering import REST
 from eval_runs import untimed
 
 from vtc.eval.cli import main
@@ -33,6 +34,7 @@ def alone(tmp_path_factory) -> Path:
     return folder
 
 
+@REST
 def test_accelerate_with_two_processes_gives_what_one_gives(alone, tmp_path):
     folder = tmp_path / "run"
     options = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
@@ -44,6 +46,7 @@ def test_accelerate_with_two_processes_gives_what_one_gives(alone, tmp_path):
     assert untimed(folder) == untimed(alone)
 
 
+@REST
 def test_what_a_process_left_undone_the_first_one_does(alone, tmp_path):
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "vtc.eval", *arguments(folder)]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from covering import REST
 from eval_runs import untimed
 
 from vtc.eval import embedded
@@ -18,8 +19,6 @@ from vtc.eval.cli import main
 from vtc.eval.run import work
 from vtc.eval.run.journal import Journal, read
 from vtc.eval.tasks.task import Question, Scored, Task
-
-KILLS = 20
 
 
 def arguments(output: Path, questions: int = 6, batch: int = 1) -> list[str]:
@@ -29,7 +28,8 @@ def arguments(output: Path, questions: int = 6, batch: int = 1) -> list[str]:
     ]
 
 
-def test_killed_twenty_times_at_random_moments_it_ends_the_same(tmp_path):
+@pytest.mark.parametrize("kills", [8, pytest.param(20, marks=REST)])
+def test_killed_at_random_moments_it_ends_the_same(tmp_path, kills):
     """Children are forked off a server that has imported all, so that most of their time is the run's own."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
@@ -48,8 +48,8 @@ def test_killed_twenty_times_at_random_moments_it_ends_the_same(tmp_path):
     lasts = time.monotonic() - began
     assert whole.exitcode == 0
     moments, killed, unfinished = random.Random(0), 0, set()
-    for number in range(KILLS):
-        folder = tmp_path / f"killed-{number % 4}"  # each is killed five times; those that came to an end begin anew
+    for number in range(kills):
+        folder = tmp_path / f"killed-{number % 4}"  # each is killed several times; those that came to an end begin anew
         if (folder / "results.md").exists():
             shutil.rmtree(folder)
         process = child(folder)
@@ -58,7 +58,7 @@ def test_killed_twenty_times_at_random_moments_it_ends_the_same(tmp_path):
         process.join()
         killed += process.exitcode == -signal.SIGKILL
         unfinished.add(len(read(folder)) if folder.exists() else -1)
-    assert killed >= KILLS // 2 and len(unfinished) > 2, "the kills all came at the same point"
+    assert killed >= kills // 2 and len(unfinished) > 2, "the kills all came at the same point"
     for number in range(4):
         last = child(tmp_path / f"killed-{number}")
         last.join()

@@ -6,7 +6,7 @@ from contract import EVERY, model_of, refusal, spec_of
 from families import scenario
 
 import vtc
-from vtc import ops
+from vtc.ops import attention, dispatch, operators
 
 FAMILIES = ("llava", "llava_onevision", "qwen2_5_vl", "qwen3_vl", "granite4_vision", "ernie4_5_vl_moe", "gemma3")
 METHODS = ("divprune", "visionzip", "pyramiddrop", "sparsevlm", "transprune", "tome", "token_skip")
@@ -25,9 +25,10 @@ def test_operators_give_the_same(family: str, method: str, monkeypatch: pytest.M
 
         def operator(name: str, tensor: torch.Tensor):
             called.append(name)
-            return ops._OPERATORS[name]
+            return dispatch._operators[name]
 
-        monkeypatch.setattr(ops, "_implementation", operator)
+        for module in (operators, attention):
+            monkeypatch.setattr(module, "operator_for", operator)
         found = model(**inputs).logits
     assert "compact" in called
     assert torch.equal(found, expected)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from contract import EVERY, FAMILIES, model_of
+from covering import REST
 from families import scenario
 
 import vtc
@@ -82,6 +83,7 @@ def test_the_twelve_lines_of_the_readme_run(capsys):
     assert "divprune:keep=0.25: 256 -> 64 visual tokens" in capsys.readouterr().out
 
 
+@REST
 def test_torch_compile_gives_the_same_logits():
     model = model_of("llava")
     inputs = EVERY["llava"].inputs(model, scenario(EVERY["llava"], "ragged"))

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from covering import REST
 from eval_runs import untimed
 
 from vtc.eval.cli import main
@@ -44,6 +45,7 @@ def test_a_sweep_in_one_process_is_an_eval(alone, tmp_path):
     compare(tmp_path / "run", alone)
 
 
+@REST
 def test_on_ray_a_worker_that_is_killed_loses_nothing(alone, tmp_path, monkeypatch):
     pytest.importorskip("ray")
     killed = []

@@ -184,7 +184,7 @@ def test_a_file_that_is_damaged_in_the_middle(folder, mp4):
 
 CHILD = """
 import sys
-from vtc.eval.video_file import read
+from vtc.eval.media.video import read
 for file in sys.argv[1:]:
     try:
         assert len(read(file).frames)
@@ -244,7 +244,7 @@ def test_a_bridge_that_the_program_set_does_not_matter(mp4):
 
 MEASURE = """
 import sys
-from vtc.eval.video_file import read
+from vtc.eval.media.video import read
 assert len(read(sys.argv[1]).frames) == 8
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """

@@ -29,11 +29,6 @@ class PrepareCall(Call):
         self._owner = next(iter(self.kwargs))  # the method's own word for self
         self._composite = composite
 
-    @property
-    def names(self) -> list[str]:
-        """The names of its arguments, the model left out."""
-        return [name for name in self.kwargs if name != self._owner]
-
     def replayed(self, stand_in: Any, images: Any) -> Tensor:
         """The embeddings [B, L, ...] that the method makes for another model, of other images, on the host."""
         call = self.kwargs | {self._owner: stand_in, type(self).images.names[0]: images}

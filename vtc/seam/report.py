@@ -38,7 +38,8 @@ def trace_of(
         selections: what was decided in front of the first layer.
         heads: layer -> the heads that it computes, where these are not all.
         spent: begin and end of each decision.
-        revived: segment -> LongTensor [B], tokens that decode steps bring back; it is read when the trace is.
+        revived: segment -> LongTensor [B], tokens that decode steps bring back; it fills later, and is read when
+            the trace is.
     """
     depth, batch = len(composition.parts.layers), layout.shape[0]
     stages = tuple(
@@ -61,7 +62,7 @@ def trace_of(
         _valid=segments[0].cut.valid,
         _selection=lambda: sum(start.ms_until(end) for start, end in spent),
         _cost=composition.cost([run for features in made for run in features.runs]),
-        _revived=functools.partial(_revived, revived or {}, composition, batch),
+        _revived=functools.partial(_revived, {} if revived is None else revived, composition, batch),
     )
 
 
