@@ -112,20 +112,27 @@ def refusal(family: str, spec: str) -> str | None:
 
 
 def check_rows(family: Family, model, spec: str, rows: list[Row], new: int = NEW):
-    """Patched, every row of a batch equals its own batch-1 run, and the trace counts what was planned."""
+    """Patched, every row of a batch equals its own batch-1 run, and the trace counts what was planned.
+
+    So do the `new` tokens that are generated; 0: the logits behind the prompt alone.
+    """
     inputs = family.inputs(model, rows)
     length = inputs["input_ids"].shape[1]
     with torch.no_grad(), vtc.patched(model, spec):
         output = model(**inputs)
         trace = vtc.trace(model)
-        tokens = model.generate(**inputs, max_new_tokens=new, do_sample=False)
         assert output.logits.shape[:2] == inputs["input_ids"].shape
-        assert torch.equal(tokens[:, :length], inputs["input_ids"])
         assert trace.original_tokens.tolist() == [sum(counts) for counts in family.visual_tokens(rows)]
         fewest = trace.tokens_per_layer.amin(dim=0)
         for row in range(len(rows)):
             if any(acts_on(spec, image.source.grids) for image in trace.images if image.row == row):
                 assert fewest[row] < trace.original_tokens[row], f"row {row}"
+        if not new:
+            for index, alone in enumerate(each_alone(family, model, rows)):
+                torch.testing.assert_close(output.logits[index, -1], model(**alone).logits[0, -1], atol=2e-4, rtol=1e-4)
+            return trace
+        tokens = model.generate(**inputs, max_new_tokens=new, do_sample=False)
+        assert torch.equal(tokens[:, :length], inputs["input_ids"])
         check_each_alone(family, model, rows, output.logits[:, -1], tokens[:, -new:])
     return trace
 

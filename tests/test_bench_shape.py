@@ -123,6 +123,7 @@ def test_where_there_are_kernels_each_setting_runs_with_them_and_without(monkeyp
     assert dispatch._kernels.get()  # as before
 
 
+@REST
 def test_tiny_on_the_command_line(tmp_path, capsys):
     command = "bench prefill --shape tiny --methods divprune,fastv --keep 0.25 --rounds 1 --new-tokens 1 --json"
     assert main([*command.split(), str(tmp_path / "bench.json")]) == 0

@@ -40,6 +40,7 @@ def test_each_task_has_its_folder_and_the_summary_is_about_both(alone):
     assert "images exact_match" in table and "video exact_match" in table and "divprune:keep=16" in table
 
 
+@REST
 def test_a_sweep_in_one_process_is_an_eval(alone, tmp_path):
     assert main(arguments(tmp_path / "run")) == 0
     compare(tmp_path / "run", alone)
@@ -74,6 +75,7 @@ def test_on_ray_a_worker_that_is_killed_loses_nothing(alone, tmp_path, monkeypat
     compare(tmp_path / "run", alone)
 
 
+@REST
 def test_what_a_worker_refuses_is_a_sentence(tmp_path, capsys):
     pytest.importorskip("ray")
     command = ["sweep", "--ray", "--workers", "1", "--methods", "no_such_method", "--output", str(tmp_path / "run")]
