@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from covering import REST
 from demo_server import server
 from PIL import Image
 
@@ -213,6 +214,7 @@ def test_change_the_method_its_fields_and_paste_a_spec(visit):
     seen.wait_for_text("answer-a", r"\d")
 
 
+@REST
 def test_upload_a_picture_and_be_refused_another(visit, demo):
     seen = visit().open()
     seen.upload("my photo.png", png())
@@ -238,6 +240,7 @@ def test_upload_a_picture_and_be_refused_another(visit, demo):
     seen.wait_for_text("status", "question is empty")
 
 
+@REST
 def test_a_video_frame_by_frame(visit):
     seen = visit().open()
     seen.page.locator("[data-example='video/1']").click()
@@ -283,6 +286,7 @@ def test_sweep_cancel_and_sweep_again(visit):
     seen.wait_for_text("sweep-progress", "keep=2.0")
 
 
+@REST
 def test_all_methods_on_one_sheet(visit):
     seen = visit().open()
     seen.tab("All methods")
@@ -347,6 +351,7 @@ def test_a_link_opens_what_is_on_the_screen_and_the_code_is_copied(visit):
     seen.shoot("code")
 
 
+@REST
 @pytest.mark.parametrize(
     "query, message",
     [

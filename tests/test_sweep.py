@@ -84,6 +84,7 @@ def test_what_a_worker_refuses_is_a_sentence(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@REST
 def test_a_setting_that_the_model_refuses_is_told_before_a_folder_is_made(tmp_path, capsys):
     pytest.importorskip("ray")
     command = ["sweep", "--ray", "--workers", "1", "--compress", "fastv:layer=99", "--methods", "none"]
