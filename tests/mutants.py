@@ -19,14 +19,13 @@ from circles import ROOT
 
 #: Where the packages of an installation lie in a checkout.
 LINKS = {"adapters": "adapters", "cuda": "cuda/kernels", "demo": "demo", "eval": "eval"}
-#: What is run, quick and broad tests first; golden data and the matrix notice most.
+#: What is run: tests of one thing first, the matrix last, since it takes longest.
 FILES = (
-    "test_contract.py", "test_generate.py", "test_families.py", "test_refusals.py", "test_reducing.py",
-    "test_prune_decode.py", "test_prune_turns.py", "test_composition.py", "test_trace.py", "test_lazyllm.py",
+    "test_prune_decode.py", "test_generate.py", "test_prune_turns.py", "test_trace.py", "test_lazyllm.py",
     "test_sparsevlm.py", "test_spatten.py", "test_holitom.py", "test_holitom_inner.py", "test_todre.py",
-    "test_tower_scores.py", "test_video_families.py", "test_per_frame.py", "test_video_methods.py",
-    "test_token_skip.py", "test_golden.py", "test_selectors.py", "test_methods.py", "test_llava_package.py",
-    "test_ssm.py",
+    "test_token_skip.py", "test_refusals.py", "test_tower_scores.py", "test_per_frame.py", "test_video_methods.py",
+    "test_golden.py", "test_reducing.py", "test_selectors.py", "test_methods.py", "test_video_families.py",
+    "test_families.py", "test_composition.py", "test_ssm.py", "test_llava_package.py", "test_contract.py",
 )  # fmt: skip
 
 
