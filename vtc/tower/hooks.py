@@ -33,13 +33,8 @@ class ReducerHooks:
         encoding: Encoding,
         tapped: tuple[nn.Module, ...],
     ):
-        self.reducer, self.blocks, self.adapter, self.encoding, self.tapped = (
-            reducer,
-            blocks,
-            adapter,
-            encoding,
-            tapped,
-        )
+        self.reducer, self.blocks, self.adapter = reducer, blocks, adapter
+        self.encoding, self.tapped = encoding, tapped
 
     def start(self, hidden: Tensor) -> None:
         """Begin a run through the tower; `hidden` is its first block's input.
