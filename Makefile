@@ -56,9 +56,10 @@ LMMS := .venv-lmms
 test-lmms: $(LMMS)/.done
 	PYTHONPATH=tests/lmms/stand_in $(LMMS)/bin/python -m pytest -o addopts=-q tests/lmms
 
-$(LMMS)/.done: pyproject.toml tests/lmms/requirements.txt
+$(LMMS)/.done: pyproject.toml tests/lmms/requirements.txt tests/lmms/constraints.txt
 	$(PYTHON) -m venv $(LMMS)
-	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/lmms/requirements.txt
+	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint tests/lmms/constraints.txt --requirement tests/lmms/requirements.txt
 	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 

@@ -6,6 +6,7 @@ from typing import ClassVar
 import pytest
 import torch
 from covering import (  # noqa: F401
+    compared,
     pytest_addoption,
     pytest_collection_modifyitems,
     pytest_configure,
@@ -40,6 +41,19 @@ def loaded():
     from vtc.eval import models
 
     return models.load("embedded", None, "cpu", None)
+
+
+@pytest.fixture(scope="session")
+def both_tasks(tmp_path_factory):
+    """The folder of a run of `two_tasks`, shared by all processes; tests leave it as it is."""
+    from eval_runs import made_once, two_tasks
+
+    from vtc.eval.cli import main
+
+    def make(folder):
+        assert main(two_tasks(folder)) == 0
+
+    return made_once(tmp_path_factory, "both-tasks", make)
 
 
 @pytest.fixture(scope="module")

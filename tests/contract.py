@@ -111,10 +111,11 @@ def refusal(family: str, spec: str) -> str | None:
         return str(error)
 
 
-def check_rows(family: Family, model, spec: str, rows: list[Row], new: int = NEW):
-    """Patched, every row of a batch equals its own batch-1 run, and the trace counts what was planned.
+def check_rows(family: Family, model, spec: str, rows: list[Row], new: int = NEW, compared=range):
+    """Patched, rows of a batch equal their own batch-1 run, and the trace counts what was planned.
 
-    So do the `new` tokens that are generated; 0: the logits behind the prompt alone.
+    So do the `new` tokens that are generated; 0: the logits behind the prompt alone. `compared` chooses of so many rows
+    those that are run alone, by default all.
     """
     inputs = family.inputs(model, rows)
     length = inputs["input_ids"].shape[1]
@@ -128,19 +129,22 @@ def check_rows(family: Family, model, spec: str, rows: list[Row], new: int = NEW
             if any(acts_on(spec, image.source.grids) for image in trace.images if image.row == row):
                 assert fewest[row] < trace.original_tokens[row], f"row {row}"
         if not new:
-            for index, alone in enumerate(each_alone(family, model, rows)):
-                torch.testing.assert_close(output.logits[index, -1], model(**alone).logits[0, -1], atol=2e-4, rtol=1e-4)
+            for index in compared(len(rows)):
+                alone = model(**family.inputs(model, [rows[index]])).logits[0, -1]
+                torch.testing.assert_close(output.logits[index, -1], alone, atol=2e-4, rtol=1e-4)
             return trace
         tokens = model.generate(**inputs, max_new_tokens=new, do_sample=False)
         assert torch.equal(tokens[:, :length], inputs["input_ids"])
-        check_each_alone(family, model, rows, output.logits[:, -1], tokens[:, -new:])
+        check_each_alone(family, model, rows, output.logits[:, -1], tokens[:, -new:], compared)
     return trace
 
 
-def check_each_alone(family: Family, model, rows: list[Row], logits: torch.Tensor, tokens: torch.Tensor):
+def check_each_alone(
+    family: Family, model, rows: list[Row], logits: torch.Tensor, tokens: torch.Tensor, compared=range
+):
     """The last logits of a prompt and the tokens generated behind it, row by row, are those of the row by itself."""
-    for index, alone in enumerate(each_alone(family, model, rows)):
-        again = stepwise(model, alone, new=tokens.shape[1])
+    for index in compared(len(rows)):
+        again = stepwise(model, family.inputs(model, [rows[index]]), new=tokens.shape[1])
         torch.testing.assert_close(logits[index], again.logits[0][0], atol=2e-4, rtol=1e-4)
         assert torch.equal(tokens[index], again.sequences[0, -tokens.shape[1] :]), f"row {index}"
 

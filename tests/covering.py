@@ -69,7 +69,16 @@ def text(value: Any) -> str:
 REST = pytest.mark.rest
 
 
-# ---------------------------------------------------------------- hooks, which conftest.py imports
+# ---------------------------------------------------------------- hooks and a fixture, which conftest.py imports
+
+
+@pytest.fixture
+def compared(request: pytest.FixtureRequest) -> Callable[[int], Sequence[int]]:
+    """Which of so many rows of a batch are run alone as well: one, by the test's name; with `--all` each of them."""
+    if request.config.getoption("all") or request.node.get_closest_marker("rest"):
+        return range
+    place = zlib.crc32(request.node.name.encode())
+    return lambda rows: [place % rows]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -144,8 +144,9 @@ def off_double(values: Any) -> Any:
 
 
 def _run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-    given = [value for value in _tensors((args, kwargs)) if isinstance(value, OnDevice)]
-    plain = [value for value in _tensors((args, kwargs)) if not isinstance(value, OnDevice)]
+    tensors = list(_tensors((args, kwargs)))
+    given = [value for value in tensors if isinstance(value, OnDevice)]
+    plain = [value for value in tensors if not isinstance(value, OnDevice)]
     if any(value.device == _DEVICE and value.numel() for value in plain):
         raise Waited(f"{func} got values that are lost here, and that a GPU waits for: a list as an index?")
     target = kwargs.get("device")
@@ -164,13 +165,24 @@ def _run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     elif given and func not in _INDEXING and any(value.dim() for value in plain):
         raise RuntimeError(f"{func}: tensors on two devices")
     own = {id(value.inner): value for value in given}
-    inner = tree_map(lambda value: value.inner if isinstance(value, OnDevice) else value, (args, kwargs))
+    inner = _inner(args), _inner(kwargs)
     if target is not None:
         inner[1]["device"] = torch.device("cpu")
     made = func(*inner[0], **inner[1])
     if not here:
         return made
+    if isinstance(made, Tensor):
+        return own.get(id(made)) or OnDevice(made)
     return tree_map(lambda value: own[id(value)] if id(value) in own else _wrap(value), made)
+
+
+def _inner(values: Any) -> Any:
+    """`off_double` for arguments of operators, several times as fast."""
+    if isinstance(values, OnDevice):
+        return values.inner
+    if isinstance(values, (tuple, list)):
+        return type(values)(map(_inner, values))
+    return {name: _inner(value) for name, value in values.items()} if isinstance(values, dict) else values
 
 
 def _wrap(value: Any) -> Any:

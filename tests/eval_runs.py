@@ -1,7 +1,12 @@
 """`vtc` as a command: what it exits with, and what two runs have in common: everything but their times."""
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
+from filelock import FileLock
 
 from vtc.eval.cli import main
 
@@ -22,3 +27,23 @@ def exit_code(arguments: list[str]) -> int | str | None:
         return main(arguments)
     except SystemExit as stopped:
         return stopped.code
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that `make` fills in the first process of a test run that asks for it; tests leave it as it is."""
+    root = factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            made = folder.with_suffix(".made")
+            make(made)
+            made.rename(folder)
+    return folder
+
+
+def two_tasks(output: Path, command: str = "eval") -> list[str]:
+    """Arguments of a run of questions about pictures and about clips."""
+    return [
+        *(command, "--tasks", "images,video", "--methods", "random,divprune", "--keep", "8", "--limit", "4"),
+        *("--batch-size", "1", "--max-new-tokens", "3", "--output", str(output)),
+    ]

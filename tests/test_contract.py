@@ -37,8 +37,9 @@ def inputs_of(family, attention, name):
 
 
 @product(**MATRIX, method=METHODS, name=SCENARIOS)
-def test_rows_equal_their_own_run(family, attention, method, name):
-    check_rows(EVERY[family], model_of(family, attention), spec_of(method, family), scenario(EVERY[family], name))
+def test_rows_equal_their_own_run(family, attention, method, name, compared):
+    rows = scenario(EVERY[family], name)
+    check_rows(EVERY[family], model_of(family, attention), spec_of(method, family), rows, compared=compared)
 
 
 @product(**MATRIX, spec=COMPOSED, name=SCENARIOS, each="value")
@@ -46,7 +47,7 @@ def test_rows_of_compositions_equal_their_own_run(family, attention, spec, name)
     check_rows(EVERY[family], model_of(family, attention), spec, scenario(EVERY[family], name))
 
 
-def check_works_or_says_why_not(family, spec, name, new=NEW):
+def check_works_or_says_why_not(family, spec, name, new=NEW, compared=range):
     model = model_of(family)
     before = {name: list(module._forward_pre_hooks) for name, module in model.named_modules()}
     why = refusal(family, spec)
@@ -55,15 +56,15 @@ def check_works_or_says_why_not(family, spec, name, new=NEW):
         assert {name: list(module._forward_pre_hooks) for name, module in model.named_modules()} == before
         return
     try:
-        check_rows(EVERY[family], model, spec, scenario(EVERY[family], name), new)
+        check_rows(EVERY[family], model, spec, scenario(EVERY[family], name), new, compared)
     except ValueError as error:  # pooled video frames: known only once they are seen
         assert any(method_class(m.partition(":")[0]).kind == "reducer" for m in spec.split("+"))
         assert family in {"llava_onevision_video", "llava_next_video_video"} and "can't follow" in str(error)
 
 
 @product(family=MORE, method=METHODS, name=["ragged", "text_row"])
-def test_more_families_work_or_say_why_not(family, method, name):
-    check_works_or_says_why_not(family, spec_of(method, family), name, new=0)
+def test_more_families_work_or_say_why_not(family, method, name, compared):
+    check_works_or_says_why_not(family, spec_of(method, family), name, new=0, compared=compared)
 
 
 @product(family=MORE, method=METHODS, name=["ragged", "text_row"], each="value")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from covering import REST
+from covering import REST, product
 from demo_server import server
 from PIL import Image
 
@@ -262,6 +262,7 @@ def test_a_video_frame_by_frame(visit):
     seen.page.locator("#vtc-frame").wait_for(state="hidden")
 
 
+@REST
 def test_sweep_cancel_and_sweep_again(visit):
     seen = visit().open()
     seen.tab("Sweep")
@@ -308,6 +309,7 @@ def test_all_methods_on_one_sheet(visit):
     seen.shoot("methods")
 
 
+@REST
 def test_a_link_opens_what_is_on_the_screen_and_the_code_is_copied(visit):
     seen = visit().open()
     seen.page.locator("[data-example='images/6']").click()
@@ -407,8 +409,7 @@ def test_everything_has_a_name(visit):
         assert not nameless
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1280])
+@product(width=[360, 1280], scheme=["light", "dark"], each="value")
 def test_it_fits_a_phone_and_is_legible_in_light_and_dark(visit, scheme, width):
     seen = visit(width=width, height=800, color_scheme=scheme).open()
     seen.ask()

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from covering import REST
 from eval_runs import untimed
 from PIL import Image
 
@@ -106,6 +107,19 @@ def test_a_finished_run_ends_with_the_same_bytes_when_asked_again(run, tmp_path)
         assert (again / name).read_bytes() == (run / name).read_bytes(), name
 
 
+def test_what_is_left_of_a_run_is_gone_on_with_and_ends_the_same(run, tmp_path):
+    folder = tmp_path / "torn"
+    folder.mkdir()
+    shutil.copy(run / "config.json", folder)
+    (first, *_) = (run / "journal-0.jsonl").read_bytes().splitlines(keepends=True)
+    # what a kill in the middle of a write leaves behind
+    (folder / "journal-0.jsonl").write_bytes(first + b'{"batch": 2, "samples": [{"id": "test-0-7", "group": "wo')
+    assert main(arguments(folder)) == 0
+    assert (folder / "journal-0.jsonl").read_bytes().startswith(first)
+    assert untimed(folder) == untimed(run)
+
+
+@REST
 def test_killed_with_signal_9_it_resumes_and_ends_the_same(run, tmp_path):
     folder = tmp_path / "killed"
     process = subprocess.Popen(

@@ -20,16 +20,18 @@ from vtc.eval.run import work
 from vtc.eval.run.journal import Journal, read
 from vtc.eval.tasks.task import Question, Scored, Task
 
+QUESTIONS = 4
 
-def arguments(output: Path, questions: int = 6, batch: int = 1) -> list[str]:
+
+def arguments(output: Path, questions: int = QUESTIONS, batch: int = 1) -> list[str]:
     return [
         *("eval", "--methods", "random,divprune", "--keep", "16", "--limit", str(questions)),
         *("--batch-size", str(batch), "--max-new-tokens", "3", "--output", str(output)),
     ]
 
 
-@pytest.mark.parametrize("kills", [8, pytest.param(20, marks=REST)])
-def test_killed_at_random_moments_it_ends_the_same(tmp_path, kills):
+@pytest.mark.parametrize(("kills", "folders"), [(5, 2), pytest.param(20, 4, marks=REST)])
+def test_killed_at_random_moments_it_ends_the_same(tmp_path, kills, folders):
     """Children are forked off a server that has imported all, so that most of their time is the run's own."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
@@ -41,7 +43,9 @@ def test_killed_at_random_moments_it_ends_the_same(tmp_path, kills):
         process.start()
         return process
 
-    child(tmp_path / "warm").join()  # the server starts, and imports
+    imports = context.Process(target=int)  # the server starts, and imports
+    imports.start()
+    imports.join()
     began = time.monotonic()
     whole = child(tmp_path / "whole")
     whole.join()
@@ -49,7 +53,8 @@ def test_killed_at_random_moments_it_ends_the_same(tmp_path, kills):
     assert whole.exitcode == 0
     moments, killed, unfinished = random.Random(0), 0, set()
     for number in range(kills):
-        folder = tmp_path / f"killed-{number % 4}"  # each is killed several times; those that came to an end begin anew
+        # Each is killed several times; one that came to an end begins anew.
+        folder = tmp_path / f"killed-{number % folders}"
         if (folder / "results.md").exists():
             shutil.rmtree(folder)
         process = child(folder)
@@ -58,8 +63,8 @@ def test_killed_at_random_moments_it_ends_the_same(tmp_path, kills):
         process.join()
         killed += process.exitcode == -signal.SIGKILL
         unfinished.add(len(read(folder)) if folder.exists() else -1)
-    assert killed >= kills // 2 and len(unfinished) > 2, "the kills all came at the same point"
-    for number in range(4):
+    assert killed >= kills // 2 and len(unfinished) > 1, "the kills all came at the same point"
+    for number in range(folders):
         last = child(tmp_path / f"killed-{number}")
         last.join()
         assert last.exitcode == 0
@@ -79,11 +84,13 @@ def test_on_a_full_disk_the_run_goes_on_and_tells_what_is_lost(tmp_path, capsys)
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     said = capsys.readouterr()
     kept = len(read(folder))
-    assert code == 2 and 0 < kept < 6
-    assert f"{6 - kept} of 6 batches" in said.err and "could not be written" in said.err
-    assert "6 questions of" in said.out and "divprune:keep=16" in said.out, "the tables count what is lost on the disk"
+    assert code == 2 and 0 < kept < QUESTIONS
+    assert f"{QUESTIONS - kept} of {QUESTIONS} batches" in said.err and "could not be written" in said.err
+    assert f"{QUESTIONS} questions of" in said.out and "divprune:keep=16" in said.out, (
+        "the tables count what is lost on the disk"
+    )
     assert main(arguments(folder)) == 0
-    assert f"{kept} of 6 batches are in" in capsys.readouterr().err
+    assert f"{kept} of {QUESTIONS} batches are in" in capsys.readouterr().err
     assert untimed(folder) == untimed(tmp_path / "whole")
 
 
@@ -129,7 +136,7 @@ def task_of(score: Callable[[int, str], Scored], shown: Callable[[int], list] | 
 
 def run(task: Task, folder: Path, monkeypatch, batch: int = 4) -> tuple[list[dict], dict]:
     monkeypatch.setattr(work, "bundled_task", lambda *_: task)
-    assert main(arguments(folder, 4, batch)) == 0
+    assert main(arguments(folder, batch=batch)) == 0
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     return samples, json.loads((folder / "results.json").read_text())
 

@@ -6,13 +6,13 @@ are (how numbers are stored, heads twice, a wider decoder, one more layer that d
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from covering import product
 from golden_cases import Case, UnknownForm, as_keeps, discovered, read
 from golden_readers import FORMS, compare, form_of
 from golden_reference import (
@@ -44,15 +44,17 @@ FILES = sorted(DEFAULT.glob("*.safetensors"))
 LONG = ("encoder", "adv_uniform_attention", "e2e_llava15_high", "k2_r50_llava15")
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-@pytest.mark.parametrize(
-    ("change", "infos"),
-    [(whole_as_real, as_texts), (narrow, as_reals), (real_as_whole, lambda infos: infos)],
-    ids=["reals-and-texts", "double-and-int32", "whole-reals-as-ints"],
-)
-def test_how_numbers_are_stored_changes_nothing(
-    file: Path, change: Any, infos: Callable[[Any], Any], tmp_path: Path
-) -> None:
+STORED = {
+    "reals-and-texts": (whole_as_real, as_texts),
+    "double-and-int32": (narrow, as_reals),
+    "whole-reals-as-ints": (real_as_whole, lambda infos: infos),
+}
+
+
+@product(name=[file.name for file in FILES], stored=STORED, each="value")
+def test_how_numbers_are_stored_changes_nothing(name: str, stored: str, tmp_path: Path) -> None:
+    (file,) = (file for file in FILES if file.name == name)
+    change, infos = STORED[stored]
     cases = cases_of(rewritten(file, tmp_path, change, infos))
     assert len(cases) == sum(param.values[0].file == file for param in discovered(DEFAULT))
     for case in cases:

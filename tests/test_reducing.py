@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from contract import ATTENTIONS, EVERY, MORE, batch, each_alone, model_of
+from covering import of_cells, product
 from families import Row, scenario
 from torch.utils.flop_counter import FlopCounterMode
 from tower_reference import Result, Tower
@@ -150,15 +151,17 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", FAMILIES)
+@product(family=FAMILIES, method=METHODS, each="value")
 def test_what_enters_the_decoder_is_the_tower_run_by_hand(family, method):
     name = "ragged" if "merge" in method else "several_images"
     check_entry(family, model_of(family), scenario(EVERY[family], name), METHODS[method])
 
 
-@pytest.mark.parametrize("keep", [1, 2, "the smallest image", "one less"])
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("llava", "paligemma", "gemma3")])
+@product(
+    family=[name for name in FAMILIES if name not in ("llava", "paligemma", "gemma3")],
+    keep=[1, 2, "the smallest image", "one less"],
+    each="value",
+)
 def test_a_count_leaves_small_images_and_some_crops_whole_and_others_empty(family, keep):
     rows = scenario(EVERY[family], "ragged")
     least = min(count for row in EVERY[family].visual_tokens(rows) for count in row)
@@ -184,15 +187,13 @@ IMPLEMENTATIONS = [
 TOLERANCE = {torch.float32: (2e-5, 2e-4), torch.bfloat16: (0.12, 0.05), torch.float16: (0.012, 0.01)}
 
 
-@pytest.mark.parametrize(
-    ("family", "attention", "dtype"),
+@of_cells(
     [
-        (family, attention, dtype)
+        {"family": family, "attention": attention, "dtype": dtype}
         for family, attention in IMPLEMENTATIONS
         for dtype in TOLERANCE
         if dtype == torch.float32 or family in ("llava", "internvl", "qwen2_5_vl")
-    ],
-    ids=str,
+    ]
 )
 def test_merging_under_every_attention_and_dtype(family, attention, dtype):
     """Which tokens are left is compared exactly in `check_entry`, what they are within the dtype's rounding."""
@@ -260,8 +261,7 @@ def test_a_token_in_several_survivors_names_the_one_with_the_largest_weight(fami
 # ---------------------------------------------------------------- fewer rows, and what they cost
 
 
-@pytest.mark.parametrize("method", ["drop", "drop by place"])
-@pytest.mark.parametrize("family", FAMILIES)
+@product(family=FAMILIES, method=["drop", "drop by place"], each="value")
 def test_fewer_rows_enter_blocks_and_projector_and_flops_count_them(family, method):
     model, tiny = model_of(family, "eager"), EVERY[family]
     rows = scenario(tiny, "single")
@@ -698,10 +698,13 @@ class Varying(Largest):
         return patches.target + int(seen * (patches.units - patches.target))
 
 
-@pytest.mark.parametrize(
-    ("shown", "name"), [("sequence", "ragged"), ("sequence", "several_images"), ("image", "ragged")]
+@of_cells(
+    [
+        {"family": family, "attention": attention, "shown": shown, "name": name}
+        for family, attention in [*IMPLEMENTATIONS[3:], ("llava", "sdpa"), ("llava_next", "sdpa")]
+        for shown, name in (("sequence", "ragged"), ("sequence", "several_images"), ("image", "ragged"))
+    ]
 )
-@pytest.mark.parametrize(("family", "attention"), [*IMPLEMENTATIONS[3:], ("llava", "sdpa"), ("llava_next", "sdpa")])
 def test_each_image_is_as_in_its_own_run(family, name, shown, attention):
     model, inputs = batch(family, name, attention)
     rows = scenario(EVERY[family], name)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from contract import EVERY, model_of, state_of
+from covering import product
 from families import scenario
 
 import vtc
@@ -149,8 +150,11 @@ def test_the_share_has_the_fewest_digits(small):
     assert solve(small[0], "divprune", "flops=1", text_tokens=9) == "divprune:keep=1.0"
 
 
-@pytest.mark.parametrize("spec", ["stride", "fastv:layer=2", "stride+fastv:layer=2", "transprune:layers=(1,2,4)"])
-@pytest.mark.parametrize("target", ["tokens=5.3", "decoder=0.7", "tokens=11"])
+@product(
+    spec=["stride", "fastv:layer=2", "stride+fastv:layer=2", "transprune:layers=(1,2,4)"],
+    target=["tokens=5.3", "decoder=0.7", "tokens=11"],
+    each="value",
+)
 def test_no_other_share_comes_nearer(spec, target):
     model, _, shapes = prompt_of("llava")
 

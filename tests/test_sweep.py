@@ -8,46 +8,32 @@ from pathlib import Path
 
 import pytest
 from covering import REST
-from eval_runs import untimed
+from eval_runs import two_tasks, untimed
 
 from vtc.eval.cli import main
 from vtc.eval.run import sweep
 
 
-def arguments(output: Path, command: str = "sweep") -> list[str]:
-    return [
-        *(command, "--tasks", "images,video", "--methods", "random,divprune", "--keep", "16", "--limit", "4"),
-        *("--batch-size", "1", "--max-new-tokens", "3", "--output", str(output)),
-    ]
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("alone") / "run"
-    assert main(arguments(folder, "eval")) == 0
-    return folder
-
-
-def compare(folder: Path, alone: Path) -> None:
+def compare(folder: Path, other: Path) -> None:
     for task in ("images", "video"):
-        assert untimed(folder / task) == untimed(alone / task)
-    assert (folder / "summary.json").read_text() == (alone / "summary.json").read_text()
+        assert untimed(folder / task) == untimed(other / task)
+    assert (folder / "summary.json").read_text() == (other / "summary.json").read_text()
 
 
-def test_each_task_has_its_folder_and_the_summary_is_about_both(alone):
-    assert {each.name for each in alone.iterdir()} == {"images", "video", "summary.json", "summary.md"}
-    table = (alone / "summary.md").read_text()
-    assert "images exact_match" in table and "video exact_match" in table and "divprune:keep=16" in table
-
-
-@REST
-def test_a_sweep_in_one_process_is_an_eval(alone, tmp_path):
-    assert main(arguments(tmp_path / "run")) == 0
-    compare(tmp_path / "run", alone)
+def test_each_task_has_its_folder_and_the_summary_is_about_both(both_tasks):
+    assert {each.name for each in both_tasks.iterdir()} == {"images", "video", "summary.json", "summary.md"}
+    table = (both_tasks / "summary.md").read_text()
+    assert "images exact_match" in table and "video exact_match" in table and "divprune:keep=8" in table
 
 
 @REST
-def test_on_ray_a_worker_that_is_killed_loses_nothing(alone, tmp_path, monkeypatch):
+def test_a_sweep_in_one_process_is_an_eval(both_tasks, tmp_path):
+    assert main(two_tasks(tmp_path / "run", "sweep")) == 0
+    compare(tmp_path / "run", both_tasks)
+
+
+@REST
+def test_on_ray_a_worker_that_is_killed_loses_nothing(both_tasks, tmp_path, monkeypatch):
     pytest.importorskip("ray")
     killed = []
     run = sweep.RayWorkers.__enter__
@@ -70,9 +56,9 @@ def test_on_ray_a_worker_that_is_killed_loses_nothing(alone, tmp_path, monkeypat
         return entered
 
     monkeypatch.setattr(sweep.RayWorkers, "__enter__", kill_one)
-    assert main([*arguments(tmp_path / "run"), "--ray", "--workers", "2"]) == 0
+    assert main([*two_tasks(tmp_path / "run", "sweep"), "--ray", "--workers", "2"]) == 0
     assert len(killed) == 1
-    compare(tmp_path / "run", alone)
+    compare(tmp_path / "run", both_tasks)
 
 
 @REST
@@ -95,6 +81,6 @@ def test_a_setting_that_the_model_refuses_is_told_before_a_folder_is_made(tmp_pa
 
 @pytest.mark.parametrize("option", [["--workers", "2"], ["--ray-address", "auto"]])
 def test_where_it_runs_is_said_with_ray_only(tmp_path, capsys, option):
-    assert main([*arguments(tmp_path / "run"), *option]) == 2
+    assert main([*two_tasks(tmp_path / "run", "sweep"), *option]) == 2
     assert option[0] in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

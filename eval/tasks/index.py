@@ -59,13 +59,17 @@ def find_tasks(name: str, include: Sequence[Path] = ()) -> list[str]:
         if found is None:
             raise InputError(f"argument --tasks: {name!r} names no task; add `task: NAME` to it")
         return [each for member in members for each in find_tasks(member, [*include, Path(name).parent])] or [name]
-    known = index(include)
+    return _matching(name, index(include))
+
+
+def _matching(name: str, known: Index) -> list[str]:
+    """The tasks that a name or pattern stands for among those that are known."""
     names = sorted({*known.files, *known.groups})
     matching = fnmatch.filter(sorted(known.files), name) if any(letter in name for letter in "*?[") else []
     if matching:
         return matching
     if name in known.groups:
-        return [each for member in known.groups[name] for each in find_tasks(member, include)]
+        return [each for member in known.groups[name] for each in _matching(member, known)]
     if name in known.files:
         return [name]
     near = difflib.get_close_matches(name, [*names, "images", "video"], n=1)

@@ -8,6 +8,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from filelock import FileLock
+
 from vtc.cuda import build
 from vtc.cuda.library import Library
 
@@ -28,9 +30,10 @@ def library(*flags: str) -> Library:
     parts = [*sources, *(build.FOLDER / name for name in build.HEADERS), *sorted(_HERE.glob("*.h"))]
     digest = hashlib.sha256(b"".join(part.read_bytes() for part in parts) + " ".join(flags).encode()).hexdigest()
     made = Path(tempfile.gettempdir(), f"vtc-emulated-{os.getuid()}-{digest[:16]}.so")
-    if not made.exists():
-        own = made.with_suffix(f".{os.getpid()}")
-        options = ["-std=c++17", "-O2", "-fPIC", "-shared", "-DVTC_EMULATED", f"-I{_HERE}", *flags, "-x", "c++"]
-        subprocess.run([command, *options, *map(str, sources), "-o", str(own)], check=True)
-        os.replace(own, made)
+    with FileLock(made.with_suffix(".lock")):
+        if not made.exists():
+            own = made.with_suffix(f".{os.getpid()}")
+            options = ["-std=c++17", "-O2", "-fPIC", "-shared", "-DVTC_EMULATED", f"-I{_HERE}", *flags, "-x", "c++"]
+            subprocess.run([command, *options, *map(str, sources), "-o", str(own)], check=True)
+            os.replace(own, made)
     return Library(made)

@@ -277,11 +277,18 @@ struct __nv_bfloat16 {
     uint16_t bits;
 };
 inline float __half2float(__half value) {
-    int exponent = value.bits >> 10 & 31, fraction = value.bits & 1023;
-    float size = exponent == 31  ? (fraction ? NAN : INFINITY)
-                 : exponent == 0 ? std::ldexp(static_cast<float>(fraction), -24)
-                                 : std::ldexp(static_cast<float>(fraction + 1024), exponent - 25);
-    return value.bits >> 15 ? -size : size;
+    static const std::vector<float> all = [] {
+        std::vector<float> made(65536);
+        for (int bits = 0; bits < 65536; ++bits) {
+            int exponent = bits >> 10 & 31, fraction = bits & 1023;
+            float size = exponent == 31  ? (fraction ? NAN : INFINITY)
+                         : exponent == 0 ? std::ldexp(static_cast<float>(fraction), -24)
+                                         : std::ldexp(static_cast<float>(fraction + 1024), exponent - 25);
+            made[bits] = bits >> 15 ? -size : size;
+        }
+        return made;
+    }();
+    return all[value.bits];
 }
 inline __half __float2half_rn(float value) {
     uint16_t sign = std::signbit(value) ? 0x8000 : 0;
@@ -338,25 +345,23 @@ float part(uint64_t word, int half) {
 }
 
 // Fragments of m16n8k16: register i of a lane holds, of A, row lane / 4 (+ 8 for odd i), columns 2 (lane % 4) (+ 8 for i
-// of 2 and 3); of B, rows 2 (lane % 4) (+ 8 for i of 1), column lane / 4.
+// of 2 and 3); of B, rows 2 (lane % 4) (+ 8 for i of 1), column lane / 4. Its lower half is the lower of two.
 template <typename T>
 void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    float left[16][16], right[16][8];
     const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
-    for (int i = 0; i < 6; ++i) {
-        const uint64_t* words = emulator::with_warp(0xffffffffu, mine[i]);
-        for (int lane = 0; lane < 32; ++lane) {
-            for (int half = 0; half < 2; ++half) {
-                int along = lane % 4 * 2 + half;
-                if (i < 4) left[lane / 4 + i % 2 * 8][along + i / 2 * 8] = part<T>(words[lane], half);
-                else right[along + (i - 4) * 8][lane / 4] = part<T>(words[lane], half);
-            }
-        }
+    uint64_t pairs[3][32];
+    for (int i = 0; i < 3; ++i) {
+        uint64_t pair = mine[2 * i] | static_cast<uint64_t>(mine[2 * i + 1]) << 32;
+        std::copy_n(emulator::with_warp(0xffffffffu, pair), 32, pairs[i]);
     }
+    auto value = [&](int i, int lane, int half) { return part<T>(pairs[i / 2][lane] >> i % 2 * 32, half); };
     int lane = emulator::current % emulator::WARP;
     for (int i = 0; i < 4; ++i) {
         int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-        for (int k = 0; k < 16; ++k) c[i] += left[row][k] * right[k][column];
+        for (int k = 0; k < 16; ++k) {
+            c[i] += value(row / 8 + k / 8 * 2, row % 8 * 4 + k % 8 / 2, k % 2) *
+                    value(4 + k / 8, column * 4 + k % 8 / 2, k % 2);
+        }
     }
 }
 
