@@ -67,6 +67,8 @@ def text(value: Any) -> str:
 
 #: Marks what `make test` leaves out.
 REST = pytest.mark.rest
+#: Marks what takes long, also by waiting: it begins first, so that no process is left with it at the end.
+FIRST = pytest.mark.first
 
 
 # ---------------------------------------------------------------- hooks and a fixture, which conftest.py imports
@@ -90,6 +92,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "product(cells, strength): parametrized by cells of a product, see covering.py")
     config.addinivalue_line("markers", "rest: run with --all alone")
+    config.addinivalue_line("markers", "first: takes long, and begins first")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -111,6 +114,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         kept = [in_half(item) == half for item in items]
         config.hook.pytest_deselected(items=[item for item, own in zip(items, kept) if not own])
         items[:] = [item for item, own in zip(items, kept) if own]
+    items.sort(key=lambda item: item.get_closest_marker("first") is None)
 
 
 def in_half(item: pytest.Item) -> int | None:

@@ -172,7 +172,7 @@ def _run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     if not here:
         return made
     if isinstance(made, Tensor):
-        return own.get(id(made)) or OnDevice(made)
+        return own[id(made)] if id(made) in own else _wrap(made)
     return tree_map(lambda value: own[id(value)] if id(value) in own else _wrap(value), made)
 
 

@@ -139,6 +139,7 @@ def test_tiny_on_the_command_line(tmp_path, capsys):
         assert f"model {model['model']}: " in out
 
 
+@REST
 def test_published_settings_are_printed_beside_the_published_ratio(monkeypatch, tmp_path, capsys):
     by_type = {type(shape): shape for shape in TINY}
     small = tuple(replace(each, shape=by_type[type(each.shape)]) for each in published.PUBLISHED)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from covering import REST, product
+from covering import FIRST, REST, product
 from demo_server import server
 from PIL import Image
 
@@ -16,9 +16,10 @@ CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
 )
 #: In CI a missing browser is a failure, not a reason to skip.
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None and "CI" not in os.environ, reason="needs a browser: apt-get install chromium"
-)
+pytestmark = [
+    FIRST,
+    pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="needs a browser: apt-get install chromium"),
+]
 SHOTS = Path(__file__).parent.parent / "build" / "demo"
 PATIENCE = 120_000
 
@@ -392,10 +393,8 @@ def test_everything_by_keyboard(visit):
     assert page.get_by_role("tab", selected=True).first.inner_text() == "Code"
 
 
-def test_everything_has_a_name(visit):
+def check_everything_has_a_name(seen):
     """Pictures have words, and whatever takes input has a label."""
-    seen = visit().open()
-    seen.ask()
     for tab in ("Compare", "Code", "Sweep", "All methods"):
         seen.tab(tab)
         nameless = seen.page.evaluate(
@@ -410,7 +409,7 @@ def test_everything_has_a_name(visit):
 
 
 @product(width=[360, 1280], scheme=["light", "dark"], each="value")
-def test_it_fits_a_phone_and_is_legible_in_light_and_dark(visit, scheme, width):
+def test_it_fits_a_phone_is_legible_in_light_and_dark_and_has_words(visit, scheme, width):
     seen = visit(width=width, height=800, color_scheme=scheme).open()
     seen.ask()
     assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
@@ -439,3 +438,5 @@ def test_it_fits_a_phone_and_is_legible_in_light_and_dark(visit, scheme, width):
     large = [each for each in poor if each[2] not in ("A", "B")]  # large letters need 3 : 1
     assert not large and all(ratio >= 3 for ratio, *_ in poor)
     seen.shoot(f"{scheme}-{width}")
+    if width > 1000:  # where the tabs are not in a menu
+        check_everything_has_a_name(seen)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from covering import REST
+from covering import FIRST, REST
 from demo_server import PATIENT, arguments, server
 from PIL import Image
 from video_files import ffmpeg, needs_ffmpeg
@@ -24,6 +24,7 @@ from vtc.demo.visitors.limits import Limits
 from vtc.eval import cli
 from vtc.eval.cli.errors import InputError
 
+pytestmark = FIRST
 SECRET = "nobody reads this"
 
 

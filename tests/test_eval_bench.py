@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from covering import REST
 
 from vtc.eval.cli import main
 
@@ -34,6 +35,7 @@ def test_the_figures_of_a_bench_hang_together(tmp_path, capsys):
     assert fastv["bare_ms"] is None  # no bare decoder sees fewer tokens in later layers
 
 
+@REST
 def test_a_bench_of_clips(tmp_path, capsys):
     command = "bench prefill --tasks video --methods evs --keep 0.25 --batch-size 1 --rounds 1 --new-tokens 1 --json"
     assert main([*command.split(), str(tmp_path / "bench.json")]) == 0

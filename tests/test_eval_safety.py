@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from covering import REST
+from covering import FIRST, REST
 from eval_runs import untimed
 
 from vtc.eval import embedded
@@ -20,6 +20,7 @@ from vtc.eval.run import work
 from vtc.eval.run.journal import Journal, read
 from vtc.eval.tasks.task import Question, Scored, Task
 
+pytestmark = FIRST
 QUESTIONS = 4
 
 
@@ -30,7 +31,7 @@ def arguments(output: Path, questions: int = QUESTIONS, batch: int = 1) -> list[
     ]
 
 
-@pytest.mark.parametrize(("kills", "folders"), [(5, 2), pytest.param(20, 4, marks=REST)])
+@pytest.mark.parametrize(("kills", "folders"), [(4, 1), pytest.param(20, 4, marks=REST)])
 def test_killed_at_random_moments_it_ends_the_same(tmp_path, kills, folders):
     """Children are forked off a server that has imported all, so that most of their time is the run's own."""
     context = multiprocessing.get_context("forkserver")

@@ -12,7 +12,7 @@ pytest.importorskip("llava")
 import contract
 import tiny_llava_package as tiny
 from contract import ATTENTIONS, COMPOSED, METHODS, state_of
-from covering import REST, product
+from covering import product
 from test_tower_scores import Spy
 from tiny_base import SCENARIOS, SQUARE, Row
 from tiny_llava_package import VARIANTS, generate, inputs, length, model_of
@@ -331,50 +331,40 @@ class InsideNorm(TowerNorm):
 REDUCERS = (TowerNorm(), TowerNorm(merge=True), InsideNorm())
 
 
-@pytest.mark.parametrize(
-    ("name", "reducer"),
-    [
-        pytest.param(name, reducer, marks=REST if (place + turn) % len(REDUCERS) else (), id=f"{reducer}-{name}")
-        for place, name in enumerate(VARIANTS)
-        for turn, reducer in enumerate(REDUCERS)
-    ],
-)
-def test_reducers(name, reducer):
-    variant = VARIANTS[name]
-    for attn in ATTENTIONS if name == "spatial_unpad" else ("sdpa",):
-        model = model_of(name, attn)
-        for rows in SCENARIOS.values():
-            batch = inputs(variant, rows)
-            logits = model(**batch).logits
-            with vtc.patched(model, replace(reducer, keep=1.0)):
-                assert torch.equal(model(**batch).logits, logits)
-            with vtc.patched(model, reducer), padding(model, "left"):
-                output, trace, tokens = model(**batch).logits, vtc.trace(model), generate(model, batch)
-                expected = [sum(reducer.count(n) for n in variant.tokens(row)) for row in rows]
-                assert trace.tokens_per_layer[0].tolist() == expected
-                generate(model, batch, num_beams=2)
-                for index, row in enumerate(rows):
-                    alone = inputs(variant, [row])
-                    close(output[index, -1], model(**alone).logits[0, -1])
-                    assert torch.equal(generate(model, alone)[0], tokens[index])
+@product(**MATRIX, reducer=REDUCERS, each="value")
+def test_reducers(name, attn, reducer):
+    variant, model = VARIANTS[name], model_of(name, attn)
+    for rows in SCENARIOS.values():
+        batch = inputs(variant, rows)
+        logits = model(**batch).logits
+        with vtc.patched(model, replace(reducer, keep=1.0)):
             assert torch.equal(model(**batch).logits, logits)
+        with vtc.patched(model, reducer), padding(model, "left"):
+            output, trace, tokens = model(**batch).logits, vtc.trace(model), generate(model, batch)
+            expected = [sum(reducer.count(n) for n in variant.tokens(row)) for row in rows]
+            assert trace.tokens_per_layer[0].tolist() == expected
+            generate(model, batch, num_beams=2)
+            for index, row in enumerate(rows):
+                alone = inputs(variant, [row])
+                close(output[index, -1], model(**alone).logits[0, -1])
+                assert torch.equal(generate(model, alone)[0], tokens[index])
+        assert torch.equal(model(**batch).logits, logits)
 
 
-@pytest.mark.parametrize("name", list(VARIANTS))
-def test_prompts_that_the_package_cuts_off(name):
+@product(name=VARIANTS, method=[*METHODS, *REDUCERS], each="value")
+def test_prompts_that_the_package_cuts_off(name, method):
     variant, model = VARIANTS[name], model_of(name)
     batch = inputs(variant, RAGGED)
     cut = min(length(variant, row) for row in RAGGED) - 12
     model.config.tokenizer_model_max_length = cut
     try:
-        for method in [*(spec_of(method, name=name) for method in METHODS), *REDUCERS]:
-            with vtc.patched(model, method):
-                assert model(**batch).logits.shape[1] == cut
-                for image in vtc.trace(model).images:
-                    assert int(image.source.positions[-1]) < cut
-                    assert len(image.kept()) <= len(image.source)
-                    tokens = torch.cat([grid.tokens().flatten() for grid in image.source.grids])
-                    assert len(tokens.unique()) == len(tokens) == (~image.source.separators()).sum()
+        with vtc.patched(model, spec_of(method, name=name) if method in METHODS else method):
+            assert model(**batch).logits.shape[1] == cut
+            for image in vtc.trace(model).images:
+                assert int(image.source.positions[-1]) < cut
+                assert len(image.kept()) <= len(image.source)
+                tokens = torch.cat([grid.tokens().flatten() for grid in image.source.grids])
+                assert len(tokens.unique()) == len(tokens) == (~image.source.separators()).sum()
     finally:
         del model.config.tokenizer_model_max_length
 

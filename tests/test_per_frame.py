@@ -152,9 +152,9 @@ def test_blocks_of_a_row_in_several_widths_share_a_grid_of_crops(monkeypatch):
     name=["pool", "divprune", "visionzip", "tokencorr"],
     rows=["ragged", "several_images"],
 )
-def test_rows_equal_their_own_run(per, family, name, rows):
+def test_rows_equal_their_own_run(per, family, name, rows, compared):
     spec = f"{spec_of(name, family)},per={per}"
-    check_rows(EVERY[family], model_of(family), spec, scenario(EVERY[family], rows))
+    check_rows(EVERY[family], model_of(family), spec, scenario(EVERY[family], rows), compared=compared)
 
 
 @product(per=["frame", "row"], family=MIXED, name=["pool", "visionzip", "hiprune"])

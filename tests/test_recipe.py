@@ -72,7 +72,7 @@ def test_on_the_bundled_model_the_same_layout_has_our_numbers(tmp_path, capsys):
         "--model",
         "embedded",
         "--limit",
-        "9",
+        "3",
         "--output",
         str(tmp_path / "run"),
     ]

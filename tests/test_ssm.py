@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from covering import product
 from families import scenario
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -220,10 +221,9 @@ def test_prefill_and_decode_are_the_layers_run_by_hand(version: int, method: UTR
 EVERY_KIND = (*METHODS, UTRC(layers=(3,), rule="score", keep=0.2), vtc.DivPrune(keep=0.5), "random:keep=2+utrc")
 
 
-@pytest.mark.parametrize("method", EVERY_KIND, ids=str)
-@pytest.mark.parametrize("version", [1, 2])
-@pytest.mark.parametrize("rows", [ROWS, ((12, 1, 9), (12, 3, 6))], ids=["padded", "same length"])
-def test_rows_equal_their_own_run(rows: Any, version: int, method: Any) -> None:
+@product(method=EVERY_KIND, version=[1, 2], shapes=["padded", "same length"], each="value")
+def test_rows_equal_their_own_run(shapes: str, version: int, method: Any) -> None:
+    rows = ROWS if shapes == "padded" else ((12, 1, 9), (12, 3, 6))
     model, given = mamba(version), batch(rows)
     with vtc.patched(model, method), torch.no_grad():
         together = prefill_and_decode(model, given)
@@ -264,32 +264,31 @@ OMNI = ("utrc:layers=(1,2)", "utrc:layers=(1,3,5),keep=0.4", "fastv:layer=3", "d
 
 
 @needs_nemotron
-@pytest.mark.parametrize("spec", OMNI)
-def test_rows_of_the_hybrid_equal_their_own_run(spec: str) -> None:
+@product(spec=OMNI, name=["ragged", "several_images", "text_row"], each="value")
+def test_rows_of_the_hybrid_equal_their_own_run(spec: str, name: str) -> None:
     family = NemotronOmni()
     model = family.build()
     options = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True}
-    for name in ("ragged", "several_images", "text_row"):
-        rows = scenario(family, name)
-        inputs = family.inputs(model, rows)
-        with torch.no_grad(), vtc.patched(model, spec):
-            logits = model(**inputs).logits
-            trace = vtc.trace(model)
-            generated = model.generate(**inputs, **options)
-            assert logits.shape[:2] == inputs["input_ids"].shape
-            assert trace.original_tokens.tolist() == [sum(counts) for counts in family.visual_tokens(rows)]
-            assert [(g.h, g.w) for i in trace.images for g in i.source.grids] == [
-                (tall // 2, wide // 2) for row in rows for tall, wide in row.images
-            ]
-            for layer, stored in enumerate(generated.past_key_values.layers):
-                if family.blocks[layer] == "full_attention":  # longest row, and the three tokens that were fed
-                    longest = (trace.tokens_per_layer[layer] + trace.text_tokens).max()
-                    assert stored.keys.shape[-2] == longest + 3
-            for index, row in enumerate(rows):
-                alone = family.inputs(model, [row])
-                assert_close(logits[index, -1], model(**alone).logits[0, -1], atol=1e-5, rtol=1e-5)
-                again = model.generate(**alone, **options).sequences
-                assert torch.equal(generated.sequences[index, -4:], again[0, -4:])
+    rows = scenario(family, name)
+    inputs = family.inputs(model, rows)
+    with torch.no_grad(), vtc.patched(model, spec):
+        logits = model(**inputs).logits
+        trace = vtc.trace(model)
+        generated = model.generate(**inputs, **options)
+        assert logits.shape[:2] == inputs["input_ids"].shape
+        assert trace.original_tokens.tolist() == [sum(counts) for counts in family.visual_tokens(rows)]
+        assert [(g.h, g.w) for i in trace.images for g in i.source.grids] == [
+            (tall // 2, wide // 2) for row in rows for tall, wide in row.images
+        ]
+        for layer, stored in enumerate(generated.past_key_values.layers):
+            if family.blocks[layer] == "full_attention":  # longest row, and the three tokens that were fed
+                longest = (trace.tokens_per_layer[layer] + trace.text_tokens).max()
+                assert stored.keys.shape[-2] == longest + 3
+        for index, row in enumerate(rows):
+            alone = family.inputs(model, [row])
+            assert_close(logits[index, -1], model(**alone).logits[0, -1], atol=1e-5, rtol=1e-5)
+            again = model.generate(**alone, **options).sequences
+            assert torch.equal(generated.sequences[index, -4:], again[0, -4:])
 
 
 @needs_nemotron

@@ -202,8 +202,9 @@ def test_reducers_are_refused_in_a_sentence(family, reducer):
 
 
 @product(family=[*LLAVAS, *QWENS, "internvl_video"], method=[*SELECTORS, *PRUNES], each="value")
-def test_two_videos_in_a_row(family, method):
-    check_rows(EVERY[family], model_of(family), spec_of(method, family), scenario(EVERY[family], "several_images"))
+def test_two_videos_in_a_row(family, method, compared):
+    rows = scenario(EVERY[family], "several_images")
+    check_rows(EVERY[family], model_of(family), spec_of(method, family), rows, compared=compared)
 
 
 MIXED = {
@@ -217,11 +218,11 @@ MIXED = {
 
 
 @product(family=MIXED, method=[*SELECTORS, *PRUNES], each="value")
-def test_an_image_and_a_video_in_one_prompt_in_both_orders(family, method):
+def test_an_image_and_a_video_in_one_prompt_in_both_orders(family, method, compared):
     image, video = MIXED[family]
     tiny = Mixed(EVERY[family], EVERY[f"{family}_video"])
     rows = [Row((image, video), 2), Row((video, image), 5), Row((), 7)]
-    check_rows(tiny, model_of(family), spec_of(method, family), rows)
+    check_rows(tiny, model_of(family), spec_of(method, family), rows, compared=compared)
 
 
 @product(
@@ -229,9 +230,9 @@ def test_an_image_and_a_video_in_one_prompt_in_both_orders(family, method):
     attention=["eager", flash_stand_in.NAME],
     method=["evs", "holitom", "hiprune", "visionzip"],
 )
-def test_rows_equal_their_own_run_however_attention_is_computed(family, attention, method):
-    model = model_of(family, attention)
-    check_rows(EVERY[family], model, spec_of(method, family), scenario(EVERY[family], "ragged"))
+def test_rows_equal_their_own_run_however_attention_is_computed(family, attention, method, compared):
+    rows = scenario(EVERY[family], "ragged")
+    check_rows(EVERY[family], model_of(family, attention), spec_of(method, family), rows, compared=compared)
 
 
 @product(family=[*LLAVAS, *QWENS, "internvl_video"], method=[*SELECTORS, *PRUNES], each="value")
