@@ -91,7 +91,7 @@ def ran(lines):
     return out.getvalue()
 
 
-@pytest.mark.parametrize("name", [pytest.param("images/5", marks=REST), "video/0", "upload"])
+@pytest.mark.parametrize("name", ["images/5", pytest.param("video/0", marks=REST), "upload"])
 def test_the_copied_lines_give_the_answers_on_the_screen(service, tmp_path, monkeypatch, capsys, name):
     monkeypatch.chdir(tmp_path)
     if name == "upload":

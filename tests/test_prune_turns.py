@@ -41,7 +41,7 @@ def two_turns(model, first, second):
 
 @pytest.mark.parametrize("brings", ["an image in each row", "an image in one row"])
 @pytest.mark.parametrize("spec", SPECS)
-def test_rows_of_a_second_turn_equal_their_own_run(spec, brings):
+def test_rows_of_a_second_turn_equal_their_own_run(spec, brings, compared):
     model, size = model_of("llava"), FAMILY.sizes[0]
     first = [Row((size,), 2), Row((size,), 5)]
     second = [Row((size,), 11), Row((size,) if brings == "an image in each row" else (), 14)]
@@ -53,7 +53,7 @@ def test_rows_of_a_second_turn_equal_their_own_run(spec, brings):
                 two_turns(model, first, second)
             return
         together = two_turns(model, first, second)
-        for row in range(2):
+        for row in compared(2):
             alone = two_turns(model, first[row : row + 1], second[row : row + 1])
             for logits, own in zip(together, alone):
                 torch.testing.assert_close(logits[row], own[0], atol=3e-4, rtol=1e-4)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from contract import EVERY, check_each_alone, greedy, model_of
+from covering import product
 from decoder_reference import Decoder, Prompt, Result, best, masked_run, prompt, run, tiny_decoder
 from families import scenario
 from golden_stub import Stub
@@ -124,8 +125,7 @@ def test_computing_everything_changes_nothing() -> None:
             assert all(torch.equal(a, b) for a, b in zip(run(stub, given)[0], plain))
 
 
-@pytest.mark.parametrize("family", ["llava", "llava_onevision", "qwen2_vl", "qwen3_vl", "gemma3"])
-@pytest.mark.parametrize("selected", [False, True])
+@product(family=["llava", "llava_onevision", "qwen2_vl", "qwen3_vl", "gemma3"], selected=[False, True], each="value")
 def test_rows_of_a_batch_are_their_own_runs(family: str, selected: bool) -> None:
     model, this = model_of(family), EVERY[family]
     methods = [DivPrune(keep=0.6)] * selected + [TokenSkip(keep=0.4, dense=1)]
