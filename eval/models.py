@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 import vtc
+from vtc.calls.attention import implementation
 from vtc.eval.cli.arguments import EMBEDDED
 from vtc.eval.cli.errors import InputError
 from vtc.eval.media.video import Video
@@ -97,7 +98,7 @@ class Loaded:
             "class": type(model).__name__,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "dtype": str(model.dtype).removeprefix("torch."),
-            "attn_implementation": getattr(model.config, "_attn_implementation", None),
+            "attn_implementation": implementation(model.config),
             "devices": sorted({str(parameter.device) for parameter in model.parameters()}),
             "picture_size": _plain(getattr(pictures, "size", None)),
         }

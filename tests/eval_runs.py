@@ -1,8 +1,9 @@
-"""`vtc` as a command: what it exits with, and what two runs have in common: everything but their times."""
+"""`vtc` as a command: what it exits with, how it is interrupted, and what two runs have in common, all but times."""
 
+import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,19 @@ def two_tasks(output: Path, command: str = "eval") -> list[str]:
         *(command, "--tasks", "images,video", "--methods", "random,divprune", "--keep", "8", "--limit", "4"),
         *("--batch-size", "1", "--max-new-tokens", "3", "--output", str(output)),
     ]
+
+
+@contextlib.contextmanager
+def interrupted(training: type) -> Iterator[None]:
+    """Within it, a run of `training` is interrupted behind its first step."""
+    learn, steps = training.learn, []
+
+    def once(self):
+        if steps:
+            raise KeyboardInterrupt
+        steps.append(1)
+        return learn(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "learn", once)
+        yield

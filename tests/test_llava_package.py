@@ -13,12 +13,11 @@ import contract
 import tiny_llava_package as tiny
 from contract import ATTENTIONS, COMPOSED, METHODS, state_of
 from covering import product
-from test_tower_scores import Spy
+from test_tower_scores import Spy, random_scores
 from tiny_base import SCENARIOS, SQUARE, Row
 from tiny_llava_package import VARIANTS, generate, inputs, length, model_of
 
 import vtc
-import vtc.tower.listeners
 from vtc.adapters.llava_package import LlavaPackageAdapter
 from vtc.method.budget import Keep
 from vtc.model.adapter import adapter_class
@@ -229,17 +228,12 @@ def test_embeddings_that_were_prepared_by_hand():
 def test_scores_follow_patches_to_tokens(name, rows, monkeypatch):
     """A token's score is that of the row of the tower which its gradient says it is made of."""
     variant, model, spy, taken = VARIANTS[name], model_of(name), Spy(), []
-    scores = []
-
-    def random_scores(attention, boundaries):
-        scores.append(torch.rand(attention.key.shape[0], attention.key.shape[2]))
-        return scores[-1]
 
     def leaf(module, args):
         taken.append(args[0].detach().clone().requires_grad_())
         return (taken[-1],)
 
-    monkeypatch.setattr(vtc.tower.listeners, "_received", random_scores)
+    scores = random_scores(monkeypatch)
     with torch.enable_grad(), vtc.patched(model, spy):
         hook = model.model.mm_projector.register_forward_pre_hook(leaf)
         model(**inputs(variant, SCENARIOS[rows]))

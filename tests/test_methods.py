@@ -28,6 +28,7 @@ from vtc import (
     ops,
 )
 from vtc.attention.scores import Attention
+from vtc.method.budget import share_out
 from vtc.method.prune import Rows
 from vtc.method.reduction import Reduction
 from vtc.method.registry import method_class, shipped
@@ -39,7 +40,7 @@ from vtc.prunes.transprune import instruction_attention, share_of_visual, transi
 from vtc.selectors.baselines import pool_mixing, random_positions, stride_positions
 from vtc.selectors.hiprune import hiprune
 from vtc.selectors.kcenter import mean_pivot
-from vtc.selectors.places import candidates, partition, share_out
+from vtc.selectors.places import candidates, partition
 
 quick = settings(max_examples=20, deadline=None)
 

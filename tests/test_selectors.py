@@ -20,12 +20,12 @@ from torch.testing import assert_close
 
 import vtc
 from vtc import HiPrune, Reduction, VisualTokens, ops
+from vtc.method.budget import share_out
 from vtc.method.visual_tokens import Crops, Needs, Projection
 from vtc.model.layout import Grid
 from vtc.model.parts import Parts
 from vtc.selectors.crops import crop_tokens, share_by
 from vtc.selectors.hiprune import hiprune
-from vtc.selectors.places import share_out
 from vtc.selectors.recoverable import Recoverable, cls_full_width
 from vtc.selectors.tokencorr import TokenCorr, exponential_noise, informative_order, local_count, neighbour_count
 from vtc.selectors.visionzip import VisionZip, merge_weights, visionzip

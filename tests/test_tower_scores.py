@@ -32,21 +32,29 @@ class Spy(vtc.Selector):
         return vtc.Reduction(torch.arange(k).expand(len(visual.features), k))
 
 
+def random_scores(monkeypatch):
+    """Attention that keys receive in a tower, drawn anew for each block: what comes of it is appended to the list."""
+    scores = []
+
+    def drawn(attention, boundaries):
+        scores.append(torch.rand(attention.key.shape[0], attention.key.shape[2]))
+        return scores[-1]
+
+    monkeypatch.setattr(vtc.tower.listeners, "_received", drawn)
+    return scores
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_follow_patches_to_tokens(family, monkeypatch):
     model = EVERY[family].build()  # fresh: transformers' own hooks, once there, would see outputs before ours
     inputs = EVERY[family].inputs(model, scenario(EVERY[family], "ragged"))
-    outputs, scores, spy = [], [], Spy()
-
-    def random_scores(attention, boundaries):
-        scores.append(torch.rand(attention.key.shape[0], attention.key.shape[2]))
-        return scores[-1]
+    outputs, spy = [], Spy()
 
     def leaf(module, args, output):
         outputs.append((output[0] if isinstance(output, tuple) else output).detach().clone().requires_grad_())
         return (outputs[-1], *output[1:]) if isinstance(output, tuple) else outputs[-1]
 
-    monkeypatch.setattr(vtc.tower.listeners, "_received", random_scores)
+    scores = random_scores(monkeypatch)
     with torch.enable_grad(), vtc.patched(model, spy):
         hook = spy.block.register_forward_hook(leaf)
         model(**inputs)

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from contract import EVERY, model_of
+from eval_runs import interrupted
 from PIL import Image
 from torch.testing import assert_close
 from transformers import CLIPImageProcessorPil, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
@@ -127,7 +128,7 @@ def command(folder, *more):
     train_atp.main(parser.parse_args(["--output", str(folder), "--steps", "2", "--batch", "2", *more]))
 
 
-def test_a_run_ends_with_weights_and_goes_on_where_it_was_killed(quick, tmp_path, monkeypatch, capsys):
+def test_a_run_ends_with_weights_and_goes_on_where_it_was_killed(quick, tmp_path, capsys):
     command(tmp_path / "once")
     result, printed = json.loads((tmp_path / "once" / "comparison.json").read_text()), capsys.readouterr().out
     weights = json.loads((tmp_path / "once" / "thresholds.json").read_text())
@@ -141,19 +142,9 @@ def test_a_run_ends_with_weights_and_goes_on_where_it_was_killed(quick, tmp_path
     reached = max(result["rows"][1]["equivalent"], 2 * 256 / 8)  # FastV has two whole layers
     assert all(abs(each - reached) < 2 for each in fixed)
 
-    learn, steps = train_atp.Training.learn, []
-
-    def killed(self):
-        if steps:
-            raise KeyboardInterrupt
-        steps.append(1)
-        return learn(self)
-
-    monkeypatch.setattr(train_atp.Training, "learn", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(train_atp.Training), pytest.raises(KeyboardInterrupt):
         command(tmp_path / "twice")
     (tmp_path / "twice" / "checkpoint.pt.tmp").write_bytes(b"torn")
-    monkeypatch.setattr(train_atp.Training, "learn", learn)
     command(tmp_path / "twice", "--resume")
     assert "1 of 2 steps" in capsys.readouterr().err
     assert json.loads((tmp_path / "twice" / "thresholds.json").read_text()) == weights

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from contract import EVERY
+from eval_runs import interrupted
 from tiny_base import clip, siglip
 from torch.testing import assert_close
 from transformers import LlavaConfig, LlavaForConditionalGeneration
@@ -156,7 +157,7 @@ def command(folder, *more):
     return main(["train-diffrate", "--output", str(folder), "--steps", "2", "--batch", "2", *more])
 
 
-def test_a_run_ends_with_a_spec_and_goes_on_where_it_was_killed(quick, tmp_path, monkeypatch, capsys, loaded):
+def test_a_run_ends_with_a_spec_and_goes_on_where_it_was_killed(quick, tmp_path, capsys, loaded):
     assert command(tmp_path / "once") == 0
     result, printed = json.loads((tmp_path / "once" / "schedule.json").read_text()), capsys.readouterr().out
     (method,) = vtc.spec.parse(result["spec"])
@@ -170,18 +171,9 @@ def test_a_run_ends_with_a_spec_and_goes_on_where_it_was_killed(quick, tmp_path,
     assert all(row["name"] in printed for row in result["comparison"]["rows"])
     assert result["comparison"]["rows"][0]["flops_share"] == pytest.approx(result["flops_share"], abs=0.02)
 
-    learn, steps = train_diffrate.Training.learn, []
-
-    def killed(self):
-        if steps:
-            raise KeyboardInterrupt
-        steps.append(1)
-        return learn(self)
-
-    monkeypatch.setattr(train_diffrate.Training, "learn", killed)
-    assert command(tmp_path / "twice") == 130
+    with interrupted(train_diffrate.Training):
+        assert command(tmp_path / "twice") == 130
     (tmp_path / "twice" / "checkpoint.pt.tmp").write_bytes(b"torn")
-    monkeypatch.setattr(train_diffrate.Training, "learn", learn)
     assert command(tmp_path / "twice", "--resume") == 0
     assert "1 of 2 steps" in capsys.readouterr().err
     assert json.loads((tmp_path / "twice" / "schedule.json").read_text()) == result

@@ -1,1 +1,1 @@
-"""`vtc report`: figures, tables and a page about runs, and the statistics under them."""
+"""`vtc report`: figures, tables and a page about runs."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import StoppingCriteria
 
+from vtc.calls.roles import Output
 from vtc.eval.models import Loaded
 from vtc.ops.clock import Moment
 
@@ -95,7 +96,7 @@ class Stopwatch(StoppingCriteria):
 
     def _weigh_cache(self, module: nn.Module, args: tuple, output: Any) -> None:
         if self.kv_bytes is None:
-            self.kv_bytes = cache_bytes(getattr(output, "past_key_values", None))
+            self.kv_bytes = cache_bytes(Output(output).cache)
 
 
 def cache_bytes(cache: Any) -> int:

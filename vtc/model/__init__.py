@@ -1,1 +1,1 @@
-"""A model as vtc sees it: its parts, its visual tokens, its cost, and how transformers calls it."""
+"""A model as vtc sees it: its parts, its visual tokens, and its cost."""

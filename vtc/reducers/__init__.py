@@ -1,1 +1,1 @@
-"""Methods that act between blocks of the vision tower: one file each. None is there yet."""
+"""Methods that act between blocks of the vision tower: one file each."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -18,7 +19,6 @@ from vtc.method.visual_tokens import Needs
 from vtc.model.flops import BlockRun, Cost, weights_of
 from vtc.model.layout import Layout
 from vtc.model.parts import Parts
-from vtc.seam.conversation import Lease
 from vtc.tower.hooks import blocks_of
 from vtc.tower.listeners import blocks_heard
 
@@ -40,7 +40,6 @@ class Composition:
         needs: what the selector reads of the tower.
         recurrent: decoder layers that keep no keys.
         heard_blocks, heard_layers: whose attention is handed to somebody.
-        lease: says whether the patch is still in place.
     """
 
     spec: str
@@ -57,7 +56,6 @@ class Composition:
     recurrent: frozenset[int]
     heard_blocks: tuple[int, ...]
     heard_layers: tuple[int, ...]
-    lease: Lease
 
     @classmethod
     def of(cls, adapter: Any, methods: Sequence[Method], spec: str) -> "Composition":
@@ -88,16 +86,15 @@ class Composition:
             reducer=reducer,
             selector=selector,
             prunes=tuple(prunes),
-            schedules=schedules,
-            watches=watches,
-            prune_at=prune_at,
+            schedules=MappingProxyType(schedules),
+            watches=MappingProxyType(watches),
+            prune_at=MappingProxyType(prune_at),
             reducing_at=reducing_at,
             boundaries=tuple(sorted({0, *prune_at, *(layer for layer in behind if layer < depth)})),
             needs=needs,
             recurrent=adapter.recurrent,
             heard_blocks=blocks_heard(needs, reducer is not None, len(parts.blocks)),
             heard_layers=_layers_heard(prunes, schedules, watches, prune_at, parts),
-            lease=Lease(),
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Composition":

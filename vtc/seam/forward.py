@@ -18,7 +18,7 @@ from vtc.ops.host import on
 from vtc.seam.cache import attach, check_lengths, conversation_of
 from vtc.seam.checks import check_call, check_turn, check_visible
 from vtc.seam.composition import Composition
-from vtc.seam.conversation import Conversation
+from vtc.seam.conversation import Conversation, Lease
 from vtc.seam.evidence import check_scores
 from vtc.seam.layers import Layers
 from vtc.seam.report import trace_of, trace_of_untouched
@@ -35,15 +35,17 @@ class ForwardPass:
     Args:
         composition: what the patch knows.
         prompt: what was seen of the call until now.
+        lease: of the patch.
 
     Attributes:
         layers: the layers' side of it; None where the call runs untouched.
         trace: what it did; None until that is known, and for decode steps.
     """
 
-    def __init__(self, composition: Composition, prompt: Prompt):
+    def __init__(self, composition: Composition, prompt: Prompt, lease: Lease):
         self.composition = composition
         self.prompt = prompt
+        self.lease = lease
         self.layers: Layers | None = None
         self.trace: Trace | None = None
         self._revived: dict[int, Tensor] = {}
@@ -71,8 +73,8 @@ class ForwardPass:
             old = 0 if self.fresh else tokens_in(call.cache)
             seen = mask2d[:, :old].to(embeds.device).bool() if mask2d is not None and old else None
             outside = mask is not None and mask is not mask2d
-            segments, lease = len(self.composition.boundaries), self.composition.lease
-            conversation = Conversation(segments, old, seen, outside, batch, embeds.device, lease)
+            segments = len(self.composition.boundaries)
+            conversation = Conversation(segments, old, seen, outside, batch, embeds.device, self.lease)
         check_turn(self.composition, conversation, self.layout)
         self._revived = conversation.revived
         valid = embeds.new_ones(batch, length, dtype=torch.bool)

@@ -15,6 +15,7 @@ from vtc.calls.rotary import RotaryCall
 from vtc.model.wrap import Wrap
 from vtc.seam.cache import conversation_of
 from vtc.seam.composition import Composition
+from vtc.seam.conversation import Lease
 from vtc.seam.forward import ForwardPass
 from vtc.seam.layers import Layers
 from vtc.seam.listeners import decoder_listeners, module_hooks
@@ -48,6 +49,7 @@ class Seam:
         self.observer = Observer(adapter, self._encoding, self._reducing)
         self._thread = threading.local()
         self._undo: list[Callable[[], None]] = []
+        self._lease = Lease()
 
     # ---------------------------------------------------------------- putting in and taking out
 
@@ -65,7 +67,7 @@ class Seam:
         """Take every hook out and give configs and methods back."""
         while self._undo:
             self._undo.pop()()
-        self.composition.lease.active = False
+        self._lease.active = False
 
     def _install_observer(self) -> None:
         composition, observer = self.composition, self.observer
@@ -147,7 +149,7 @@ class Seam:
             if conversation_of(call.cache) is not None:
                 raise ValueError("call the whole model, not its decoder, to go on with a compressed cache")
             return None
-        running = ForwardPass(self.composition, self.observer.prompt)
+        running = ForwardPass(self.composition, self.observer.prompt, self._lease)
         call = running.enter(call)
         self._publish(running)
         self._thread.running = running

@@ -13,6 +13,8 @@ import torch
 
 import vtc
 from vtc import ops
+from vtc.calls.attention import implementation
+from vtc.calls.composite import last_logits_only
 from vtc.eval.bench.prefill.results import (
     UNTOUCHED,
     ModelResult,
@@ -47,7 +49,7 @@ def bench_prefill(
     """
     bench = _Bench(loaded, settings, inputs, new_tokens)
     with torch.inference_mode(), vtc.patched(loaded.model, NONE):
-        loaded.model(**inputs, use_cache=True, logits_to_keep=1)
+        loaded.model(**inputs, use_cache=True, **last_logits_only(loaded.model))
         whole = vtc.trace(loaded.model)
     flops = whole.flops()
     done = bench.run(rounds)
@@ -55,7 +57,7 @@ def bench_prefill(
         "model": name,
         "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "attn": getattr(loaded.decoder.config, "_attn_implementation", None),
+        "attn": implementation(loaded.decoder.config),
         "visual_tokens": float(whole.original_tokens.double().mean()),
         "text_tokens": float(whole.text_tokens.double().mean()),
         "flops": flops.unpatched_total,
@@ -127,7 +129,7 @@ class _Bench:
                 if model.device.type == "cuda":
                     torch.cuda.reset_peak_memory_stats(model.device)
                 with Stopwatch(self._loaded) as watch:
-                    logits = model(**self._inputs, use_cache=True, logits_to_keep=1).logits
+                    logits = model(**self._inputs, use_cache=True, **last_logits_only(model)).logits
                     watch(logits[:, -1].argmax(dim=-1, keepdim=True), logits)
                 peak = torch.cuda.max_memory_allocated(model.device) if model.device.type == "cuda" else None
                 if methods:
