@@ -217,3 +217,30 @@ def test_bad_fields_are_refused() -> None:
         LazyLLM(layers=())
     with pytest.raises(TypeError, match="revive='no' is a str"):
         LazyLLM(revive="no")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_each_beam_goes_on_with_what_it_revived_itself(family: str) -> None:
+    """Beams change places in every step; each has the log-probability that its tokens have where they are fed alone."""
+    model, rows, new = model_of(family), scenario(EVERY[family], "ragged"), 6
+    options = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "return_dict_in_generate": True}
+    with torch.no_grad(), vtc.patched(model, "lazyllm:keep=0.3"):
+        beams = {"num_beams": 3, "num_return_sequences": 3, "length_penalty": 0.0, "output_scores": True}
+        made = model.generate(**EVERY[family].inputs(model, rows), **options, **beams)
+        revived = set()
+        for index, alone in enumerate(each_alone(EVERY[family], model, rows)):
+            length = alone["input_ids"].shape[1]
+            for beam in range(3 * index, 3 * index + 3):
+                tokens = made.sequences[beam, -new:]
+                told = model.generate(
+                    **alone,
+                    **options,
+                    output_logits=True,
+                    prefix_allowed_tokens_fn=lambda _, ids, tokens=tokens, length=length: [
+                        int(tokens[len(ids) - length])
+                    ],
+                )
+                revived.add((index, str(vtc.trace(model).revived_tokens.tolist())))
+                scores = torch.cat(told.logits).log_softmax(dim=-1)
+                assert_close(made.sequences_scores[beam], scores.gather(1, tokens[:, None]).sum(), atol=1e-4, rtol=1e-4)
+    assert len(revived) > len(rows), "all beams of a row revived the same"
