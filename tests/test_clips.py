@@ -18,8 +18,8 @@ from vtc.eval.clips.render import STATES, cell_states, render
 from vtc.eval.clips.samples import make_sample
 from vtc.eval.clips.scenes import FRAMES, MOTIONS, VISITS, Clip, draw_clip
 from vtc.eval.embedded.samples import generator
-from vtc.eval.train.clips import clip_loss, export_checkpoint, main
-from vtc.eval.train.clips_stages import STAGES
+from vtc.eval.train.clips.command import clip_loss, export_checkpoint, main
+from vtc.eval.train.clips.stages import STAGES
 
 torch.set_num_threads(1)
 

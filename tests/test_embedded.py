@@ -28,8 +28,8 @@ from vtc.eval.embedded import (
     scenes,
     tokenizer,
 )
-from vtc.eval.train import embedded as train
-from vtc.eval.train import embedded_stages
+from vtc.eval.train.embedded import command as train
+from vtc.eval.train.embedded import stages
 
 
 @pytest.fixture(scope="module")
@@ -227,9 +227,7 @@ def test_losses_reach_every_part_that_is_used():
 @REST
 @pytest.mark.parametrize("teaches", ["decoder", "model"])
 def test_interrupted_training_ends_with_the_same_weights(teaches, tmp_path):
-    stage = embedded_stages.EmbeddedStage(
-        "tiny", (), 2, 2, 1e-3, 1e-3, teaches=teaches, dense=0.1, words=0.1, visual=(48,)
-    )
+    stage = stages.EmbeddedStage("tiny", (), 2, 2, 1e-3, 1e-3, teaches=teaches, dense=0.1, words=0.1, visual=(48,))
     for folder, steps in (("once", (2,)), ("twice", (1, 2))):
         (tmp_path / folder).mkdir()
         for last in steps:
@@ -253,7 +251,7 @@ def test_bad_training_arguments_are_named(arguments, text, tmp_path):
 
 def test_a_stage_without_its_predecessor_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"'final' starts from .*joint\.pt"):
-        train.Trainer(embedded_stages.STAGES[-1], tmp_path, "cpu", 0, 1, 1)
+        train.Trainer(stages.STAGES[-1], tmp_path, "cpu", 0, 1, 1)
 
 
 # The packaged model -------------------------------------------------------------------------------------------------

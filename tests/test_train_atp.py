@@ -14,10 +14,10 @@ from transformers import CLIPImageProcessorPil, LlavaConfig, LlavaForConditional
 import vtc
 from vtc.eval import embedded
 from vtc.eval.cli.errors import InputError
-from vtc.eval.train import atp as train_atp
-from vtc.eval.train import atp_compared
-from vtc.eval.train.atp_compared import planned
-from vtc.eval.train.atp_forward import SoftATP, Thresholds, soft_mask
+from vtc.eval.train.atp import command as train_atp
+from vtc.eval.train.atp import compared
+from vtc.eval.train.atp.compared import planned
+from vtc.eval.train.atp.forward import SoftATP, Thresholds, soft_mask
 from vtc.eval.train.instructions import instructions
 from vtc.prunes.atp import ATP, above, to_json
 
@@ -74,7 +74,7 @@ def test_gradient_tells_what_a_token_that_is_gone_would_change(monkeypatch):
 
         def loss(*masks):
             turn = iter(masks)
-            monkeypatch.setattr("vtc.eval.train.atp_forward.soft_mask", lambda *_: next(turn))
+            monkeypatch.setattr("vtc.eval.train.atp.forward.soft_mask", lambda *_: next(turn))
             return soft.loss(given, answers, torch.ones(1), weights)[0]
 
         gradients = torch.autograd.grad(loss(*masks), masks)
@@ -117,9 +117,9 @@ def quick(monkeypatch):
     """A small comparison, and a checkpoint after every step."""
     monkeypatch.setattr(train_atp, "HELD_OUT", 2)
     monkeypatch.setattr(train_atp.Training, "save_seconds", 0.0)
-    monkeypatch.setattr(atp_compared, "KEEPS", (0.25,))
-    monkeypatch.setattr(atp_compared, "CALIBRATED_ON", 2)
-    monkeypatch.setattr(atp_compared, "CALIBRATION_STEPS", 3)
+    monkeypatch.setattr(compared, "KEEPS", (0.25,))
+    monkeypatch.setattr(compared, "CALIBRATED_ON", 2)
+    monkeypatch.setattr(compared, "CALIBRATION_STEPS", 3)
 
 
 def command(folder, *more):

@@ -12,10 +12,10 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 import vtc
 from vtc.eval.cli import main
-from vtc.eval.train import diffrate as train_diffrate
-from vtc.eval.train import diffrate_forward
-from vtc.eval.train.diffrate import method_of
-from vtc.eval.train.diffrate_forward import (
+from vtc.eval.train.diffrate import command as train_diffrate
+from vtc.eval.train.diffrate import forward
+from vtc.eval.train.diffrate.command import method_of
+from vtc.eval.train.diffrate.forward import (
     Rate,
     Rates,
     SoftLlava,
@@ -91,7 +91,7 @@ def test_gradient_tells_what_a_row_that_is_gone_would_change(monkeypatch):
     def as_given(probability, kept, before=None, present=None):
         return torch.where(torch.arange(len(probability)) < present, probability, 1.0)
 
-    monkeypatch.setattr(diffrate_forward, "token_mask", as_given)
+    monkeypatch.setattr(forward, "token_mask", as_given)
 
     def loss(*masks):
         whole = Rate.fixed(patches, patches)

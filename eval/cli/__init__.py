@@ -31,11 +31,11 @@ COMMANDS = {
     "methods": Command("vtc.eval.commands.methods", "list the methods"),
     "presets": Command("vtc.eval.recipes.presets", "list published settings, or show one with its published numbers"),
     "pages": Command("vtc.eval.pages.command", "write a page of documentation for every method"),
-    "train-embedded": Command("vtc.eval.train.embedded", "train the embedded model from nothing"),
-    "train-clips": Command("vtc.eval.train.clips", "train the clip model from the embedded one"),
-    "train-atp": Command("vtc.eval.train.atp", "learn ATP's thresholds for a LLaVA, the model itself frozen"),
+    "train-embedded": Command("vtc.eval.train.embedded.command", "train the embedded model from nothing"),
+    "train-clips": Command("vtc.eval.train.clips.command", "train the clip model from the embedded one"),
+    "train-atp": Command("vtc.eval.train.atp.command", "learn ATP's thresholds for a LLaVA, the model itself frozen"),
     "train-diffrate": Command(
-        "vtc.eval.train.diffrate", "learn DiffRate's two counts for each block of a LLaVA's tower"
+        "vtc.eval.train.diffrate.command", "learn DiffRate's two counts for each block of a LLaVA's tower"
     ),
 }
 

@@ -25,7 +25,7 @@ from vtc.eval.embedded.data import Questions
 from vtc.eval.embedded.losses import answer_loss
 from vtc.eval.embedded.model import WIDTH
 from vtc.eval.results.folder import write_atomically
-from vtc.eval.train.clips_stages import CLIPS, LABEL_LAYER, STAGES, ClipsStage
+from vtc.eval.train.clips.stages import CLIPS, LABEL_LAYER, STAGES, ClipsStage
 from vtc.eval.train.staged import StagedTraining, chosen, steps_of, trained_state
 
 TOKENS = FRAMES * CELLS**2

@@ -1,6 +1,6 @@
 """Trains the embedded model from nothing: what `vtc train-embedded` runs.
 
-Stages (`embedded_stages.py`): "tower" and "decoder" need nothing of each other and run side by side with two processes;
+Stages (`stages.py`): "tower" and "decoder" need nothing of each other and run side by side with two processes;
 then both are trained together. Every stage can be interrupted at any time and goes on from its last checkpoint.
 """
 
@@ -19,7 +19,7 @@ from vtc.eval.embedded.data import draw_batch, label_batch, pack_batch, pixel_ba
 from vtc.eval.embedded.losses import Heads, answer_loss, code_loss, dense_loss, see
 from vtc.eval.embedded.model import WIDTH, build_model, export, text_mark, visual_signs
 from vtc.eval.embedded.tokenizer import build_tokenizer
-from vtc.eval.train.embedded_stages import STAGES, EmbeddedStage
+from vtc.eval.train.embedded.stages import STAGES, EmbeddedStage
 from vtc.eval.train.staged import StagedTraining, chosen, steps_of, trained_state
 
 _LEARNED = {

@@ -5,7 +5,7 @@ training split, with the model's weights frozen:
 
     loss = cross-entropy of the answers' tokens + 100 · (FLOPs of the counts / FLOPs untouched - target)²
 
-(the formula of the FLOPs, tower and decoder, is in `vtc.eval.train.diffrate_forward`). AdamW on the logits alone.
+(the formula of the FLOPs, tower and decoder, is in `vtc.eval.train.diffrate.forward`). AdamW on the logits alone.
 
 The output folder gets `config.json`, `checkpoint.pt` and, made at the end, `schedule.json`: the spec, counts and shares
 for each block, FLOPs, the losses of every step, and held-out accuracy beside that of the default profile. Killed at any
@@ -27,7 +27,7 @@ from vtc.eval.cli.errors import InputError
 from vtc.eval.results.folder import RunFolder, write_json
 from vtc.eval.tasks.benchmarks import bundled_task
 from vtc.eval.tasks.task import Question
-from vtc.eval.train.diffrate_forward import Rates, Schedule, SoftLlava, fixed_schedule, patches_kept
+from vtc.eval.train.diffrate.forward import Rates, Schedule, SoftLlava, fixed_schedule, patches_kept
 from vtc.eval.train.frozen import CHECKPOINT, HELD_OUT, FrozenTraining, ask, inputs_of, learn_in_folder
 
 RESULT = "schedule.json"

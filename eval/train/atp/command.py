@@ -8,7 +8,7 @@ it. With kept_m the share behind module m, which stands in front of layer l_m of
 The weight by layer makes deep modules keep less. The last term stands for the paper's 0.2 · |tokens kept - 144|: shares
 of every size count alike; within 0.1 of the target it is quadratic, so that there the answers decide. Their gradient is
 clipped to norm 1: a token that is gone and much wanted can give it any size. Adam on 24 numbers; see
-`vtc.eval.train.atp_forward` for the masks.
+`vtc.eval.train.atp.forward` for the masks.
 
 The output folder gets `config.json`, `checkpoint.pt`, `thresholds.json`, which `atp:weights=FILE` takes, and, made at
 the end, `comparison.json`: held-out accuracy and measured equivalent tokens at several budgets, beside those of methods
@@ -31,8 +31,8 @@ from vtc.eval.cli.errors import InputError
 from vtc.eval.results.folder import RunFolder, write_atomically, write_json
 from vtc.eval.tasks.benchmarks import bundled_task
 from vtc.eval.tasks.task import Question, Task
-from vtc.eval.train import atp_compared
-from vtc.eval.train.atp_forward import SoftATP, Thresholds
+from vtc.eval.train.atp import compared
+from vtc.eval.train.atp.forward import SoftATP, Thresholds
 from vtc.eval.train.frozen import CHECKPOINT, HELD_OUT, FrozenTraining, learn_in_folder
 from vtc.eval.train.instructions import instructions
 from vtc.prunes.atp import to_json
@@ -140,17 +140,17 @@ class Training(FrozenTraining):
         checkpoint = folder.path / CHECKPOINT
         self.to_the_end(checkpoint)
         write_atomically(folder.path / WEIGHTS, self.thresholds(folder.config))
-        compared = atp_compared.Comparison(self.loaded, self.held_out, self.questions, str(folder.path / WEIGHTS))
-        for row in compared.rows(self.rows):
+        comparison = compared.Comparison(self.loaded, self.held_out, self.questions, str(folder.path / WEIGHTS))
+        for row in comparison.rows(self.rows):
             self.rows.append(row)
             self.save(checkpoint)
-            say(f"{self.name}: {atp_compared.line(row)}")
+            say(f"{self.name}: {compared.line(row)}")
         size = self.held_out.size
         result = {"config": folder.config, "held_out": size, "rows": self.rows, "curve": self.curve}
         write_json(folder.path / COMPARISON, result)
         print(f"held-out questions: {size}")
         for row in self.rows:
-            print(atp_compared.line(row))
+            print(compared.line(row))
         print(f"spec: atp:weights={folder.path / WEIGHTS}")
 
     def gradients(self) -> dict[str, Any]:

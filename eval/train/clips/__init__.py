@@ -1,0 +1,1 @@
+"""The clip model, from the embedded one."""

@@ -1,0 +1,1 @@
+"""DiffRate's rates: learned on a LLaVA whose tower drops and merges softly."""
