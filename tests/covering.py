@@ -77,7 +77,7 @@ FIRST = pytest.mark.first
 @pytest.fixture
 def compared(request: pytest.FixtureRequest) -> Callable[[int], Sequence[int]]:
     """Which of so many rows of a batch are run alone as well: one, by the test's name; with `--all` each of them."""
-    if request.config.getoption("all") or request.node.get_closest_marker("rest"):
+    if request.config.getoption("all"):
         return range
     place = zlib.crc32(request.node.name.encode())
     return lambda rows: [place % rows]
