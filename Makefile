@@ -30,16 +30,16 @@ demo: $(VENV)/.done
 
 # A choice of the contract matrix and of other products of factors, in which every pair of values occurs, and all else.
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
-test: $(VENV)/.done $(VENV)/.llava
+test: $(VENV)/.done $(VENV)/.llava $(VENV)/.emulator
 	$(PYTEST) tests
 
 # Every cell of the products.
-test-all: $(VENV)/.done $(VENV)/.llava
+test-all: $(VENV)/.done $(VENV)/.llava $(VENV)/.emulator
 	$(PYTEST) --all tests
 
 # HALF=0 or 1: one half of what test-all runs and test doesn't.
 HALF ?= 0
-test-half: $(VENV)/.done $(VENV)/.llava
+test-half: $(VENV)/.done $(VENV)/.llava $(VENV)/.emulator
 	$(PYTEST) --half $(HALF) tests
 
 # Faults planted in a copy, one at a time: each has to be noticed by what `make test` chooses.
@@ -84,6 +84,11 @@ $(VENV)/.done: pyproject.toml constraints.txt
 # The original LLaVA package, which tests patch, without its pins: they ask for a torch and a transformers of 2023.
 $(VENV)/.llava: $(VENV)/.done
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llava-torch
+	touch $@
+
+# The kernels over an emulator on the CPU, where there is a C++ compiler; tests that find none compile it themselves.
+$(VENV)/.emulator: $(VENV)/.done $(wildcard cuda/kernels/*.cu* tests/cuda_emulator/*)
+	PYTHONPATH=tests $(BIN)/python -c 'import cuda_emulator as emulator; emulator.compiler() and emulator.library()'
 	touch $@
 
 clean:

@@ -45,7 +45,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 def two_tasks(output: Path, command: str = "eval") -> list[str]:
     """Arguments of a run of questions about pictures and about clips."""
     return [
-        *(command, "--tasks", "images,video", "--methods", "random,divprune", "--keep", "8", "--limit", "4"),
+        *(command, "--tasks", "images,video", "--methods", "random,divprune", "--keep", "8", "--limit", "2"),
         *("--batch-size", "1", "--max-new-tokens", "3", "--output", str(output)),
     ]
 

@@ -160,6 +160,7 @@ def test_the_model_loads_as_any_other_and_answers():
     assert sum(map(clips.is_correct, said, samples)) >= 5
 
 
+@REST
 def test_packed_questions_get_the_loss_of_questions_asked_alone():
     model, _ = clips.load()
     shown = [data.clip(5)]

@@ -372,6 +372,7 @@ def test_a_link_that_is_wrong_opens_the_page_and_says_so(visit, query, message):
     seen.wait_for_spec("a", "divprune:keep=0.25")
 
 
+@REST
 def test_everything_by_keyboard(visit):
     seen = visit().open()
     page = seen.page

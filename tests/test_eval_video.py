@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from eval_runs import made_once
 from PIL import Image
 from video_files import needs_ffmpeg, numbered, numbers
 
@@ -33,9 +34,10 @@ def lines(file: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("eval") / "run"
-    assert main(arguments(folder)) == 0
-    return folder
+    def make(folder: Path) -> None:
+        assert main(arguments(folder)) == 0
+
+    return made_once(tmp_path_factory, "video", make)
 
 
 def test_every_frames_tokens_are_counted(run):

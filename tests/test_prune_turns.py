@@ -3,6 +3,7 @@
 import pytest
 import torch
 from contract import EVERY, METHODS, model_of, spec_of, state_of, stepwise
+from covering import product
 from families import Row, scenario
 from test_prune_decode import NEW, SPECS
 
@@ -39,8 +40,7 @@ def two_turns(model, first, second):
     return [model(**two, past_key_values=cache).logits[:, -1], *steps(model, cache, mask, 50)]
 
 
-@pytest.mark.parametrize("brings", ["an image in each row", "an image in one row"])
-@pytest.mark.parametrize("spec", SPECS)
+@product(spec=SPECS, brings=["an image in each row", "an image in one row"], each="value")
 def test_rows_of_a_second_turn_equal_their_own_run(spec, brings, compared):
     model, size = model_of("llava"), FAMILY.sizes[0]
     first = [Row((size,), 2), Row((size,), 5)]

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from contract import EVERY
+from covering import REST
 from eval_runs import interrupted
 from tiny_base import clip, siglip
 from torch.testing import assert_close
@@ -157,6 +158,7 @@ def command(folder, *more):
     return main(["train-diffrate", "--output", str(folder), "--steps", "2", "--batch", "2", *more])
 
 
+@REST
 def test_a_run_ends_with_a_spec_and_goes_on_where_it_was_killed(quick, tmp_path, capsys, loaded):
     assert command(tmp_path / "once") == 0
     result, printed = json.loads((tmp_path / "once" / "schedule.json").read_text()), capsys.readouterr().out

@@ -229,6 +229,7 @@ def test_an_image_and_a_video_in_one_prompt_in_both_orders(family, method, compa
     family=[*LLAVAS, *QWENS],
     attention=["eager", flash_stand_in.NAME],
     method=["evs", "holitom", "hiprune", "visionzip"],
+    each="value",
 )
 def test_rows_equal_their_own_run_however_attention_is_computed(family, attention, method, compared):
     rows = scenario(EVERY[family], "ragged")
