@@ -14,6 +14,11 @@ from typing import Any
 
 import yaml
 
+try:
+    from yaml import CSafeLoader as SafeLoader  # libyaml's, ten times as fast, where PyYAML was built with it
+except ImportError:
+    from yaml import SafeLoader  # type: ignore[assignment]
+
 from vtc.eval.cli.errors import InputError
 
 #: The tasks that come along.
@@ -109,10 +114,6 @@ def names_in(file: Path) -> tuple[str | None, list[str]]:
     return (name, []) if isinstance(name, str) else (None, [])
 
 
-#: libyaml's, ten times as fast, where PyYAML was built with it.
-SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
 class _Names(SafeLoader):
     """Reads functions as nothing."""
 
@@ -120,7 +121,7 @@ class _Names(SafeLoader):
 _Names.add_constructor("!function", lambda loader, node: None)
 
 
-def _load(file: Path, loader: type[yaml.SafeLoader]) -> Any:
+def _load(file: Path, loader: type[SafeLoader]) -> Any:
     try:
         with file.open(encoding="utf-8") as stream:
             return yaml.load(stream, loader)  # a safe loader in both cases
@@ -138,7 +139,7 @@ def _read(file: Path, above: tuple[Path, ...], files: list[Path]) -> dict[str, A
     class Loader(SafeLoader):
         """Imports the functions that are named, from beside the file."""
 
-    def function(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Callable[..., Any]:
+    def function(loader: SafeLoader, node: yaml.ScalarNode) -> Callable[..., Any]:
         return _function(file, str(loader.construct_scalar(node)), files)
 
     Loader.add_constructor("!function", function)
