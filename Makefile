@@ -33,11 +33,11 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 test: $(VENV)/.done $(VENV)/.llava $(VENV)/.emulator
 	$(PYTEST) tests
 
-# Every cell of the products.
+# Every cell of the products: about 50 minutes on two cores, where `make test` takes 10.
 test-all: $(VENV)/.done $(VENV)/.llava $(VENV)/.emulator
 	$(PYTEST) --all tests
 
-# HALF=0 or 1: one half of what test-all runs and test doesn't.
+# HALF=0 or 1: one half of what test-all runs and test doesn't, about 20 minutes.
 HALF ?= 0
 test-half: $(VENV)/.done $(VENV)/.llava $(VENV)/.emulator
 	$(PYTEST) --half $(HALF) tests
