@@ -87,7 +87,7 @@ $(VENV)/.llava: $(VENV)/.done
 	touch $@
 
 # The kernels over an emulator on the CPU, where there is a C++ compiler; tests that find none compile it themselves.
-$(VENV)/.emulator: $(VENV)/.done $(wildcard cuda/kernels/*.cu* tests/cuda_emulator/*)
+$(VENV)/.emulator: $(VENV)/.done $(wildcard cuda/kernels/*.cu* tests/cuda_emulator/*.*)
 	PYTHONPATH=tests $(BIN)/python -c 'import cuda_emulator as emulator; emulator.compiler() and emulator.library()'
 	touch $@
 

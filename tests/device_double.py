@@ -171,8 +171,6 @@ def _run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     made = func(*inner[0], **inner[1])
     if not here:
         return made
-    if isinstance(made, Tensor):
-        return own[id(made)] if id(made) in own else _wrap(made)
     return tree_map(lambda value: own[id(value)] if id(value) in own else _wrap(value), made)
 
 
