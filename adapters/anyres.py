@@ -133,5 +133,5 @@ class AnyresAdapter(Adapter):
         call = PackingCall(*features.packing)
         call.newline = torch.full((crops[0].shape[-1],), float("nan"), device=crops[0].device, dtype=crops[0].dtype)
         call.features = crops
-        packed = self._packing_method(self.parts.composite, *call.args, **call.kwargs)
+        packed = self._packing_method(self.parts.composite, *call.given[0], **call.named)
         return list(packed[0] if isinstance(packed, tuple) else packed)

@@ -94,7 +94,7 @@ class LlavaPackageAdapter(Adapter):
         composite = self.parts.composite
         call = PrepareCall(composite, args, kwargs)
         if not (call.has(PrepareCall.ids) and call.has(PrepareCall.images)):
-            raise self._not_followed(f"its arguments are {', '.join(call.kwargs)}")
+            raise self._not_followed(f"its arguments are {', '.join(call.named)}")
         features = Features("image")
         if call.images is not None and call.ids.shape[1] > 1:  # else there is nothing to prepare
             try:

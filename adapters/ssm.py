@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vtc.adapters.finding import child
 from vtc.adapters.generic import Adapter
+from vtc.calls.cache import has_state
 from vtc.calls.composite import IMAGE_GRID_HW, PLACEHOLDERS, token_asked_for
 from vtc.calls.decoder import DecoderCall
 from vtc.model.layout import Grid, Layout
@@ -64,7 +65,10 @@ class StateSpaceAdapter(Adapter):
 
     def fresh(self, call: DecoderCall) -> bool:
         """Whether a call has nothing before it. Mamba's own cache does not count tokens."""
-        return super().fresh(call) if call.state is None else not call.state.has_previous_state()
+        cache = call.cache
+        if cache is None or len(self.recurrent) < len(self.parts.layers):
+            return super().fresh(call)
+        return not has_state(cache)
 
     def layer_of_state(self, index: int) -> int:
         """The layer that `hidden_states[index]` comes from: Mamba leaves out the embeddings."""

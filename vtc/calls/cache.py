@@ -1,9 +1,15 @@
-"""What a cache of transformers tells about itself."""
+"""What a cache of transformers tells about itself, and a cache that tells what it was fed instead of what it holds."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from transformers import Cache
+
+#: Methods that a compressed cache has to answer otherwise: those that tell lengths, and the one that fills it.
+LENGTH, MASK_SIZES, UPDATE = "get_seq_length", "get_mask_sizes", "update"
 
 
 def tokens_in(cache: "Cache | None") -> int:
@@ -21,6 +27,156 @@ def keys_in_layer(cache: "Cache | None", layer: int) -> int | None:
     return keys.shape[-2] if keys.numel() else 0
 
 
+def lengths_in(cache: Any) -> list[int | None]:
+    """Tokens that each layer of the cache counts, by its own answer; None where a layer counts none."""
+    return [_own_length(layer) for layer in getattr(cache, "layers", ())]
+
+
+def _own_length(layer: Any) -> int | None:
+    if not hasattr(layer, "keys") or not hasattr(layer, LENGTH):
+        return None
+    length = layer.get_seq_length()
+    return length if isinstance(length, int) else None  # a static layer counts on its device
+
+
+def has_state(cache: Any) -> bool:
+    """Whether the cache of a decoder without attention holds the state of earlier tokens."""
+    return bool(cache.has_previous_state())
+
+
 def has_fixed_length(cache: "Cache | None") -> bool:
     """Whether it is a static cache: all layers of one length, given in advance."""
     return cache is not None and getattr(cache, "is_compileable", False) and len(getattr(cache, "layers", [])) > 0
+
+
+class Counter(Protocol):
+    """Knows what a cache was fed.
+
+    Attributes:
+        logical: tokens that the user fed, removed ones included.
+        slots: length of a mask's key axis.
+    """
+
+    logical: int
+    slots: int
+
+    def window(self) -> bool:
+        """Whether masks cover every slot, also where layers hold fewer keys."""
+
+    def check_filling(self) -> None:
+        """Refuse more keys where nobody cuts them any more."""
+
+    def check_taking_back(self, count: int) -> None:
+        """Refuse that the last `count` tokens are taken back, where they can't be."""
+
+    def drop_last(self, count: int) -> None:
+        """Forget the last `count` tokens."""
+
+    def choose_rows(self, index: Tensor) -> None:
+        """Reorder, repeat or select rows of the batch."""
+
+    def rows(self) -> int:
+        """Rows of the batch."""
+
+
+class CompressedCache:
+    """Mixed into the class of a cache: answers the three readers of its length.
+
+    `generate` and position ids want the *logical* length; masks want the *slots* of segment 0.
+    """
+
+    _vtc: Counter
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens that the user fed, removed ones included."""
+        return self._vtc.logical
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """Slots before the new queries."""
+        return self._vtc.slots
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Length and offset of the keys that a mask covers: all slots, where layers may hold fewer."""
+        if self._vtc.window():
+            return self._vtc.slots + query_length, 0
+        return super().get_mask_sizes(query_length, layer_idx)  # type: ignore[misc]
+
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        """Store keys and values.
+
+        Raises:
+            RuntimeError: the patch that made this cache is gone.
+        """
+        self._vtc.check_filling()
+        return super().update(*args, **kwargs)  # type: ignore[misc]
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last `-tokens_to_remove` tokens (as transformers, a negative number).
+
+        Raises:
+            ValueError: there are visual tokens among them, or tokens were brought back meanwhile.
+        """
+        self._vtc.check_taking_back(abs(tokens_to_remove))
+        super().crop(tokens_to_remove)  # type: ignore[misc]
+        self._vtc.drop_last(abs(tokens_to_remove))
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Reorder rows for beam search."""
+        super().reorder_cache(beam_idx)  # type: ignore[misc]
+        self._vtc.choose_rows(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the rows `indices`."""
+        super().batch_select_indices(indices)  # type: ignore[misc]
+        self._vtc.choose_rows(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row `repeats` times."""
+        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        self._vtc.choose_rows(torch.arange(self._vtc.rows()).repeat_interleave(repeats))
+
+    def reset(self) -> None:
+        """Empty the cache; it is an ordinary one again."""
+        super().reset()  # type: ignore[misc]
+        del self._vtc
+        self.__class__ = type(self).__mro__[2]
+
+
+_classes: dict[type, type] = {}
+_WHOLE = "_vtc_whole"
+
+
+def counter_of(cache: Any) -> Any:
+    """What `attach` left on a cache, if anything."""
+    return getattr(cache, "_vtc", None)
+
+
+def attach(cache: Any, counter: Counter) -> None:
+    """Make `cache` a compressed cache: same object, same content.
+
+    Raises:
+        RuntimeError: its class is none that can be asked as transformers' caches are.
+    """
+    if not isinstance(cache, CompressedCache):
+        cls = type(cache)
+        missing = [name for name in (LENGTH, MASK_SIZES, UPDATE) if not hasattr(cls, name)]
+        if missing:
+            raise RuntimeError(
+                f"vtc: a {cls.__name__} has no {missing[0]}, which tells how long it is, so what was removed from it "
+                "would be lost; run `vtc doctor`, or call vtc.unpatch"
+            )
+        if cls not in _classes:
+            _classes[cls] = type(f"Compressed{cls.__name__}", (CompressedCache, cls), {})
+        cache.__class__ = _classes[cls]
+    cache._vtc = counter
+
+
+def mark_whole(cache: Any, tokens: int) -> None:
+    """Take note that a cache holds the `tokens` of a call from which nothing was removed, as yet."""
+    if cache is not None and not isinstance(cache, CompressedCache):
+        object.__setattr__(cache, _WHOLE, tokens)
+
+
+def is_whole(cache: Any) -> bool:
+    """Whether `mark_whole` saw a cache last at its present length."""
+    return getattr(cache, _WHOLE, None) == tokens_in(cache)

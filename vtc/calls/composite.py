@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vtc.calls.roles import Call, Role
+from vtc.calls import words
+from vtc.calls.roles import Call, Role, is_cache, real, whole
 
 PLACEHOLDERS = "get_placeholder_mask"
 PACKING = "pack_image_features"
@@ -18,20 +19,17 @@ KINDS = ("image", "video")
 class CompositeCall(Call):
     """One call of the module that calls the decoder."""
 
-    ids = Role("input_ids", first=True)
-    mask = Role("attention_mask")
-    cache = Role("past_key_values", "cache")  # renamed by 5.24
+    ids = Role("input_ids", like=whole(2), words=words.IDS, first=True)
+    embeds = Role("inputs_embeds", like=real(3), words=r"embed")
+    mask = Role("attention_mask", like=words.is_mask, words=words.MASK)
+    cache = Role("past_key_values", "cache", "cache_params", like=is_cache, words=words.CACHE, sure=True)  # 5.24
     ahead = Role("mm_encoder_outputs")  # kind -> features that `generate` made ahead
 
     @property
     def shows(self) -> bool:
         """Whether it brings pixels, or features made of some."""
-        return any(is_real(value) for value in self.kwargs.values()) or bool(self.ahead)
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """All arguments, ids included, by name."""
-        return {type(self).ids.names[0]: self.args[0] if self.args else None, **self.kwargs}
+        rest = self.without(CompositeCall.embeds, CompositeCall.mask)
+        return any(is_real(value) and value.numel() > 0 for value in rest.values()) or bool(self.ahead)
 
 
 class FeaturesCall(Call):

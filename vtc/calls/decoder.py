@@ -2,47 +2,53 @@
 
 from typing import Any
 
-from vtc.calls.roles import Call, Role
+from torch import Tensor
+
+from vtc.calls import words
+from vtc.calls.roles import Call, Key, Role, is_cache, real, whole
 
 
 class DecoderCall(Call):
     """One call of the module that owns the decoder layers."""
 
     ids = Role("input_ids")
-    embeds = Role("inputs_embeds")
-    mask = Role("attention_mask")
-    positions = Role("position_ids")
-    cache = Role("past_key_values", "cache")  # renamed by 5.24
-    state = Role("cache_params")  # the cache of Mamba, which does not count tokens
+    embeds = Role("inputs_embeds", like=real(3), words=words.HIDDEN, sure=True)
+    mask = Role("attention_mask", like=words.is_mask, words=words.MASK)
+    positions = Role("position_ids", like=whole(2, 3), words=words.POSITIONS)
+    cache = Role("past_key_values", "cache", "cache_params", like=is_cache, words=words.CACHE, sure=True)  # 5.24
 
     @property
-    def extras(self) -> dict[str, Any]:
+    def extras(self) -> dict[Key, Any]:
         """The further arguments that may be per token: DeepStack rows, masks of them, per-layer inputs."""
         plain = (bool, int, float, str, type(None))
         cls = type(self)
         rest = self.without(cls.embeds, cls.mask, cls.positions, cls.cache, cls.ids)
-        return {name: value for name, value in rest.items() if not isinstance(value, plain)}
+        return {key: value for key, value in rest.items() if not isinstance(value, plain)}
 
     @property
     def wants_attentions(self) -> bool:
         """Whether attention matrices are asked for in this call."""
-        return bool(self.kwargs.get("output_attentions"))
+        return bool(self.named.get("output_attentions"))
 
 
 class LayerCall(Call):
     """One call of a decoder layer."""
 
-    hidden = Role("hidden_states", first=True)
-    mask = Role("attention_mask")
-    positions = Role("position_ids")
-    cache = Role("past_key_values", "cache")  # renamed by 5.24
-    rotary = Role("position_embeddings")
+    hidden = Role("hidden_states", like=real(3), words=words.HIDDEN, sure=True, first=True)
+    mask = Role("attention_mask", like=words.is_mask, words=words.MASK)
+    positions = Role("position_ids", like=whole(2, 3), words=words.POSITIONS)
+    cache = Role("past_key_values", "cache", "cache_params", like=is_cache, words=words.CACHE, sure=True)  # 5.24
+    rotary = Role("position_embeddings", like=lambda value: isinstance(value, tuple), words=words.ROTARY)
 
-    def probing(self) -> tuple[tuple, dict[str, Any]]:
-        """The arguments behind the hidden state with which the layer touches no cache."""
-        kwargs = self.without(type(self).hidden)
-        kwargs[type(self).cache.name_in(self) or type(self).cache.names[0]] = None
-        return self.args[1:], {**kwargs, "use_cache": False}
+    def probing(self, hidden: Tensor) -> tuple[tuple, dict[str, Any]]:
+        """The arguments with another hidden state, with which the layer touches no cache."""
+        call = self.copy()
+        assert isinstance(call, LayerCall)
+        call.hidden = hidden
+        if self.has(LayerCall.cache):
+            call.cache = None
+        args, kwargs = call.given
+        return args, {**kwargs, "use_cache": False}
 
 
 def may_return_tuples(config: Any) -> bool:

@@ -26,12 +26,12 @@ class PrepareCall(Call):
     def __init__(self, composite: nn.Module, args: tuple, kwargs: dict[str, Any]):
         signature = inspect.signature(getattr(type(composite), PREPARE))
         super().__init__((), dict(signature.bind(composite, *args, **kwargs).arguments))
-        self._owner = next(iter(self.kwargs))  # the method's own word for self
+        self._owner = next(iter(self.named))  # the method's own word for self
         self._composite = composite
 
     def replayed(self, stand_in: Any, images: Any) -> Tensor:
         """The embeddings [B, L, ...] that the method makes for another model, of other images, on the host."""
-        call = self.kwargs | {self._owner: stand_in, type(self).images.names[0]: images}
+        call = self.named | {self._owner: stand_in, type(self).images.names[0]: images}
         call |= {"labels": None, "past_key_values": None, "position_ids": None}
         call = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in call.items()}
         return embeddings(getattr(type(self._composite), PREPARE)(**call))

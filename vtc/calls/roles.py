@@ -1,44 +1,127 @@
-"""Arguments and outputs by the role that they play, whatever a release of transformers calls them."""
+"""Arguments and outputs by the role that they play, whatever a release of transformers calls them.
 
-from collections.abc import Callable, Iterator
+A value is found by its usual name; where that is missing, by what it is (type, dtype, shape), with the words of its
+name as a help. What could be two things is refused.
+"""
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+from torch import Tensor, nn
+
+#: Where an argument stands: its place among those by position, or its name.
+Key = int | str
+
+
+def real(*dims: int) -> Callable[[Any], bool]:
+    """Tells tensors of real numbers with one of these numbers of dimensions."""
+    return lambda value: isinstance(value, Tensor) and value.is_floating_point() and value.dim() in dims
+
+
+def whole(*dims: int) -> Callable[[Any], bool]:
+    """Tells tensors of whole numbers, booleans left out, with one of these numbers of dimensions."""
+
+    def tells(value: Any) -> bool:
+        number = isinstance(value, Tensor) and not value.is_floating_point() and "bool" not in str(value.dtype)
+        return number and value.dim() in dims
+
+    return tells
 
 
 class Role:
-    """An argument of a call: what it is for, and the names that it goes by.
+    """An argument of a call: what it is for, the names that it goes by, and what it is.
 
-    Reading gives None where it is not there. Writing goes to the name that the call used, else to the first.
+    Reading gives None where it is not there. Writing goes to where the call has it, else to the parameter that the
+    called module has for it.
 
     Args:
         *names: the names, the oldest release's first.
-        first: whether it may come as the first positional argument.
+        like: tells values that can play the role; None: it is known by its names alone.
+        words: a pattern that finds the role in a name that is not among `names`.
+        sure: whether a value that is the only one of its kind plays the role whatever it is called.
+        first: whether the first positional argument plays it.
     """
 
-    def __init__(self, *names: str, first: bool = False):
+    def __init__(
+        self,
+        *names: str,
+        like: Callable[[Any], bool] | None = None,
+        words: str = "",
+        sure: bool = False,
+        first: bool = False,
+    ):
         self.names = names
         self.first = first
+        self.like, self.sure = like, sure
+        self._words = re.compile(words) if words else None
+        self._title = names[0]
 
-    def name_in(self, call: "Call") -> str | None:
-        """The name under which the call has it; None where it has not, or by position."""
-        for name in self.names:
-            if name in call.kwargs:
-                return name
-        return None
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._title = name
+
+    def speaks_of(self, name: str) -> bool:
+        """Whether a name, not among the known ones, is one for this role."""
+        return self._words is not None and self._words.search(name.lower()) is not None
+
+    def key_in(self, call: "Call") -> Key | None:
+        """Where the call has it; None where it has not.
+
+        Raises:
+            ValueError: several arguments could be it.
+        """
+        known = [key for key in call.values if call.label(key) in self.names]
+        if known:
+            return next((key for key in known if call.values[key] is not None), known[0])
+        if self.first and 0 in call.values:
+            return 0
+        like = self.like
+        if like is None:
+            return None
+        free = [key for key in call.values if not call.is_known(key)]
+        named = [key for key in free if self.speaks_of(call.label(key))]
+        fits = [key for key in named if like(call.values[key])]
+        if not fits and self.sure:
+            fits = [key for key in free if like(call.values[key])]
+        if len(fits) > 1:
+            names = ", ".join(map(call.label, fits))
+            raise ValueError(
+                f"{call.called}: which of the arguments {names} is the {self._title} is not known to vtc, which knows "
+                f"it as {' or '.join(self.names)}; run `vtc doctor`, or unpatch the model for this call"
+            )
+        if fits:
+            return fits[0]
+        empty = [key for key in named if call.values[key] is None]
+        return empty[0] if len(empty) == 1 else None
+
+    def parameter_of(self, call: "Call") -> str:
+        """The parameter that the called module has for it.
+
+        Raises:
+            ValueError: it has none by a name that tells.
+        """
+        for names in (self.names, [name for name in call.parameters if self.speaks_of(name)]):
+            found = [name for name in names if name in call.parameters]
+            if found:
+                return found[0]
+        if not call.parameters:
+            return self.names[0]
+        raise ValueError(
+            f"{call.called} takes no {self._title} by a name that vtc knows ({' or '.join(self.names)}); its arguments "
+            f"are {', '.join(call.parameters)}. Run `vtc doctor`, or unpatch the model for this call"
+        )
 
     def __get__(self, call: "Call | None", owner: type | None = None) -> Any:
         if call is None:
             return self
-        name = self.name_in(call)
-        if name is not None:
-            return call.kwargs[name]
-        return call.args[0] if self.first and call.args else None
+        key = self.key_in(call)
+        return None if key is None else call.values[key]
 
     def __set__(self, call: "Call", value: Any) -> None:
-        name = self.name_in(call)
-        if name is None and self.first and call.args:
-            call.args = (value, *call.args[1:])
-        else:
-            call.kwargs[name or self.names[0]] = value
+        key = self.key_in(call)
+        call.values[self.parameter_of(call) if key is None else key] = value
 
 
 class Call:
@@ -47,82 +130,163 @@ class Call:
     Args:
         args: by position.
         kwargs: by name.
+        module: what is called; its signature names what comes by position.
     """
 
-    def __init__(self, args: tuple, kwargs: dict[str, Any]):
-        self.args = args
-        self.kwargs = dict(kwargs)
+    def __init__(self, args: tuple, kwargs: Mapping[str, Any], module: nn.Module | None = None):
+        self.values: dict[Key, Any] = {**dict(enumerate(args)), **kwargs}
+        self.module = module
+        self.parameters = parameters(module)
+
+    @property
+    def called(self) -> str:
+        """The name of what is called."""
+        return type(self).__name__ if self.module is None else type(self.module).__name__
 
     @property
     def given(self) -> tuple[tuple, dict[str, Any]]:
         """The arguments, as a hook returns them."""
-        return self.args, self.kwargs
+        args = tuple(value for key, value in self.values.items() if isinstance(key, int))
+        return args, self.named
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """Those by name."""
+        return {key: value for key, value in self.values.items() if isinstance(key, str)}
+
+    def label(self, key: Key) -> str:
+        """The name of an argument; of one by position, that of the parameter."""
+        if isinstance(key, str):
+            return key
+        return self.parameters[key] if key < len(self.parameters) else f"argument {key}"
+
+    def is_known(self, key: Key) -> bool:
+        """Whether an argument goes by a name that one of this call's roles knows."""
+        return self.label(key) in _known(type(self))
 
     def has(self, role: Role) -> bool:
-        """Whether the call has an argument for a role by name, None included."""
-        return role.name_in(self) is not None
+        """Whether the call has an argument for a role, None included."""
+        return role.key_in(self) is not None
 
-    def without(self, *roles: Role) -> dict[str, Any]:
-        """The arguments by name, but those for some roles."""
-        left_out = {name for role in roles for name in role.names}
-        return {name: value for name, value in self.kwargs.items() if name not in left_out}
+    def without(self, *roles: Role) -> dict[Key, Any]:
+        """The arguments but those for some roles."""
+        left_out = {role.key_in(self) for role in roles}
+        return {key: value for key, value in self.values.items() if key not in left_out}
+
+    def copy(self) -> "Call":
+        """The same arguments, to be changed apart."""
+        new = object.__new__(type(self))
+        new.__dict__.update(self.__dict__, values=dict(self.values))
+        return new
 
     def changed(self, change: Callable[[str, Any], Any], *kept: Role) -> "Call":
-        """The call with `change(name, value)` in place of every argument but those for the roles `kept`.
+        """The call with `change(name, value)` in place of every argument but those for the roles `kept`."""
+        new = self.copy()
+        new.values.update({key: change(self.label(key), value) for key, value in self.without(*kept).items()})
+        return new
 
-        What comes by position behind the first has no name here.
-        """
-        left_out = {name for role in kept for name in role.names}
-        kwargs = {name: v if name in left_out else change(name, v) for name, v in self.kwargs.items()}
-        args = tuple(change("a positional argument", value) for value in self.args[1:])
-        return type(self)(self.args[:1] + args, kwargs)
+
+@functools.cache
+def _known(cls: type) -> frozenset[str]:
+    return frozenset(names_of(*cls.__mro__))
+
+
+def parameters(module: nn.Module | None) -> tuple[str, ...]:
+    """The names of the parameters of a module's forward, in order; those behind * and ** left out."""
+    return _parameters(inspect.unwrap(type(module).forward)) if module is not None else ()
+
+
+@functools.lru_cache(maxsize=512)
+def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
+    found = list(inspect.signature(forward).parameters.values())[1:]
+    return tuple(p.name for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
 
 
 class Field:
-    """An output of a model: the names that it goes by. Reading gives None where it is not there.
+    """An output of a model: the names that it goes by, and what it is. Reading gives None where it is not there.
 
     Args:
         *names: the names, the oldest release's first.
+        like: tells values that can be it, the first of which is taken where no name is known.
     """
 
-    def __init__(self, *names: str):
+    def __init__(self, *names: str, like: Callable[[Any], bool] = lambda value: False):
         self.names = names
+        self.like = like
+
+    def key_in(self, output: "Output") -> Key | None:
+        """Where the output has it; None where it has not."""
+        values = output.values
+        named = (name for name in self.names if values.get(name) is not None)
+        return next(named, None) or next((key for key, value in values.items() if self.like(value)), None)
 
     def __get__(self, output: "Output | None", owner: type | None = None) -> Any:
         if output is None:
             return self
-        found = (getattr(output.value, name, None) for name in self.names)
-        return next((value for value in found if value is not None), None)
+        key = self.key_in(output)
+        return None if key is None else output.values[key]
 
     def __set__(self, output: "Output", value: Any) -> None:
-        present = (name for name in self.names if getattr(output.value, name, None) is not None)
-        output.value[next(present, self.names[0])] = value
+        key = self.key_in(output)
+        output.put(self.names[0] if key is None else key, value)
+
+
+def is_cache(value: Any) -> bool:
+    """Whether a value is a cache: of transformers, or one that can be asked and filled as these."""
+    if isinstance(value, Tensor | dict | list | tuple | str | bool | int | float | type(None)):
+        return False
+    return any(cls.__name__ == "Cache" for cls in type(value).__mro__) or (
+        callable(getattr(value, "update", None)) and hasattr(value, "get_seq_length")
+    )
+
+
+def are_states(value: Any) -> bool:
+    """Whether a value is hidden states: several tensors [B, L, D]."""
+    return isinstance(value, tuple | list) and len(value) > 0 and all(map(real(3), value))
 
 
 class Output:
-    """A model's output, to be read and changed in place.
+    """A model's output, an output class or a tuple, to be read and changed.
 
     Args:
-        value: an output class of transformers.
+        value: it. An output class is changed in place; of a tuple, `value` is another one behind a change.
     """
 
-    last = Field("last_hidden_state")
-    states = Field("hidden_states")
-    cache = Field("past_key_values", "cache")  # renamed by 5.24
+    last = Field("last_hidden_state", like=real(3))
+    states = Field("hidden_states", like=are_states)
+    cache = Field("past_key_values", "cache", like=is_cache)  # renamed by 5.24
     pooled = Field("pooler_output")
 
     def __init__(self, value: Any):
         self.value = value
 
+    @property
+    def values(self) -> dict[Key, Any]:
+        """What it has, by name or place."""
+        if isinstance(self.value, Tensor):
+            return {0: self.value}
+        if isinstance(self.value, tuple | list):
+            return dict(enumerate(self.value))
+        return dict(self.value.items() if isinstance(self.value, Mapping) else vars(self.value))
+
+    def put(self, key: Key, value: Any) -> None:
+        """Change what stands somewhere."""
+        if isinstance(self.value, Tensor):
+            self.value = value
+        elif isinstance(self.value, tuple | list):
+            self.value = type(self.value)({**self.values, key: value}.values())
+        else:
+            self.value[key] = value
+
 
 def first_of(output: Any) -> Any:
     """A module's output, or the first of several: what a layer, block or attention makes of its input."""
-    return output[0] if isinstance(output, tuple) else output
+    return output[0] if isinstance(output, tuple | list) else output
 
 
 def with_first(output: Any, first: Any) -> Any:
     """An output of a module with another `first`."""
-    return (first, *output[1:]) if isinstance(output, tuple) else first
+    return type(output)((first, *output[1:])) if isinstance(output, tuple | list) else first
 
 
 def names_of(*classes: type) -> Iterator[str]:

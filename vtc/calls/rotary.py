@@ -22,10 +22,11 @@ class RotaryCall:
     output: Any
 
     @property
-    def positions(self) -> Tensor:
-        """The positions [.., B, n] that it was called with."""
+    def positions(self) -> Tensor | None:
+        """The positions [.., B, n] that it was called with; None where it was called with none."""
         given = (*self.args, *self.kwargs.values())
-        return next(value for value in given if isinstance(value, Tensor) and not value.is_floating_point())
+        found = (value for value in given if isinstance(value, Tensor) and not value.is_floating_point())
+        return next(found, None)
 
     @property
     def tables(self) -> tuple:

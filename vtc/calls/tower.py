@@ -4,13 +4,14 @@ from typing import Any
 
 from torch import Tensor
 
-from vtc.calls.roles import Call, Role
+from vtc.calls import words
+from vtc.calls.roles import Call, Key, Role, real
 
 
 class BlockCall(Call):
     """One call of a tower block."""
 
-    hidden = Role("hidden_states", first=True)
+    hidden = Role("hidden_states", like=real(2, 3), words=words.HIDDEN, first=True)
 
     @classmethod
     def of(cls, hidden: Tensor, boundaries: Tensor | None) -> "BlockCall":
@@ -20,18 +21,22 @@ class BlockCall(Call):
     @property
     def boundaries(self) -> Tensor | None:
         """LongTensor [sequences + 1]: where sequences packed into one row begin and end; None where none are."""
-        return next((value for name, value in self.kwargs.items() if is_boundaries(name)), None)
+        return next((value for key, value in self.values.items() if self.bounds(key)), None)
+
+    def bounds(self, key: Key) -> bool:
+        """Whether an argument tells where packed sequences begin."""
+        return is_boundaries(self.label(key))
 
     @property
-    def others(self) -> dict[str, Any]:
-        """Every argument but the hidden state, by name; those by position by their number."""
-        numbered = {f"argument {index}": value for index, value in enumerate(self.args) if index}
-        return numbered | self.without(type(self).hidden)
+    def others(self) -> dict[Key, Any]:
+        """Every argument but the hidden state."""
+        return self.without(BlockCall.hidden)
 
-    def with_others(self, values: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def with_others(self, values: dict[Key, Any]) -> tuple[tuple, dict[str, Any]]:
         """The arguments, those that `others` gave in place of the old."""
-        args = [values[f"argument {index}"] if index else value for index, value in enumerate(self.args)]
-        return tuple(args), {name: values.get(name, value) for name, value in self.kwargs.items()}
+        call = self.copy()
+        call.values.update(values)
+        return call.given
 
 
 def is_boundaries(name: str) -> bool:

@@ -49,12 +49,13 @@ class LayerArguments:
         if call.has(LayerCall.positions):
             own, given = self.segments.now.positions, call.positions
             packed = len(self.segments) > 1 and own is not None and isinstance(given, Tensor)
-            new.positions = own if packed else self._argument(LayerCall.positions.names[0], given)
-        if call.has(LayerCall.mask):
-            new.mask = self._masks(call.mask, held)
-            if layer in self.composition.open_layers and self.has_images:
-                seen = self.conversation.held_valid[self.segments.index]
-                new.mask = opened_mask(new.mask, self.segments.now, seen, held or 0)
+            new.positions = own if packed else self._argument("positions", given)
+        mask = self._masks(call.mask, held)
+        if layer in self.composition.open_layers and self.has_images:
+            seen = self.conversation.held_valid[self.segments.index]
+            mask = opened_mask(mask, self.segments.now, seen, held or 0)
+        if mask is not None or call.has(LayerCall.mask):
+            new.mask = mask
         return new
 
     def _masks(self, mask: Any, held: int | None) -> Any:

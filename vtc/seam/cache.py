@@ -1,130 +1,103 @@
-"""A cache whose layers may hold different numbers of tokens, with the conversation that it belongs to."""
+"""Holds a cache against the conversation that it belongs to, and against what a call says of its past."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vtc.calls.cache import keys_in_layer
+from vtc.calls.cache import attach, counter_of, is_whole, keys_in_layer, lengths_in, tokens_in
+from vtc.ops.host import EarlyCopies
 from vtc.seam.conversation import Conversation
 
-if TYPE_CHECKING:
-    from transformers import Cache
+__all__ = ["attach", "check_lengths", "check_past", "conversation_of"]
+
+_ANEW = "start the conversation anew with its whole prompt, or call vtc.unpatch; `vtc doctor` tells what fits"
 
 
-class CompressedCache:
-    """Mixed into the class of a cache: answers the three readers of its length.
-
-    `generate` and position ids want the *logical* length; masks want the *slots* of segment 0.
-    """
-
-    _vtc: Conversation
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens that the user fed, removed ones included."""
-        return self._vtc.logical
-
-    def get_query_offset(self, layer_idx: int = 0) -> int:
-        """Slots before the new queries."""
-        return self._vtc.slots
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """Length and offset of the keys that a mask covers: all slots, where layers may hold fewer."""
-        if len(self._vtc.held) > 1 or self._vtc.outside:
-            return self._vtc.slots + query_length, 0
-        return super().get_mask_sizes(query_length, layer_idx)  # type: ignore[misc]
-
-    def update(self, *args: Any, **kwargs: Any) -> Any:
-        """Store keys and values.
-
-        Raises:
-            RuntimeError: the patch that made this cache is gone.
-        """
-        if not self._vtc.lease.active:
-            raise RuntimeError(
-                "this cache was filled by a compressed model that has been unpatched since; "
-                "start a new conversation, or patch the model again and feed the prompt anew"
-            )
-        return super().update(*args, **kwargs)  # type: ignore[misc]
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Remove the last `-tokens_to_remove` tokens (as transformers, a negative number).
-
-        Raises:
-            ValueError: there are visual tokens among them, or tokens were brought back meanwhile.
-        """
-        if self._vtc.revival is not None:
-            raise ValueError(
-                f"crop({tokens_to_remove}) can't take steps back that may have revived tokens of an image; choose a "
-                "method that does not (lazyllm: revive=False)"
-            )
-        if abs(tokens_to_remove) > self._vtc.text_tail:
-            raise ValueError(
-                f"crop({tokens_to_remove}) reaches into an image of a compressed cache, of which "
-                f"{self._vtc.text_tail} text tokens can be taken back; start the conversation anew"
-            )
-        super().crop(tokens_to_remove)  # type: ignore[misc]
-        self._vtc.drop_last(abs(tokens_to_remove))
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Reorder rows for beam search."""
-        super().reorder_cache(beam_idx)  # type: ignore[misc]
-        self._vtc.choose_rows(beam_idx)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the rows `indices`."""
-        super().batch_select_indices(indices)  # type: ignore[misc]
-        self._vtc.choose_rows(indices)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every row `repeats` times."""
-        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
-        rows = self._vtc.shift[0].shape[0]
-        self._vtc.choose_rows(torch.arange(rows, device=self._vtc.shift[0].device).repeat_interleave(repeats))
-
-    def reset(self) -> None:
-        """Empty the cache; it is an ordinary one again."""
-        super().reset()  # type: ignore[misc]
-        del self._vtc
-        self.__class__ = type(self).__mro__[2]
-
-
-_classes: dict[type, type] = {}
-
-
-def conversation_of(cache: "Cache | None") -> Conversation | None:
+def conversation_of(cache: Any) -> Conversation | None:
     """The conversation that lives on `cache`, if any."""
-    return getattr(cache, "_vtc", None)
-
-
-def attach(cache: "Cache", conversation: Conversation) -> None:
-    """Make `cache` a compressed cache: same object, same content."""
-    if not isinstance(cache, CompressedCache):
-        cls = type(cache)
-        if cls not in _classes:
-            _classes[cls] = type(f"Compressed{cls.__name__}", (CompressedCache, cls), {})
-        cache.__class__ = _classes[cls]
-    cache._vtc = conversation  # type: ignore[attr-defined]
+    return counter_of(cache)
 
 
 def check_lengths(cache: Any, conversation: Conversation, segments: Sequence[int], family: str) -> None:
-    """Hold a cache against the plan (contract clause 9).
+    """Hold a cache against the plan (contract clause 9), by its own count of what it holds.
 
     Args:
-        cache: after the call.
-        conversation: the call's tokens included.
+        cache: before or after a call.
+        conversation: what it was fed until then.
         segments: the segment of each decoder layer.
         family: the model's.
 
     Raises:
         RuntimeError: a layer holds another number of tokens than its segment.
     """
-    for layer, (stored, segment) in enumerate(zip(cache.layers, segments)):
+    for layer, (length, segment) in enumerate(zip(lengths_in(cache), segments)):
         held = conversation.held[segment]
         expected = conversation.slots if held is None else held.shape[1]
-        if keys_in_layer(cache, layer) and stored.get_seq_length() != expected:
+        if length not in (None, expected) and keys_in_layer(cache, layer):
             raise RuntimeError(
-                f"vtc: layer {layer} of {family} has {stored.get_seq_length()} tokens in its cache where the plan says "
-                f"{expected}"
+                f"vtc: layer {layer} of {family} has {length} tokens in its cache where the plan says {expected}; "
+                f"somebody else filled or cut it. {_ANEW[0].upper()}{_ANEW[1:]}"
             )
+
+
+def check_past(
+    cache: Any,
+    conversation: Conversation | None,
+    mask: Tensor | None,
+    positions: Tensor | None,
+    length: int,
+    early: EarlyCopies,
+) -> None:
+    """Hold what a call says of its past against what vtc knows of it.
+
+    Args:
+        cache: of the call; None: it has none, or none was found.
+        conversation: that lives on it.
+        mask: the call's attention mask, over everything that was fed; None: it has none.
+        positions: its position ids.
+        length: new tokens.
+        early: what the host knows of its arguments.
+
+    Raises:
+        RuntimeError: the call goes on with something that vtc does not know, or not with what it knows.
+    """
+    covered = mask.shape[-1] if mask is not None else None
+    start = _start(positions, early)
+    if conversation is not None:
+        if covered is not None and covered not in (conversation.logical + length, length):
+            raise RuntimeError(
+                f"vtc: the attention mask covers {covered} tokens where the conversation has {conversation.logical} and "
+                f"this call brings {length}; {_ANEW}"
+            )
+        return
+    held = tokens_in(cache)
+    lengths = {count for count in lengths_in(cache) if count is not None} - {0}
+    if len(lengths) > 1 or (held and lengths and lengths != {held}):
+        raise RuntimeError(
+            f"vtc: this {type(cache).__name__} holds {sorted(lengths)} tokens in its layers, and what was removed from "
+            f"it is not known (a cache that was rebuilt from another one's keys?); {_ANEW}"
+        )
+    if covered is not None and covered not in (held + length, length) or (not held and covered not in (None, length)):
+        raise RuntimeError(
+            f"vtc: the attention mask covers {covered} tokens, and this call brings {length} behind {held} that were "
+            f"seen in a cache; what came before is not known. {_ANEW[0].upper()}{_ANEW[1:]}"
+        )
+    if held and not is_whole(cache) and covered != held + length and start != held:
+        raise RuntimeError(
+            f"vtc: this {type(cache).__name__} was filled where vtc did not see it, and nothing tells whether it is "
+            f"whole; give an attention_mask over all {held + length} tokens, or {_ANEW}"
+        )
+    if not held and start is not None and start > 1:
+        raise RuntimeError(
+            f"vtc: position ids begin at {start}, and no cache was seen that holds what is before; {_ANEW}"
+        )
+
+
+def _start(positions: Tensor | None, early: EarlyCopies) -> int | None:
+    """The smallest of some position ids [B, L], or None where there are none or it would mean to wait for the device."""
+    if positions is None or positions.dim() != 2 or not positions.numel():
+        return None
+    known = early.of(positions)
+    return None if known is None else int(known.min())

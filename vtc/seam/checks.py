@@ -1,5 +1,7 @@
 """Calls of a decoder that can't be compressed, said in a sentence before anything is computed."""
 
+from typing import Any
+
 from torch import Tensor
 
 from vtc.calls.cache import has_fixed_length
@@ -10,19 +12,20 @@ from vtc.seam.composition import Composition
 from vtc.seam.conversation import Conversation
 
 
-def check_call(composition: Composition, call: DecoderCall, early: EarlyCopies) -> None:
+def check_call(composition: Composition, call: DecoderCall, cache: Any, early: EarlyCopies) -> None:
     """Refuse a call that a compressed decoder can't do.
 
     Args:
         composition: what the patch knows.
         call: the decoder's.
+        cache: its cache, where that counts tokens.
         early: what the host knows of its arguments.
 
     Raises:
         ValueError: static caches, attention outputs, tuples as output, gradient checkpointing with a prune, packed
             samples.
     """
-    cache, config, decoder = call.cache, composition.decoder_config, composition.parts.decoder
+    config, decoder = composition.decoder_config, composition.parts.decoder
     if has_fixed_length(cache):
         raise ValueError(
             f"a {type(cache).__name__} has a fixed length for all layers, so a compressed model can't use it; "

@@ -125,6 +125,11 @@ class Composition:
         return tuple(self.adapter.attention(module) for module in (*blocks, *layers))
 
     @cached_property
+    def rotary_modules(self) -> tuple[nn.Module, ...]:
+        """The rotary embeddings that the decoder's layers share."""
+        return tuple(self.adapter.rotary_modules())
+
+    @cached_property
     def _weights(self) -> tuple[list[Any], list[Any]]:
         tower = getattr(self.adapter.tower, "config", None)
         layers, blocks = (
@@ -146,6 +151,16 @@ class Composition:
     def segment_of(self, layer: int) -> int:
         """The segment that a decoder layer belongs to."""
         return sum(layer >= boundary for boundary in self.boundaries) - 1
+
+    @cached_property
+    def segment_of_layers(self) -> tuple[int, ...]:
+        """The segment of each decoder layer."""
+        return tuple(map(self.segment_of, range(len(self.parts.layers))))
+
+    @cached_property
+    def counts_tokens(self) -> bool:
+        """Whether the decoder's cache counts tokens: that of Mamba, which has no attention, does not."""
+        return len(self.recurrent) < len(self.parts.layers)
 
     @cached_property
     def open_layers(self) -> frozenset[int]:

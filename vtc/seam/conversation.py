@@ -99,6 +99,43 @@ class Conversation:
         self.logical += length
         self.text_tail = length - 1 - max(visual_ends) if visual_ends else self.text_tail + length
 
+    def window(self) -> bool:
+        """Whether masks cover every slot, also where layers hold fewer keys."""
+        return len(self.held) > 1 or self.outside
+
+    def rows(self) -> int:
+        """Rows of the batch."""
+        return len(self.shift[0])
+
+    def check_filling(self) -> None:
+        """Refuse more keys where nobody cuts them any more.
+
+        Raises:
+            RuntimeError: the patch is gone.
+        """
+        if not self.lease.active:
+            raise RuntimeError(
+                "this cache was filled by a compressed model that has been unpatched since; "
+                "start a new conversation, or patch the model again and feed the prompt anew"
+            )
+
+    def check_taking_back(self, count: int) -> None:
+        """Refuse that the last `count` tokens are taken back, where they can't be.
+
+        Raises:
+            ValueError: there are visual tokens among them, or tokens were brought back meanwhile.
+        """
+        if self.revival is not None:
+            raise ValueError(
+                f"the last {count} tokens can't be cropped from the cache: those steps may have revived tokens of an "
+                "image; choose a method that does not (lazyllm: revive=False)"
+            )
+        if count > self.text_tail:
+            raise ValueError(
+                f"cropping the last {count} tokens of a compressed cache reaches into an image: {self.text_tail} text "
+                "tokens can be taken back; start the conversation anew"
+            )
+
     def drop_last(self, count: int) -> None:
         """Forget the last `count` tokens, which must be text: only these are the same in every segment."""
         self.text_tail -= count

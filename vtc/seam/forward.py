@@ -6,16 +6,18 @@ import torch
 from torch import Tensor
 
 from vtc.attention.tap import check_tapped
-from vtc.calls.cache import tokens_in
+from vtc.calls.cache import mark_whole, tokens_in
 from vtc.calls.composite import rope_offset
 from vtc.calls.decoder import DecoderCall, LayerCall
 from vtc.calls.roles import Output
+from vtc.calls.rotary import RotaryCall
 from vtc.model.layout import Layout
 from vtc.ops.clock import Moment
 from vtc.ops.cut import Cut
 from vtc.ops.following import followed
 from vtc.ops.host import on
-from vtc.seam.cache import attach, check_lengths, conversation_of
+from vtc.seam.arrival import Arrival
+from vtc.seam.cache import attach, check_lengths, check_past, conversation_of
 from vtc.seam.checks import check_call, check_turn, check_visible
 from vtc.seam.composition import Composition
 from vtc.seam.conversation import Conversation, Lease
@@ -48,6 +50,8 @@ class ForwardPass:
         self.lease = lease
         self.layers: Layers | None = None
         self.trace: Trace | None = None
+        self.arrival = Arrival(composition)
+        self._cache: Any = None
         self._revived: dict[int, Tensor] = {}
         self._spent: list[tuple[Moment, Moment]] = []  # on deciding
         self._selections: list[Selection] = []
@@ -59,18 +63,20 @@ class ForwardPass:
         batch, length = embeds.shape[:2]
         mask = call.mask
         mask2d = mask if isinstance(mask, Tensor) and mask.dim() == 2 else self.prompt.mask
-        conversation = conversation_of(call.cache)
+        self._cache = call.cache if self.composition.counts_tokens else None
+        conversation = conversation_of(self._cache)
         self.fresh = self.composition.adapter.fresh(call)
         self.layout: Layout = self.composition.adapter.layout(self.prompt, (batch, length))
         removes = self.composition.removes(self.layout)
+        self._check_past(call, conversation, mask2d, length)
         if not removes and conversation is None:
             if self.layout.images or self.fresh:
                 self.trace = trace_of_untouched(self.composition, self.prompt, self.layout, mask2d)
             return call
-        check_call(self.composition, call, self.prompt.early)
+        check_call(self.composition, call, self._cache, self.prompt.early)
         check_tapped(self.composition.tapped)
         if conversation is None:
-            old = 0 if self.fresh else tokens_in(call.cache)
+            old = 0 if self.fresh else tokens_in(self._cache)
             seen = mask2d[:, :old].to(embeds.device).bool() if mask2d is not None and old else None
             outside = mask is not None and mask is not mask2d
             segments = len(self.composition.boundaries)
@@ -83,6 +89,16 @@ class ForwardPass:
         call = self._enter(call, embeds, valid, mask2d, conversation, removes)
         self._spent.append((start, Moment(embeds.device)))
         return call
+
+    def _check_past(
+        self, call: DecoderCall, conversation: Conversation | None, mask: Tensor | None, length: int
+    ) -> None:
+        """Hold what the call goes on with against what is known of it."""
+        if not self.composition.counts_tokens:
+            return
+        if conversation is not None:
+            check_lengths(self._cache, conversation, self.composition.segment_of_layers, self.composition.parts.family)
+        check_past(self._cache, conversation, mask, call.positions, length, self.prompt.early)
 
     def _enter(
         self,
@@ -125,12 +141,12 @@ class ForwardPass:
         if not cut.identity:
             self._cut_extras(call, cut, visual, sum(visual_counts))
             call.embeds, visual = cut.take_all([merge(embeds, self._selections), visual])
-        if len(composition.recurrent) < len(composition.parts.layers):
+        if composition.counts_tokens:
             call.positions = positions
         if not conversation.outside:
-            call.mask = self._mask(mask2d, cut, packed, conversation, call.cache)
+            call.mask = self._mask(mask2d, cut, packed, conversation)
         if composition.prunes and removes:
-            call.kwargs.update({name: followed(value) for name, value in call.extras.items()})
+            call.values.update({key: followed(value) for key, value in call.extras.items()})
         whole = Cut.whole(cut.valid, cut.padded)
         first = Segment(
             first_layer=0,
@@ -142,7 +158,8 @@ class ForwardPass:
             visual=visual if cut.identity else visual & cut.valid,
             visual_counts=visual_counts,
         )
-        self.layers = Layers(composition, conversation, call.cache, first, self.layout, text_counts, call.extras)
+        self.layers = Layers(composition, conversation, self._cache, first, self.layout, text_counts, call.extras)
+        self.arrival.expect(len(cut), call.positions, removes and cut.padded)
         return call
 
     def _decide(self, embeds: Tensor, several_axes: bool) -> list[Selection]:
@@ -181,12 +198,10 @@ class ForwardPass:
             return (positions if cut.identity else cut.take(positions, dim=2)) - shift, shift
         return renumber(positions.expand(batch, -1), valid, cut, shift, packed)
 
-    def _mask(
-        self, mask2d: Tensor | None, cut: Cut, packed: bool, conversation: Conversation, cache: Any
-    ) -> Tensor | None:
+    def _mask(self, mask2d: Tensor | None, cut: Cut, packed: bool, conversation: Conversation) -> Tensor | None:
         """The 2-D mask over all slots, or None where there is no padding and nobody could misread gapped positions."""
         old = conversation.held_valid[0]
-        gapped = cache is None and not packed and not cut.identity
+        gapped = self._cache is None and not packed and not cut.identity
         if mask2d is None and old is None and not cut.padded and not gapped:
             return None
         if old is None:
@@ -205,17 +220,25 @@ class ForwardPass:
         if extras := call.extras:
             index = visual_index(visual, cut, left)
             total, family = sum(len(image) for image in self.layout.images), self.composition.parts.family
-            for name, value in extras.items():
-                call.kwargs[name] = cut_argument(name, value, cut, index, total, family)
+            for key, value in extras.items():
+                call.values[key] = cut_argument(call.label(key), value, cut, index, total, family)
 
     # ---------------------------------------------------------------- layers
 
-    def before_layer(self, layer: int, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def see_rotary(self, call: RotaryCall) -> None:
+        """Called with each call of a rotary embedding of the decoder."""
+        if self.layers is not None:
+            self.arrival.see_rotary(call)
+            self.layers.rotary.append(call)
+
+    def before_layer(self, layer: int, call: LayerCall) -> Any:
         """A layer's arguments, reduced; None where they stay as they are."""
         layers = self.layers
-        if layers is None or not (self.composition.prunes or layers.conversation.outside):
+        if layers is None:
             return None
-        call = LayerCall(args, kwargs)
+        self.arrival.see_layer(layer, call)
+        if not (self.composition.prunes or layers.conversation.outside):
+            return None
         if layer not in self.composition.prune_at:
             return layers.before_layer(layer, call).given
         device = call.hidden.device
@@ -228,15 +251,16 @@ class ForwardPass:
 
     def leave(self, output: Any) -> Any:
         """The decoder's output at the length that the user gave; remembers what later calls need."""
-        layers = self.layers
+        layers, made = self.layers, Output(output)
+        cache = self._cache if made.cache is None else made.cache
         if layers is None:
+            if self.composition.counts_tokens and cache is not None:
+                mark_whole(cache, tokens_in(cache))
             return output
-        if len(layers.segments) != len(self.composition.boundaries):
-            raise RuntimeError("vtc: a decoder layer that should have pruned did not run")
-        made = Output(output)
+        self.arrival.check(bool(self.composition.prunes) or layers.conversation.outside)
         self._restore_lengths(made, layers)
-        if made.cache is not None:
-            self._commit(made.cache, layers)
+        if cache is not None and self.composition.counts_tokens:
+            self._commit(cache, layers)
         if self.layout.images or self.fresh:
             self.trace = trace_of(
                 self.composition,
@@ -248,7 +272,7 @@ class ForwardPass:
                 spent=self._spent,
                 revived=self._revived,
             )
-        return output
+        return made.value
 
     def _restore_lengths(self, output: Output, layers: Layers) -> None:
         if layers.recall is not None:  # new tokens come behind those that were brought back
@@ -258,7 +282,14 @@ class ForwardPass:
                 output.states = tuple(state[:, -new:] for state in output.states)
         if all(segment.cut.identity for segment in layers.segments):
             return
-        output.last = layers.segments.now.cut.scatter(output.last)
+        last, cut = output.last, (layers.segments.now.base or layers.segments.now).cut
+        if last is None or last.shape[1] != len(cut):
+            there = "nothing" if last is None else f"a tensor of shape {tuple(last.shape)}"
+            raise RuntimeError(
+                f"vtc: {self.composition.parts.family}'s decoder was entered with {len(cut)} tokens a row and gave "
+                f"{there}, so its places are not known; run `vtc doctor`, or unpatch the model for this call"
+            )
+        output.last = layers.segments.now.cut.scatter(last)
         if output.states is not None:
             output.states = self._restored(output.states, layers)
 
@@ -286,9 +317,7 @@ class ForwardPass:
         ends = [int(image.positions[-1]) for image in self.layout.images]
         conversation.add(layers.segments, ends, layers.recall.extra if layers.recall is not None else {})
         conversation.heads = layers.heads
-        depth = len(self.composition.parts.layers)
-        segments = [self.composition.segment_of(layer) for layer in range(depth)]
-        check_lengths(cache, conversation, segments, self.composition.parts.family)
+        check_lengths(cache, conversation, self.composition.segment_of_layers, self.composition.parts.family)
         conversation.rope_offset = rope_offset(self.composition.parts.composite)
         attach(cache, conversation)
 

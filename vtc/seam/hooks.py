@@ -10,7 +10,7 @@ from torch import nn
 from vtc.attention.tap import Tap
 from vtc.calls import generate
 from vtc.calls.composite import CompositeCall, set_rope_offset
-from vtc.calls.decoder import DecoderCall
+from vtc.calls.decoder import DecoderCall, LayerCall
 from vtc.calls.rotary import RotaryCall
 from vtc.model.wrap import Wrap
 from vtc.seam.cache import conversation_of
@@ -105,9 +105,8 @@ class Seam:
                 self._hook(layer.register_forward_hook(self._after_layer))
         for module, hook in module_hooks(composition, self._layers):
             self._hook(module.register_forward_hook(hook, with_kwargs=True))
-        if composition.packs_inside or composition.reviver is not None:
-            for module in composition.adapter.rotary_modules():
-                self._hook(module.register_forward_hook(self._record_rotary, with_kwargs=True))
+        for module in composition.rotary_modules:
+            self._hook(module.register_forward_hook(self._see_rotary, with_kwargs=True))
         adapter, blocks = composition.adapter, composition.heard_blocks
         heard = tower_listeners(adapter, composition.needs, self._encoding, blocks, composition.reducing_at)
         listeners = {**heard, **decoder_listeners(composition, self._layers)}
@@ -132,7 +131,7 @@ class Seam:
     # ---------------------------------------------------------------- hooks
 
     def _before_composite(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        call = CompositeCall(args, kwargs)
+        call = CompositeCall(args, kwargs, module)
         self.observer.before_composite(call)
         conversation = conversation_of(call.cache)
         if conversation is not None and conversation.rope_offset is not None:
@@ -144,7 +143,7 @@ class Seam:
 
     def _before_decoder(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         self._thread.running = None
-        call = self.composition.adapter.decoder_call(self.observer.prompt, DecoderCall(args, kwargs))
+        call = self.composition.adapter.decoder_call(self.observer.prompt, DecoderCall(args, kwargs, module))
         if call.embeds is None:
             if conversation_of(call.cache) is not None:
                 raise ValueError("call the whole model, not its decoder, to go on with a compressed cache")
@@ -169,16 +168,16 @@ class Seam:
 
     def _before_layer(self, index: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         running = self._running
-        return running.before_layer(index, args, kwargs) if running is not None else None
+        return running.before_layer(index, LayerCall(args, kwargs, module)) if running is not None else None
 
     def _after_layer(self, module: nn.Module, args: tuple, output: Any) -> Any:
         layers = self._layers()
         return layers.after_layer(output) if layers is not None else None
 
-    def _record_rotary(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        layers = self._layers()
-        if layers is not None:
-            layers.rotary.append(RotaryCall(module, args, kwargs, output))
+    def _see_rotary(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        running = self._running
+        if running is not None:
+            running.see_rotary(RotaryCall(module, args, kwargs, output))
 
     def _refuse_drafts(self, args: tuple, kwargs: dict[str, Any]) -> None:
         reviver = self.composition.reviver

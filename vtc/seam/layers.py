@@ -225,13 +225,13 @@ class Layers:
             base = self.segments.base
             whole = Cut.whole(base.cut.valid, base.cut.padded)
             self.segments.start(layer, whole, whole, base.visual_counts, False, False)
-        args, kwargs = self.arguments.of(layer, call).probing()
+        args, kwargs = self.arguments.of(layer, call).probing(hidden)
         if old:
             self.segments.take_back()
         module = self.composition.parts.layers[layer]
         attention = self.composition.adapter.attention(module)
         with torch.no_grad():
-            seen = probe(module, attention, hidden, *args, **kwargs)
+            seen = probe(module, attention, *args, **kwargs)
         if not old:
             return seen
         return replace(seen, key=torch.cat([self.cache.layers[layer].keys, seen.key], dim=2))

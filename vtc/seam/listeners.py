@@ -73,10 +73,10 @@ def _heads(layers: Layers, layer: int, prunes: list[Prune]) -> Change | None:
 def module_hooks(composition: Composition, running: Running) -> list[tuple[nn.Module, Callable[..., None]]]:
     """(module, forward hook) for the attention and MLP modules that prunes watch."""
 
-    def see(prune: Prune, layer: int, name: str, _: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+    def see(prune: Prune, layer: int, name: str, part: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         layers = running()
         if layers is not None and layers.prunes_ahead(layer):  # else it matters to no prune of this call
-            before = LayerCall(args, kwargs).hidden
+            before = LayerCall(args, kwargs, part).hidden
             after = first_of(output).reshape(before.shape)
             with torch.no_grad():
                 prune.on_modules(layers.rows(prune), name, before, after, layers.memory[id(prune)])

@@ -106,10 +106,10 @@ class Observer:
         """Called with the arguments of the method that makes features of a kind."""
         call = FeaturesCall(self.adapter.parts.composite, kind, args, kwargs)
         early = self.prompt.early
-        early.start(call.kwargs)
+        early.start(call.values)
         arguments = {
             name: early.read(value) if isinstance(value, Tensor) else value
-            for name, value in call.kwargs.items()
+            for name, value in call.named.items()
             if not is_real(value)
         }
         self.encoding.start(Features(kind, arguments=arguments, ids=self.prompt.ids))
@@ -138,7 +138,7 @@ class Observer:
 
     def before_block(self, index: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Called in front of a tower block: its rows are counted, and cut where a reducer is at work."""
-        call = BlockCall(args, kwargs)
+        call = BlockCall(args, kwargs, module)
         hidden = call.hidden
         if not isinstance(hidden, Tensor):
             return None

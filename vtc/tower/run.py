@@ -73,10 +73,10 @@ class TowerRun:
         self._heard.clear()
         self._offset = 0
         given = call.others
-        packed = any(is_boundaries(name) or self._per_row(value) for name, value in given.items())
+        packed = any(call.bounds(key) or self._per_row(value) for key, value in given.items())
         self.ordered = self.ordered or (packed and len(self.layout.index) == 1)
-        cut = {name: self._cut(name, value) for name, value in given.items()}
-        bounds = [value for name, value in cut.items() if is_boundaries(name) and isinstance(value, Tensor)]
+        cut = {key: self._cut(call.label(key), value) for key, value in given.items()}
+        bounds = [value for key, value in cut.items() if call.bounds(key) and isinstance(value, Tensor)]
         self.boundaries = bounds[0] if bounds else None
         return call.with_others(cut) if self.moved else None
 
