@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from vtc.adapters.cells import cells_of_grid, joined, means, runs, square_cells
 from vtc.adapters.finding import Finder, block_of_hidden_state, has_cls, layers_of, longest_list
 from vtc.calls.cache import tokens_in
-from vtc.calls.composite import IMAGE_SIZES, KINDS, PACKING, PLACEHOLDERS, features_method, grid_thw
+from vtc.calls.composite import (
+    IMAGE_SIZES,
+    KINDS,
+    PACKING,
+    PLACEHOLDERS,
+    features_method,
+    grid_thw,
+    placeholder_id,
+)
 from vtc.calls.decoder import DecoderCall
 from vtc.model.layout import Grid, Layout, VisualInput
 from vtc.model.parts import Parts
@@ -99,8 +107,9 @@ class Adapter(Finder):
         """Images of a call, row by row, with their grids."""
         images: list[VisualInput] = []
         for kind, mask in prompt.placeholders:
-            features = prompt.features_of(kind)
-            split = self._split(self._on_host(prompt, kind, mask), features)
+            features, here = prompt.features_of(kind), self._on_host(prompt, kind, mask)
+            self._check_seen(prompt, kind, here, shape)
+            split = self._split(here, features)
             found = _numbered([VisualInput(row, kind, at, ()) for row, at in split])
             images += [
                 replace(image, grids=self.grids(features, origin, len(image)), origin=origin)
@@ -109,6 +118,24 @@ class Adapter(Finder):
         images.sort(key=lambda image: (image.row, int(image.positions[0])))
         return Layout(shape, tuple(_numbered(images)))
 
+    def _check_seen(self, prompt: Prompt, kind: str, mask: Tensor, shape: tuple[int, int]) -> None:
+        """Refuse placeholders that are not those of this call, or whose features were made where nobody saw it.
+
+        Raises:
+            RuntimeError: they are.
+        """
+        if tuple(mask.shape) != shape:
+            raise RuntimeError(
+                f"vtc: placeholders were found in a sequence of shape {tuple(mask.shape)}, and the decoder of "
+                f"{self.family} was entered with one of {shape}; run `vtc doctor`, or call vtc.unpatch"
+            )
+        if kind not in prompt.features and mask.any():
+            raise RuntimeError(
+                f"vtc: {self.family} has placeholders for {kind} features, and vtc did not see how these were made "
+                f"(by {features_method(kind)}), so where one {kind} ends is not known; run `vtc doctor`, or call "
+                "vtc.unpatch"
+            )
+
     def _on_host(self, prompt: Prompt, kind: str, mask: Tensor) -> Tensor:
         """A mask of placeholders on the host.
 
@@ -116,7 +143,7 @@ class Adapter(Finder):
         waits for the device to compare, shows that they do tell it.
         """
         ids = None if prompt.ids is None else prompt.early.of(prompt.ids)
-        token = getattr(self.parts.composite.config, f"{kind}_token_id", None)
+        token = placeholder_id(self.parts.composite.config, kind)
         if mask.device.type == "cpu" or ids is None or token is None or ids.shape != mask.shape:
             return mask.cpu()
         told, sizes = ids == token, prompt.features_of(kind).sizes
@@ -128,9 +155,15 @@ class Adapter(Finder):
     def _split(self, mask: Tensor, features: Features) -> list[tuple[int, Tensor]]:
         """(row, positions) of each image: by the sizes of its features, else by unbroken runs of placeholders."""
         places = [row.nonzero().flatten() for row in mask]
-        sizes = list(features.sizes)
-        if self.image_is_run or sum(sizes) != int(mask.sum()):
+        sizes, count = list(features.sizes), int(mask.sum())
+        if self.image_is_run or not count:
             return [(row, run) for row, here in enumerate(places) for run in runs(here)]
+        if sum(sizes) != count:
+            made = f"{sum(sizes)} were made" if sizes else "what was made does not tell how many belong to each"
+            raise RuntimeError(
+                f"vtc: {self.family} has {count} placeholders for {features.kind} features, and {made}, so where one "
+                f"{features.kind} ends is not known; run `vtc doctor`, or call vtc.unpatch"
+            )
         images = []
         for row, here in enumerate(places):
             while len(here):

@@ -25,6 +25,14 @@ class UnmappedAdapter(Adapter):
         "lfm2_vl",
     )
 
+    #: Of these, llama4 and granite4_vision make the features of all tiles as one list of tokens.
+    _runs: ClassVar[tuple[str, ...]] = ("llama4", "granite4_vision")
+
+    @property
+    def image_is_run(self) -> bool:  # type: ignore[override]
+        """Whether the features do not tell where an image ends."""
+        return self.family in self._runs
+
     def __init__(self, model: nn.Module):
         super().__init__(model)
         self.parts = replace(self.parts, mapped=False)

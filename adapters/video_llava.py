@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from vtc.adapters.cells import runs
 from vtc.adapters.finding import block_of_hidden_state, has_cls, longest_list
 from vtc.adapters.generic import Adapter
 from vtc.model.layout import Grid
@@ -37,7 +38,9 @@ class VideoLlavaAdapter(Adapter):
 
     def _split(self, mask: Tensor, features: Features) -> list[tuple[int, Tensor]]:
         """Videos by their runs, since their features come by the frame."""
-        return super()._split(mask, replace(features, sizes=[]) if features.kind == "video" else features)
+        if features.kind == "image":
+            return super()._split(mask, features)
+        return [(row, run) for row, places in enumerate(mask) for run in runs(places.nonzero().flatten())]
 
     def grids(self, features: Features, index: int, tokens: int) -> tuple[Grid, ...]:
         """Square frames, those of videos each behind its CLS token."""

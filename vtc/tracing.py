@@ -105,6 +105,7 @@ class Trace:
         tokens_per_layer: LongTensor [layers, batch]: visual tokens entering each decoder layer, merged ones counted.
         heads_per_layer: share of the attention heads that each decoder layer computes.
         selection_ms: wall time of all decisions, gathers included, in milliseconds.
+        uncompressed: why nothing was removed from a call whose pictures vtc could not follow; None: it could.
     """
 
     spec: str
@@ -116,6 +117,7 @@ class Trace:
     _selection: Callable[[], float] = field(repr=False)
     _cost: Cost = field(repr=False)
     _revived: Callable[[], Tensor] = field(repr=False)
+    uncompressed: str | None = None
 
     @property
     def selection_ms(self) -> float:
@@ -125,7 +127,7 @@ class Trace:
     @property
     def original_tokens(self) -> Tensor:
         """LongTensor [batch]: visual tokens that were given."""
-        return torch.tensor(self.layout.tokens_per_row())
+        return self.tokens_per_layer[0] if self.uncompressed else torch.tensor(self.layout.tokens_per_row())
 
     @property
     def text_tokens(self) -> Tensor:
@@ -152,6 +154,9 @@ class Trace:
         return self._cost.flops(self.tokens_per_layer, self.original_tokens, self.text_tokens, self.heads_per_layer)
 
     def __str__(self) -> str:
+        if self.uncompressed:
+            given = int(self.original_tokens.sum())
+            return f"vtc {self.spec}: removed 0 of {given or '?'} visual tokens, because {self.uncompressed}"
         flops = self.flops()
         original, equivalent = self.original_tokens.tolist(), self.equivalent_tokens.tolist()
         last = self.tokens_per_layer[-1].tolist()

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vtc.calls import words
@@ -49,6 +50,18 @@ class FeaturesCall(Call):
 def features_method(kind: str) -> str:
     """The method that makes features of a kind."""
     return f"get_{kind}_features"
+
+
+def placeholder_id(config: Any, kind: str) -> int | None:
+    """The id of the tokens that a kind's features are put in place of; None where the config names none."""
+    found = (getattr(config, name, None) for name in (f"{kind}_token_id", f"{kind}_token_index"))
+    return next((token for token in found if token is not None), None)
+
+
+def placeholders_in(ids: Tensor, config: Any) -> Tensor | None:
+    """BoolTensor [B, L]: ids of placeholders of any kind; None where the config names none."""
+    known = [token for kind in KINDS if (token := placeholder_id(config, kind)) is not None]
+    return torch.isin(ids, torch.tensor(known, device=ids.device)) if known else None
 
 
 def kinds_shown(kwargs: dict[str, Any]) -> list[str]:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vtc.calls.cache import attach, counter_of, is_whole, keys_in_layer, lengths_in, tokens_in
@@ -68,8 +67,8 @@ def check_past(
     if conversation is not None:
         if covered is not None and covered not in (conversation.logical + length, length):
             raise RuntimeError(
-                f"vtc: the attention mask covers {covered} tokens where the conversation has {conversation.logical} and "
-                f"this call brings {length}; {_ANEW}"
+                f"vtc: the attention mask covers {covered} tokens, where the conversation has {conversation.logical} "
+                f"and this call brings {length}; {_ANEW}"
             )
         return
     held = tokens_in(cache)
@@ -79,7 +78,7 @@ def check_past(
             f"vtc: this {type(cache).__name__} holds {sorted(lengths)} tokens in its layers, and what was removed from "
             f"it is not known (a cache that was rebuilt from another one's keys?); {_ANEW}"
         )
-    if covered is not None and covered not in (held + length, length) or (not held and covered not in (None, length)):
+    if (covered is not None and covered not in (held + length, length)) or (not held and covered not in (None, length)):
         raise RuntimeError(
             f"vtc: the attention mask covers {covered} tokens, and this call brings {length} behind {held} that were "
             f"seen in a cache; what came before is not known. {_ANEW[0].upper()}{_ANEW[1:]}"
@@ -96,7 +95,7 @@ def check_past(
 
 
 def _start(positions: Tensor | None, early: EarlyCopies) -> int | None:
-    """The smallest of some position ids [B, L], or None where there are none or it would mean to wait for the device."""
+    """The smallest of some position ids [B, L]; None where there are none, or it would mean to wait for the device."""
     if positions is None or positions.dim() != 2 or not positions.numel():
         return None
     known = early.of(positions)

@@ -10,6 +10,7 @@ from vtc.model.layout import Layout
 from vtc.ops.host import EarlyCopies
 from vtc.seam.composition import Composition
 from vtc.seam.conversation import Conversation
+from vtc.tower.prompt import Prompt
 
 
 def check_call(composition: Composition, call: DecoderCall, cache: Any, early: EarlyCopies) -> None:
@@ -48,6 +49,24 @@ def check_call(composition: Composition, call: DecoderCall, cache: Any, early: E
         raise ValueError(
             "position_ids start again within a row: samples packed into one row can't be compressed; give each "
             "sample a row of its own"
+        )
+
+
+def check_entered(prompt: Prompt, call: DecoderCall, family: str) -> None:
+    """Refuse a decoder's call whose embeddings, or what came before it, were not seen.
+
+    Raises:
+        RuntimeError: placeholders were filled for it, and it brings no embeddings, or nobody saw the model's call.
+    """
+    if prompt.placeholders and call.embeds is None:
+        raise RuntimeError(
+            f"vtc: the decoder of {family} was called with {', '.join(map(call.label, call.values)) or 'nothing'}, and "
+            "none of it are the embeddings that visual features were put into; run `vtc doctor`, or call vtc.unpatch"
+        )
+    if prompt.placeholders and not prompt.open:
+        raise RuntimeError(
+            f"vtc: {family} filled placeholders outside of a call of its model as a module (by model.forward?), so its "
+            "mask and ids were not seen; call the model itself, or call vtc.unpatch"
         )
 
 

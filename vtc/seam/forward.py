@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vtc.attention.tap import check_tapped
 from vtc.calls.cache import mark_whole, tokens_in
-from vtc.calls.composite import rope_offset
+from vtc.calls.composite import PLACEHOLDERS, rope_offset
 from vtc.calls.decoder import DecoderCall, LayerCall
 from vtc.calls.roles import Output
 from vtc.calls.rotary import RotaryCall
@@ -42,6 +42,7 @@ class ForwardPass:
     Attributes:
         layers: the layers' side of it; None where the call runs untouched.
         trace: what it did; None until that is known, and for decode steps.
+        unseen: why its pictures are not compressed, where it has some that were not seen in its sequence.
     """
 
     def __init__(self, composition: Composition, prompt: Prompt, lease: Lease):
@@ -51,6 +52,7 @@ class ForwardPass:
         self.layers: Layers | None = None
         self.trace: Trace | None = None
         self.arrival = Arrival(composition)
+        self.unseen: str | None = None
         self._cache: Any = None
         self._revived: dict[int, Tensor] = {}
         self._spent: list[tuple[Moment, Moment]] = []  # on deciding
@@ -68,9 +70,15 @@ class ForwardPass:
         self.fresh = self.composition.adapter.fresh(call)
         self.layout: Layout = self.composition.adapter.layout(self.prompt, (batch, length))
         removes = self.composition.removes(self.layout)
+        self.prompt.entered = True
         self._check_past(call, conversation, mask2d, length)
         if not removes and conversation is None:
-            if self.layout.images or self.fresh:
+            if self._lost():
+                self.unseen = (
+                    f"pictures were given, and vtc did not see where {self.composition.parts.family} puts them "
+                    f"({PLACEHOLDERS} found none)"
+                )
+            elif self.layout.images or self.fresh:
                 self.trace = trace_of_untouched(self.composition, self.prompt, self.layout, mask2d)
             return call
         check_call(self.composition, call, self._cache, self.prompt.early)
@@ -89,6 +97,13 @@ class ForwardPass:
         call = self._enter(call, embeds, valid, mask2d, conversation, removes)
         self._spent.append((start, Moment(embeds.device)))
         return call
+
+    def _lost(self) -> bool:
+        """Whether pictures were given, and none was seen in the sequence."""
+        prompt = self.prompt
+        if not prompt.shows or self.layout.images:
+            return False
+        return self.fresh if prompt.asked is None else bool(prompt.asked.any())
 
     def _check_past(
         self, call: DecoderCall, conversation: Conversation | None, mask: Tensor | None, length: int

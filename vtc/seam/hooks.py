@@ -14,15 +14,18 @@ from vtc.calls.decoder import DecoderCall, LayerCall
 from vtc.calls.rotary import RotaryCall
 from vtc.model.wrap import Wrap
 from vtc.seam.cache import conversation_of
+from vtc.seam.checks import check_entered
 from vtc.seam.composition import Composition
 from vtc.seam.conversation import Lease
 from vtc.seam.forward import ForwardPass
 from vtc.seam.layers import Layers
 from vtc.seam.listeners import decoder_listeners, module_hooks
+from vtc.seam.notice import Notices
 from vtc.tower.encoding import Encoding
 from vtc.tower.hooks import ReducerHooks
 from vtc.tower.listeners import tower_hooks, tower_listeners
 from vtc.tower.observer import Observer
+from vtc.tower.prompt import Prompt
 from vtc.tracing import Trace
 
 
@@ -50,6 +53,7 @@ class Seam:
         self._thread = threading.local()
         self._undo: list[Callable[[], None]] = []
         self._lease = Lease()
+        self._notices = Notices(composition)
 
     # ---------------------------------------------------------------- putting in and taking out
 
@@ -72,6 +76,9 @@ class Seam:
     def _install_observer(self) -> None:
         composition, observer = self.composition, self.observer
         composite, model = composition.parts.composite, composition.adapter.model
+        if model is not composite:
+            self._hook(model.register_forward_pre_hook(self._before_model, with_kwargs=True))
+            self._hook(model.register_forward_hook(self._after_model, always_call=True))
         self._hook(composite.register_forward_pre_hook(self._before_composite, with_kwargs=True))
         self._hook(composite.register_forward_hook(self._after_composite, always_call=True))
         wraps: list[Wrap] = composition.adapter.record(observer)
@@ -130,7 +137,18 @@ class Seam:
 
     # ---------------------------------------------------------------- hooks
 
+    def _before_model(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        call = CompositeCall(args, kwargs, module)
+        self._thread.given = call if call.shows else None
+
+    def _after_model(self, module: nn.Module, args: tuple, output: Any) -> None:
+        call, self._thread.given = getattr(self._thread, "given", None), None
+        if call is not None and output is not None:  # else it failed
+            prompt = self.observer.of(call)
+            self._tell_unseen(prompt, f"the {type(self.composition.parts.composite).__name__} inside was not called")
+
     def _before_composite(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        self._thread.given = None
         call = CompositeCall(args, kwargs, module)
         self.observer.before_composite(call)
         conversation = conversation_of(call.cache)
@@ -138,18 +156,29 @@ class Seam:
             set_rope_offset(module, conversation.rope_offset)
 
     def _after_composite(self, module: nn.Module, args: tuple, output: Any) -> None:
+        prompt, self._thread.running = self.observer.prompt, None
         self.observer.after_composite()
-        self._thread.running = None
+        if output is not None and prompt.shows and not prompt.entered:
+            self._tell_unseen(prompt, f"its {type(self.composition.parts.decoder).__name__} was not called as a module")
+
+    def _tell_unseen(self, prompt: Prompt, why: str) -> None:
+        """Warn of a call that ran uncompressed."""
+        shape = (1, 0) if prompt.asked is None else (prompt.asked.shape[0], prompt.asked.shape[1])
+        self.trace = self._notices.unseen(prompt, shape, why)
 
     def _before_decoder(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         self._thread.running = None
-        call = self.composition.adapter.decoder_call(self.observer.prompt, DecoderCall(args, kwargs, module))
+        prompt = self.observer.prompt
+        call = self.composition.adapter.decoder_call(prompt, DecoderCall(args, kwargs, module))
+        check_entered(prompt, call, self.composition.parts.family)
         if call.embeds is None:
             if conversation_of(call.cache) is not None:
                 raise ValueError("call the whole model, not its decoder, to go on with a compressed cache")
             return None
-        running = ForwardPass(self.composition, self.observer.prompt, self._lease)
+        running = ForwardPass(self.composition, prompt, self._lease)
         call = running.enter(call)
+        if running.unseen is not None:
+            running.trace = self._notices.unseen(prompt, running.layout.shape, running.unseen)
         self._publish(running)
         self._thread.running = running
         return call.given

@@ -27,6 +27,7 @@ def trace_of(
     heads: Mapping[int, Heads] | None = None,
     spent: Sequence[tuple[Moment, Moment]] = (),
     revived: Mapping[int, Tensor] | None = None,
+    uncompressed: str | None = None,
 ) -> Trace:
     """What a call did.
 
@@ -40,6 +41,7 @@ def trace_of(
         spent: begin and end of each decision.
         revived: segment -> LongTensor [B], tokens that decode steps bring back; it fills later, and is read when
             the trace is.
+        uncompressed: why nothing was removed, where pictures were given and not seen.
     """
     depth, batch = len(composition.parts.layers), layout.shape[0]
     stages = tuple(
@@ -63,10 +65,18 @@ def trace_of(
         _selection=lambda: sum(start.ms_until(end) for start, end in spent),
         _cost=composition.cost([run for features in made for run in features.runs]),
         _revived=functools.partial(_revived, {} if revived is None else revived, composition, batch),
+        uncompressed=uncompressed,
     )
 
 
-def trace_of_untouched(composition: Composition, prompt: Prompt, layout: Layout, mask: Tensor | None) -> Trace:
+def trace_of_untouched(
+    composition: Composition,
+    prompt: Prompt,
+    layout: Layout,
+    mask: Tensor | None,
+    why: str | None = None,
+    given: list[int] | None = None,
+) -> Trace:
     """The trace of a call from which nothing is removed.
 
     Args:
@@ -74,13 +84,15 @@ def trace_of_untouched(composition: Composition, prompt: Prompt, layout: Layout,
         prompt: what was seen of the call.
         layout: its images.
         mask: Tensor [B, ..L], 0 at padding; None: there is none.
+        why: why nothing is, where pictures were given and not seen.
+        given: visual tokens of each row; None: those of the layout.
     """
     valid = torch.ones(layout.shape, dtype=torch.bool)
     if mask is not None:
         valid = mask[:, -valid.shape[1] :].bool()
     cut, nothing = Cut.whole(valid, padded=True), torch.zeros(0)
-    whole = Segment(0, cut, cut, cut, None, nothing, nothing, layout.tokens_per_row())
-    return trace_of(composition, prompt, layout, [whole])
+    whole = Segment(0, cut, cut, cut, None, nothing, nothing, layout.tokens_per_row() if given is None else given)
+    return trace_of(composition, prompt, layout, [whole], uncompressed=why)
 
 
 def _head_shares(composition: Composition, heads: Mapping[int, Heads]) -> tuple[float, ...]:

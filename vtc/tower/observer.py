@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vtc.calls.composite import CompositeCall, FeaturesCall, is_real, placeholder_masks
+from vtc.calls.composite import CompositeCall, FeaturesCall, is_real, placeholder_masks, placeholders_in
 from vtc.calls.generate import cuts_prompt, new_ids
 from vtc.calls.roles import Output
 from vtc.calls.tower import BlockCall
@@ -55,15 +55,24 @@ class Observer:
 
     # ---------------------------------------------------------------- the model's call
 
+    def of(self, call: CompositeCall) -> Prompt:
+        """What a call of the model tells in its arguments, and what was made for it until now."""
+        prompt = Prompt(shows=call.shows, features=dict(self.prompt.features))
+        if prompt.shows:
+            prompt.early.start(call.values)
+            ids = None if call.ids is None else prompt.early.of(call.ids)
+            prompt.asked = None if ids is None else placeholders_in(ids, self.adapter.parts.composite.config)
+        return prompt
+
     def before_composite(self, call: CompositeCall) -> None:
         """Called in front of the module that calls the decoder.
 
         Raises:
             ValueError: the prompt comes in chunks.
         """
-        prompt = self._thread.prompt = Prompt()
-        if call.shows:
-            prompt.early.start(call.values)
+        self._thread.prompt = Prompt()
+        prompt = self._thread.prompt = self.of(call)
+        prompt.open = True
         mask = call.mask
         if isinstance(mask, Tensor) and mask.dim() == 2:
             prompt.mask = mask

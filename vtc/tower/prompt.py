@@ -14,15 +14,23 @@ class Prompt:
     """What was seen of one call of the model before its decoder is entered.
 
     Attributes:
+        open: whether the call's begin was seen.
+        shows: whether it brings pixels, or features made of some.
+        entered: whether the decoder was entered since.
         mask: the 2-D attention mask that the composite model was given, if any.
         ids: the prompt's ids that it was given, if any.
+        asked: BoolTensor [B, L] on the host: placeholders among the ids, of a call that shows; None where unknown.
         placeholders: (kind, BoolTensor [B, L]) of each visual input that was put into the sequence.
         features: kind -> the call that made the features.
         early: copies on the host of the call's ids, masks and grids.
     """
 
+    open: bool = False
+    shows: bool = False
+    entered: bool = False
     mask: Tensor | None = None
     ids: Tensor | None = None
+    asked: Tensor | None = None
     placeholders: list[tuple[str, Tensor]] = field(default_factory=list)
     features: dict[str, Features] = field(default_factory=dict)
     early: EarlyCopies = field(default_factory=EarlyCopies)

@@ -1,0 +1,49 @@
+"""Says that nothing was compressed, where pictures were given and vtc could not see where they went."""
+
+import warnings
+
+from vtc.model.layout import Layout
+from vtc.seam.composition import Composition
+from vtc.seam.report import trace_of_untouched
+from vtc.tower.prompt import Prompt
+from vtc.tracing import Trace
+
+#: How each message begins.
+NOTHING = "vtc: nothing was compressed"
+
+
+class Notices:
+    """What one patch has said; each reason is given once.
+
+    Args:
+        composition: what the patch knows.
+    """
+
+    def __init__(self, composition: Composition):
+        self.composition = composition
+        self._said: set[str] = set()
+
+    def unseen(self, prompt: Prompt, shape: tuple[int, int], why: str) -> Trace:
+        """Warn that a call with pictures ran uncompressed.
+
+        Args:
+            prompt: what was seen of the call.
+            shape: (batch, length) of its tokens.
+            why: the reason, a clause.
+
+        Returns:
+            Its trace.
+
+        Raises:
+            RuntimeError: its vision tower ran shortened, so that what it computed is wrong.
+        """
+        if any(features.tower is not None and features.tower.moved for features in prompt.features.values()):
+            raise RuntimeError(
+                f"vtc: {self.composition.parts.family}'s vision tower was shortened, and {why}, so the decoder got "
+                "features with holes in them; run `vtc doctor`, or call vtc.unpatch"
+            )
+        if why not in self._said:
+            self._said.add(why)
+            warnings.warn(f"{NOTHING}, because {why}; run `vtc doctor` to see what fits", UserWarning, stacklevel=2)
+        given = None if prompt.asked is None else prompt.asked.sum(dim=1).tolist()
+        return trace_of_untouched(self.composition, prompt, Layout(shape), None, why, given)
