@@ -27,13 +27,21 @@ class Settings:
 
 def settings(module: nn.Module, width: int, kwargs: dict[str, Any]) -> Settings:
     """The settings of a call of the interface by `module`, of heads of this `width`."""
-    scaling, causal = kwargs.get("scaling"), kwargs.get("is_causal")
+    causal = kwargs.get("is_causal")
+    scaling = _own(module, kwargs, "scaling", "scaling", "scale")
     return Settings(
         scaling=width**-0.5 if scaling is None else float(scaling),
         causal=bool(getattr(module, "is_causal", True) if causal is None else causal),
-        window=kwargs.get("sliding_window"),
-        softcap=kwargs.get("softcap"),
+        window=_own(module, kwargs, "sliding_window", "sliding_window"),
+        softcap=_own(module, kwargs, "softcap", "attn_logit_softcapping"),
     )
+
+
+def _own(module: nn.Module, kwargs: dict[str, Any], name: str, *attributes: str) -> Any:
+    """An argument of a call; where the call does not have it, what the module keeps for it."""
+    if name in kwargs:
+        return kwargs[name]
+    return next((value for a in attributes if (value := getattr(module, a, None)) is not None), None)
 
 
 def as_interface(attend: Callable[..., Any]) -> Callable[..., Any]:

@@ -46,6 +46,7 @@ class Layers:
         rotary: the calls of the decoder's rotary embeddings.
         heads: layer -> the heads that it computes, where these are not all.
         recall: what brings dropped tokens back; None where none are, or the call has images of its own.
+        heard: layers whose attention was seen in this call.
         dropping: (index of the segment behind, tokens, visual tokens left of each row), of a prune that revives.
     """
 
@@ -76,6 +77,7 @@ class Layers:
         ends = {image.row: int(image.positions[-1]) for image in layout.images}  # the last of a row counts
         self._ends = [ends.get(row, -1) for row in range(layout.shape[0])]  # the instruction begins behind
         self._tail = max(layout.shape[1] - 1 - min(ends.values(), default=0), 1)
+        self.heard: set[int] = set()
         self._reached: dict[int, list[int]] = {}
         self._resting: tuple[Cut, Tensor] | None = None
         self._layer, self._hidden, self._tables = 0, first.visual, None
@@ -206,6 +208,12 @@ class Layers:
         return [min(prune.count_at(stage, n), there) if n else 0 for n, there in zip(reached, left)]
 
     def _decide(self, prune: Prune, before: Segment, hidden: Tensor, counts: list[int], call: LayerCall) -> Decision:
+        unheard = {layer for layer in self.composition.watch(prune).attention if layer < self._layer} - self.heard
+        if unheard:
+            raise RuntimeError(
+                f"vtc: {prune.name} reads the attention of layer {min(unheard)}, which ran without passing "
+                "transformers' attention interface; run `vtc doctor`, or choose a method that reads no attention"
+            )
         rows = self._rows(prune, before, hidden, lambda: self._probe(prune, hidden, call))
         try:
             decision = prune.decide(rows, counts, self.memory[id(prune)])

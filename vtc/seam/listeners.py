@@ -28,6 +28,7 @@ def decoder_listeners(composition: Composition, running: Running) -> dict[nn.Mod
         layers = running()
         if layers is None:
             return None
+        layers.heard.add(layer)
         if layers.recall is not None:
             mask = layers.recall.hear(layer, attention)
             return None if mask is None else Change(mask=mask)

@@ -21,6 +21,9 @@ def layer_mask(
         conversation: what earlier calls left; None in a fresh one.
         held: keys that the layer's cache holds already; None for layers that keep none (recurrent ones).
         flash: whether the attention takes [B, S] masks only.
+
+    Raises:
+        RuntimeError: the mask covers another number of tokens than were fed.
     """
     new = now.in_slots
     old = conversation.slots if conversation is not None else 0
@@ -33,6 +36,12 @@ def layer_mask(
         return None
     if mask is not None and new.identity and held == mask.shape[-1] - new.length and (segment == 0 or not old):
         return mask
+    if mask is not None and mask.shape[-1] != old + new.length:
+        raise RuntimeError(
+            f"vtc: a layer's attention mask of shape {tuple(mask.shape)} does not cover the {old} tokens that were fed "
+            f"before and the {new.length} new ones, so which of its columns are dropped ones is not known; run "
+            "`vtc doctor`, or call vtc.unpatch"
+        )
     columns, visible = new.index + old, new.valid
     if held and conversation is not None:
         before = conversation.held[segment]
