@@ -279,6 +279,22 @@ def _other_class(today: type, names: tuple[tuple[str, str], ...]) -> type:
     return made
 
 
+def other_form(to: Callable[[Any], Any], values: Callable[[Any], Any]) -> Convention:
+    """An output in another form.
+
+    Args:
+        to: today's output class -> the other form.
+        values: the other form -> the values of today's fields that are not None, in order.
+    """
+    kept: list[Any] = []
+
+    def out(output: Any) -> Any:
+        kept[:] = [type(output), list(output.keys())]
+        return to(output)
+
+    return Convention(out=out, home=lambda output: kept[0](**dict(zip(kept[1], values(output)))))
+
+
 def joined(*conventions: Convention) -> Convention:
     """Conventions one in another, the first nearest to the module."""
 
@@ -324,31 +340,34 @@ def rewritten(module: Any, method: str, *changes: tuple[str, str], **names: Any)
 
 
 @contextmanager
-def unnamed(cls: type, name: str, new: str) -> Iterator[None]:
-    """A method of `cls` and its subclasses goes by a new name, which transformers uses; its old name is gone for others.
+def unnamed(cls: type, name: str, new: str | None = None) -> Iterator[None]:
+    """What objects of `cls` have under a name goes by another, which transformers uses; the old is gone for others.
 
     What others define under the old name is not called.
+
+    Args:
+        cls: of transformers.
+        name: of a method or attribute.
+        new: name of the method; None: nobody else can name the attribute.
     """
 
     def __getattribute__(self: Any, wanted: str) -> Any:
         if wanted == name:
-            if not sys._getframe(1).f_globals["__name__"].startswith(("transformers", __name__)):
+            if not sys._getframe(1).f_globals["__name__"].startswith(("transformers", "future")):
                 raise AttributeError(f"{cls.__name__!r} object has no attribute {name!r}")
-            wanted = new
+            wanted = new or name
         return object.__getattribute__(self, wanted)
 
-    setattr(cls, new, None)
+    theirs = [own for own in (cls, *_subclasses(cls)) if own.__module__.startswith("transformers")]
+    holders = [own for own in theirs if new is not None and name in vars(own)]
     cls.__getattribute__ = __getattribute__
-    holders = [
-        own for own in [cls, *_subclasses(cls)] if name in vars(own) and own.__module__.startswith("transformers")
-    ]
     for own in holders:
         setattr(own, new, vars(own)[name])
     try:
         yield
     finally:
         del cls.__getattribute__
-        for own in {cls, *holders}:
+        for own in holders:
             delattr(own, new)
 
 
