@@ -256,7 +256,8 @@ for part, name in (("decoder", "inputs_embeds"), ("layers", "hidden_states")):
 # ---------------------------------------------------------------- who calls, and how
 
 for part in ("head", "composite", "decoder", "layers", "blocks"):
-    calls(f"{part}: forward is called, hooks are not", part, lambda: Convention(hooks=False))
+    able = [family for family in FAMILIES if (part, family) != ("blocks", "llava")]  # it records states with hooks
+    calls(f"{part}: forward is called, hooks are not", part, lambda: Convention(hooks=False), *able)
 
 
 class Holder(nn.Module):
