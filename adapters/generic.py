@@ -129,7 +129,7 @@ class Adapter(Finder):
                 f"vtc: placeholders were found in a sequence of shape {tuple(mask.shape)}, and the decoder of "
                 f"{self.family} was entered with one of {shape}; run `vtc doctor`, or call vtc.unpatch"
             )
-        if kind not in prompt.features and mask.any():
+        if kind not in prompt.features and not self.image_is_run and mask.any():
             raise RuntimeError(
                 f"vtc: {self.family} has placeholders for {kind} features, and vtc did not see how these were made "
                 f"(by {features_method(kind)}), so where one {kind} ends is not known; run `vtc doctor`, or call "
@@ -205,6 +205,12 @@ class Adapter(Finder):
         Left out is what was not seen for every image.
         """
         seen: dict[tuple[str, int | str], dict[int, Tensor]] = {}
+        blind = [kind for kind, features in prompt.features.items() if features.scores and features.shape == (0, 0)]
+        if blind:
+            raise RuntimeError(
+                f"vtc: the blocks of {self.family}'s vision tower were not called as modules, so what {blind[0]} "
+                "features its attention belongs to is not known; run `vtc doctor`, or call vtc.unpatch"
+            )
         for kind, features in prompt.features.items():
             images = {index: image for index, image in enumerate(layout.images) if image.kind == kind}
             tokens = dict(sorted((image.origin, len(image)) for image in images.values()))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vtc.adapters.finding import child
 from vtc.adapters.generic import Adapter
 from vtc.calls.cache import has_state
-from vtc.calls.composite import IMAGE_GRID_HW, PLACEHOLDERS, token_asked_for
+from vtc.calls.composite import IMAGE_GRID_HW, PLACEHOLDERS, features_method, token_asked_for
 from vtc.calls.decoder import DecoderCall
 from vtc.model.layout import Grid, Layout
 from vtc.model.wrap import Wrap
@@ -39,6 +39,11 @@ class StateSpaceAdapter(Adapter):
     def __init__(self, model: nn.Module):
         super().__init__(model)
         self.parts = replace(self.parts, mapped=False)  # RADIO packs its tokens in a way that no rule here follows
+
+    @property
+    def image_is_run(self) -> bool:  # type: ignore[override]
+        """Whether nothing but the placeholders tells of images: so in models without a method that makes features."""
+        return not hasattr(self.parts.composite, features_method("image"))
 
     # ---------------------------------------------------------------- parts
 

@@ -13,8 +13,29 @@ LENGTH, MASK_SIZES, UPDATE = "get_seq_length", "get_mask_sizes", "update"
 
 
 def tokens_in(cache: "Cache | None") -> int:
-    """Tokens that the cache holds."""
-    return 0 if cache is None else cache.get_seq_length()
+    """Tokens that the cache holds.
+
+    Raises:
+        RuntimeError: it can't be asked.
+    """
+    if cache is None:
+        return 0
+    check_asked(cache)
+    return cache.get_seq_length()
+
+
+def check_asked(cache: Any) -> None:
+    """Refuse a cache that can't be asked as transformers' caches are.
+
+    Raises:
+        RuntimeError: it can't.
+    """
+    missing = [name for name in (LENGTH, MASK_SIZES, UPDATE) if not hasattr(cache, name)]
+    if missing:
+        raise RuntimeError(
+            f"vtc: a {type(cache).__name__} has no {missing[0]}, so how much a cache holds, and what was removed from "
+            "it, is not known; run `vtc doctor`, or call vtc.unpatch"
+        )
 
 
 def keys_in_layer(cache: "Cache | None", layer: int) -> int | None:
@@ -158,23 +179,18 @@ def attach(cache: Any, counter: Counter) -> None:
         RuntimeError: its class is none that can be asked as transformers' caches are.
     """
     if not isinstance(cache, CompressedCache):
+        check_asked(cache)
         cls = type(cache)
-        missing = [name for name in (LENGTH, MASK_SIZES, UPDATE) if not hasattr(cls, name)]
-        if missing:
-            raise RuntimeError(
-                f"vtc: a {cls.__name__} has no {missing[0]}, which tells how long it is, so what was removed from it "
-                "would be lost; run `vtc doctor`, or call vtc.unpatch"
-            )
         if cls not in _classes:
             _classes[cls] = type(f"Compressed{cls.__name__}", (CompressedCache, cls), {})
         cache.__class__ = _classes[cls]
     cache._vtc = counter
 
 
-def mark_whole(cache: Any, tokens: int) -> None:
-    """Take note that a cache holds the `tokens` of a call from which nothing was removed, as yet."""
-    if cache is not None and not isinstance(cache, CompressedCache):
-        object.__setattr__(cache, _WHOLE, tokens)
+def mark_whole(cache: Any) -> None:
+    """Take note that nothing was removed from a cache, as yet; one that can't be asked is refused when it matters."""
+    if hasattr(cache, LENGTH) and hasattr(cache, "__dict__") and not isinstance(cache, CompressedCache):
+        object.__setattr__(cache, _WHOLE, cache.get_seq_length())
 
 
 def is_whole(cache: Any) -> bool:

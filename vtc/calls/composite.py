@@ -98,6 +98,11 @@ def is_real(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
+def turns_several_axes(composite: nn.Module) -> bool:
+    """Whether the model makes the position ids of M-RoPE for its decoder."""
+    return hasattr(composite, "get_rope_index")
+
+
 def rope_offset(composite: nn.Module) -> Any:
     """The M-RoPE offset that the model keeps for decode steps; None where it has none."""
     return getattr(composite, "rope_deltas", None)

@@ -94,7 +94,21 @@ class Role:
         if fits:
             return fits[0]
         empty = [key for key in named if call.values[key] is None]
+        if not empty:
+            self._check_nameless(call, [key for key in free if call.is_nameless(key)])
         return empty[0] if len(empty) == 1 else None
+
+    def _check_nameless(self, call: "Call", keys: list[Key]) -> None:
+        """Refuse arguments that could play the role and have no name that tells.
+
+        Raises:
+            ValueError: there are some.
+        """
+        if any(self.like is not None and self.like(call.values[key]) for key in keys):
+            raise ValueError(
+                f"{call.called} was called by position, and its signature does not tell which argument is the "
+                f"{self._title}; run `vtc doctor`, or unpatch the model for this call"
+            )
 
     def parameter_of(self, call: "Call") -> str:
         """The parameter that the called module has for it.
@@ -107,6 +121,7 @@ class Role:
             if found:
                 return found[0]
         if not call.parameters:
+            self._check_nameless(call, [key for key in call.values if not call.is_known(key)])
             return self.names[0]
         raise ValueError(
             f"{call.called} takes no {self._title} by a name that vtc knows ({' or '.join(self.names)}); its arguments "
@@ -163,6 +178,10 @@ class Call:
     def is_known(self, key: Key) -> bool:
         """Whether an argument goes by a name that one of this call's roles knows."""
         return self.label(key) in _known(type(self))
+
+    def is_nameless(self, key: Key) -> bool:
+        """Whether an argument comes by position, and the signature has no name for it."""
+        return isinstance(key, int) and key >= len(self.parameters)
 
     def has(self, role: Role) -> bool:
         """Whether the call has an argument for a role, None included."""
@@ -275,8 +294,10 @@ class Output:
             self.value = value
         elif isinstance(self.value, tuple | list):
             self.value = type(self.value)({**self.values, key: value}.values())
-        else:
+        elif hasattr(self.value, "__setitem__"):
             self.value[key] = value
+        else:
+            setattr(self.value, str(key), value)
 
 
 def first_of(output: Any) -> Any:

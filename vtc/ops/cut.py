@@ -150,6 +150,13 @@ def cut_mask(mask: Tensor, rows: Cut | None, columns: Tensor, visible: Tensor | 
     return mask & ~hidden if mask.dtype == torch.bool else mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
 
 
+def holds_tensors(value: Any) -> bool:
+    """Whether a value is an object, none of torch's own containers, with tensors among its attributes."""
+    if isinstance(value, Tensor | torch.nn.Module | dict | list | tuple):
+        return False
+    return any(isinstance(item, Tensor | tuple | list | dict) for item in getattr(value, "__dict__", {}).values())
+
+
 def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
     """`value` with `function` applied to every tensor in it, through lists, tuples and dicts.
 

@@ -1,7 +1,10 @@
 """Checks, within one decoder call, that what was handed to the decoder is what its layers work with.
 
-Everything here is told from shapes and from which memory a tensor shows, so that nothing waits for the device.
+Told from shapes and from which memory a tensor shows, so that nothing waits for the device; what is on the host is held
+against its values, too.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,17 +29,20 @@ class Arrival:
         self.ran: list[int] = []
         self._length: int | None = None
         self._positions: Tensor | None = None
+        self._alive: Any = None
         self._padded = self._turned = False
 
-    def expect(self, length: int, positions: Tensor | None, padded: bool) -> None:
+    def expect(self, positions: Tensor | None, alive: Tensor | None, length: int, padded: bool) -> None:
         """Say what the decoder was entered with.
 
         Args:
-            length: tokens of each row.
-            positions: their position ids [.., B, n]; None where the decoder takes none.
+            positions: position ids [.., B, n]; None where the decoder takes none.
+            alive: BoolTensor [B, slots]: False at padding, of what was fed before and the new tokens; None where masks
+                cover other places.
+            length: n, new tokens of each row.
             padded: whether some are known to be padding.
         """
-        self._length, self._positions, self._padded = length, positions, padded
+        self._positions, self._alive, self._length, self._padded = positions, alive, length, padded
 
     def see_rotary(self, call: RotaryCall) -> None:
         """Called with each call of a rotary embedding of the decoder.
@@ -71,10 +77,27 @@ class Arrival:
                 f"vtc: the decoder of {self.family} was entered with {self._length} tokens a row, and its layer "
                 f"{layer} got {there}; {_WAY_OUT}"
             )
-        if self._padded and call.mask is None:
+        if layer not in self.composition.recurrent:
+            self._check_mask(layer, call.mask)
+
+    def _check_mask(self, layer: int, mask: Any) -> None:
+        """Hold a layer's mask against the padding that the decoder was told of.
+
+        Raises:
+            RuntimeError: it shows padding, or hides a token.
+        """
+        masks = [item for item in (mask.values() if isinstance(mask, dict) else [mask]) if isinstance(item, Tensor)]
+        alive = self._alive
+        host = alive is not None and alive.device.type == "cpu"
+        if mask is None and (self._padded or (host and not alive.all())):
             raise RuntimeError(
                 f"vtc: rows of {self.family} have padding among their {self._length} tokens, and its layer {layer} got "
                 f"no mask that hides it; {_WAY_OUT}"
+            )
+        if host and not all(_fits(item, alive) for item in masks):
+            raise RuntimeError(
+                f"vtc: a mask of shape {tuple(masks[0].shape)} in layer {layer} of {self.family} does not hide the "
+                f"padding, and that alone, among the {alive.shape[1]} tokens that it covers; {_WAY_OUT}"
             )
 
     def check(self, needed: bool) -> None:
@@ -101,6 +124,22 @@ class Arrival:
             )
 
 
+def _fits(mask: Tensor, alive: Tensor) -> bool:
+    """Whether a mask on the host shows the last query no padding, and from the first token on that it shows, all else.
+
+    Args:
+        mask: [B, S], or [B or 1, h, n, S] (bool: True may attend; numbers: added).
+        alive: BoolTensor [B, slots].
+    """
+    last = mask if mask.dim() == 2 else mask[:, 0, -1]
+    shown = last if last.dtype == torch.bool else last > (torch.finfo(last.dtype).min / 2 if mask.dim() == 4 else 0)
+    width = min(shown.shape[1], alive.shape[1])
+    shown, alive = shown[:, -width:], alive[:, -width:]
+    shown, alive = shown[alive[:, -1]], alive[alive[:, -1]]  # else the last query is padding itself
+    begun = shown.long().cumsum(dim=1) > 0  # a window hides what is far behind
+    return bool(((shown == alive) | ~begun).all())
+
+
 def _same_places(seen: Tensor, wanted: Tensor) -> bool:
     """Whether positions [.., B, n] are those that were handed over, or some axes of them."""
     if seen.shape[-1] != wanted.shape[-1]:
@@ -112,3 +151,23 @@ def _same_places(seen: Tensor, wanted: Tensor) -> bool:
     axes = wanted if wanted.dim() == 3 else wanted[None]
     given = seen if seen.dim() == 3 else seen[None]
     return all(any(torch.equal(one.expand_as(axis), axis) for axis in axes) for one in given)
+
+
+def explain(error: BaseException | None, spec: str, arrival: Arrival) -> None:
+    """Say in the message of an error, raised by others within a compressed decoder, that it may be vtc's.
+
+    Args:
+        error: it.
+        spec: the methods.
+        arrival: of the call.
+    """
+    if not isinstance(error, RuntimeError | ValueError | TypeError | IndexError | AttributeError | KeyError):
+        return
+    told = error.args and isinstance(error.args[0], str) and not isinstance(error, torch.OutOfMemoryError)
+    if told and "vtc" not in error.args[0]:
+        ran = f"layers 0 to {arrival.ran[-1]}" if arrival.ran else "no layer"
+        error.args = (
+            f"{error.args[0]}\nvtc: raised in the decoder of {arrival.family}, compressed by {spec}, when {ran} had been "
+            f"called; {_WAY_OUT}",
+            *error.args[1:],
+        )

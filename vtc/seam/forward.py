@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vtc.attention.tap import check_tapped
 from vtc.calls.cache import mark_whole, tokens_in
-from vtc.calls.composite import PLACEHOLDERS, rope_offset
+from vtc.calls.composite import PLACEHOLDERS, rope_offset, turns_several_axes
 from vtc.calls.decoder import DecoderCall, LayerCall
 from vtc.calls.roles import Output
 from vtc.calls.rotary import RotaryCall
@@ -174,7 +174,10 @@ class ForwardPass:
             visual_counts=visual_counts,
         )
         self.layers = Layers(composition, conversation, self._cache, first, self.layout, text_counts, call.extras)
-        self.arrival.expect(len(cut), call.positions, removes and cut.padded)
+        seen = conversation.held_valid[0]
+        alive = cut.valid if seen is None else torch.cat([seen.to(cut.valid.device), cut.valid], dim=1)
+        known = None if conversation.outside else alive  # masks made outside are cut in the layers
+        self.arrival.expect(call.positions, known, len(cut), removes and cut.padded)
         return call
 
     def _decide(self, embeds: Tensor, several_axes: bool) -> list[Selection]:
@@ -202,6 +205,11 @@ class ForwardPass:
         """Position ids of segment 0, on as many axes as given, and their lag behind the logical ones."""
         shift = conversation.shift[0]
         batch, length = valid.shape
+        if positions is None and self.layout.images and turns_several_axes(self.composition.parts.composite):
+            raise RuntimeError(
+                f"vtc: {self.composition.parts.family} turns its tokens by positions on several axes, and none came "
+                "with a call that has pictures; run `vtc doctor`, or unpatch the model for this call"
+            )
         if positions is None:
             positions = torch.arange(length, device=valid.device)[None] + conversation.logical
         if positions.shape[-1] != length:
@@ -269,8 +277,8 @@ class ForwardPass:
         layers, made = self.layers, Output(output)
         cache = self._cache if made.cache is None else made.cache
         if layers is None:
-            if self.composition.counts_tokens and cache is not None:
-                mark_whole(cache, tokens_in(cache))
+            if self.composition.counts_tokens:
+                mark_whole(cache)
             return output
         self.arrival.check(bool(self.composition.prunes) or layers.conversation.outside)
         self._restore_lengths(made, layers)

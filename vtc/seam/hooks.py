@@ -1,6 +1,7 @@
 """Seam 1: hooks on one model instance. Nothing is subclassed, copied or replaced by class."""
 
 import functools
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from vtc.calls.composite import CompositeCall, set_rope_offset
 from vtc.calls.decoder import DecoderCall, LayerCall
 from vtc.calls.rotary import RotaryCall
 from vtc.model.wrap import Wrap
+from vtc.seam.arrival import explain
 from vtc.seam.cache import conversation_of
 from vtc.seam.checks import check_entered
 from vtc.seam.composition import Composition
@@ -105,7 +107,7 @@ class Seam:
     def _install_decoder(self) -> None:
         composition, decoder = self.composition, self.composition.parts.decoder
         self._hook(decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True))
-        self._hook(decoder.register_forward_hook(self._after_decoder))
+        self._hook(decoder.register_forward_hook(self._after_decoder, always_call=True))
         for index, layer in enumerate(composition.parts.layers):
             self._hook(layer.register_forward_pre_hook(functools.partial(self._before_layer, index), with_kwargs=True))
             if index in composition.prune_at and composition.prune_at[index][0].returns:
@@ -186,6 +188,9 @@ class Seam:
     def _after_decoder(self, module: nn.Module, args: tuple, output: Any) -> Any:
         running, self._thread.running = self._running, None
         if running is None:
+            return None
+        if output is None:  # it failed
+            explain(sys.exc_info()[1], self.composition.spec, running.arrival)
             return None
         output = running.leave(output)
         self._publish(running)

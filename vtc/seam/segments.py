@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc.ops.cut import Cut, map_tensors, token_dim
+from vtc.ops.cut import Cut, holds_tensors, map_tensors, token_dim
 from vtc.ops.host import on
 
 
@@ -167,20 +167,29 @@ def cut_argument(name: str, value: Any, cut: Cut, visual_index: Tensor | None, v
     batch is gathered by visual index; anything else that does not mention the length passes.
 
     Raises:
-        ValueError: a tensor has the old length somewhere else; the message names family and argument.
+        ValueError: a tensor has the old length somewhere else, or an object may hold some; the message names family and
+            argument.
     """
     batch, length = cut.index.shape[0], cut.length
+    if holds_tensors(value):
+        raise ValueError(
+            f"{family}: argument {name!r} is a {type(value).__name__} with tensors in it, and which of them are per "
+            "token is not known to vtc; run `vtc doctor`, or unpatch the model for this call"
+        )
 
     def reduce(tensor: Tensor) -> Tensor:
         dim = token_dim(tensor, batch, length)
         if dim is not None:
             return cut.take(tensor, dim)
-        if visual_index is not None and tensor.dim() >= 2 and tensor.shape[0] == visual_total:
+        per_visual = visual_index is not None and tensor.dim() >= 2 and tensor.shape[0] == visual_total
+        shape = tensor.shape[: max(tensor.dim() - 1, 1)]
+        misplaced = {length, batch * length}.intersection(shape) if 1 < length != len(cut) else set()
+        if visual_index is not None and per_visual and not (misplaced and tensor.shape[1] == batch):
             return tensor.index_select(0, on(tensor.device, visual_index))
-        if 1 < length != len(cut) and length in tensor.shape[: max(tensor.dim() - 1, 1)]:
+        if misplaced:
             raise ValueError(
-                f"{family}: argument {name!r} of shape {tuple(tensor.shape)} has the length {length} of the whole "
-                "sequence in a place that vtc does not know; leave it out, or unpatch the model for this call"
+                f"{family}: argument {name!r} of shape {tuple(tensor.shape)} has the length {min(misplaced)} of the "
+                "whole sequence in a place that vtc does not know; leave it out, or unpatch the model for this call"
             )
         return tensor
 
