@@ -15,7 +15,7 @@ COMPOSED ?= divprune:keep=0.5+pyramiddrop:keep=0.25 hiprune:keep=0.25+fastv:laye
 VIDEO_LIMIT ?= 12
 VIDEO_METHODS ?= none,random,frame_stride,pool,divprune,evs,holitom,fastv
 
-.PHONY: run demo test test-all test-half mutants test-gpu test-lmms bench lint clean
+.PHONY: run demo test test-all test-part test-versions mutants test-gpu test-lmms bench lint clean
 
 run: $(VENV)/.done
 	$(BIN)/vtc eval --model embedded --methods $(METHODS) \
@@ -37,10 +37,15 @@ test: $(VENV)/.done $(VENV)/.llava $(VENV)/.emulator
 test-all: $(VENV)/.done $(VENV)/.llava $(VENV)/.emulator
 	$(PYTEST) --all tests
 
-# HALF=0 or 1: one half of what test-all runs and test doesn't, about 20 minutes.
-HALF ?= 0
-test-half: $(VENV)/.done $(VENV)/.llava $(VENV)/.emulator
-	$(PYTEST) --half $(HALF) tests
+# PART=K/N: of N parts of what test-all runs and test doesn't the K-th, from 0; an eighth takes about 5 minutes.
+PART ?= 0/8
+test-part: $(VENV)/.done $(VENV)/.llava $(VENV)/.emulator
+	$(PYTEST) --part $(PART) tests
+
+# A chosen part of the tests on the oldest transformers and torch that are supported, on one between, and on the newest
+# that there are today: each in an environment of its own over this one.
+test-versions: $(VENV)/.done
+	$(BIN)/python tests/versions.py
 
 # Faults planted in a copy, one at a time: each has to be noticed by what `make test` chooses.
 mutants: $(VENV)/.done $(VENV)/.llava
@@ -92,4 +97,4 @@ $(VENV)/.emulator: $(VENV)/.done $(wildcard cuda/kernels/*.cu* tests/cuda_emulat
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(LMMS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-versions $(LMMS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

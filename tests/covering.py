@@ -86,7 +86,8 @@ def compared(request: pytest.FixtureRequest) -> Callable[[int], Sequence[int]]:
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("products", "the contract matrix and other products of factors (tests/covering.py)")
     group.addoption("--all", action="store_true", help="every cell; without it, few with every pair")
-    group.addoption("--half", type=int, choices=(0, 1), help="one half of what --all adds, and nothing else")
+    group.addoption("--part", type=part, metavar="K/N", help="of N parts of what --all adds, the K-th, from 0")
+    group.addoption("--least", action="store_true", help="few cells with every value")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -96,9 +97,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    every = metafunc.config.getoption("all") or metafunc.config.getoption("half") is not None
+    every = metafunc.config.getoption("all") or metafunc.config.getoption("part") is not None
+    least = metafunc.config.getoption("least")
     for mark in metafunc.definition.iter_markers("product"):
         cells, strength = mark.args
+        strength = 1 if least else strength
         chosen = set(covering(cells, strength, metafunc.function.__name__))
         params = [
             pytest.param(*cell.values(), id="-".join(map(text, cell.values())), marks=() if place in chosen else REST)
@@ -110,13 +113,27 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("all"):
-        half = config.getoption("half")
-        kept = [in_half(item) == half for item in items]
+        part = config.getoption("part")
+        kept = [rest(item) is None if part is None else is_in(item, *part) for item in items]
         config.hook.pytest_deselected(items=[item for item, own in zip(items, kept) if not own])
         items[:] = [item for item, own in zip(items, kept) if own]
     items.sort(key=lambda item: item.get_closest_marker("first") is None)
 
 
-def in_half(item: pytest.Item) -> int | None:
-    """0 or 1 for what `--all` alone runs, by the name of the test, so that it stays when others come or go."""
-    return None if item.get_closest_marker("rest") is None else zlib.crc32(item.nodeid.encode()) % 2
+def part(text: str) -> tuple[int, int]:
+    """(K, N) of a word K/N."""
+    number, parts = map(int, text.split("/"))
+    if not 0 <= number < parts:
+        raise ValueError(f"{text}: give K/N with K from 0 to N - 1")
+    return number, parts
+
+
+def rest(item: pytest.Item) -> int | None:
+    """A number for what `--all` alone runs, by the name of the test, so that it stays when others come or go."""
+    return None if item.get_closest_marker("rest") is None else zlib.crc32(item.nodeid.encode())
+
+
+def is_in(item: pytest.Item, number: int, parts: int) -> bool:
+    """Whether an item is in one of so many parts of what `--all` alone runs."""
+    place = rest(item)
+    return place is not None and place % parts == number

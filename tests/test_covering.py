@@ -1,4 +1,4 @@
-"""The choice of cells that `make test` runs, by brute force, and what `--all` and `--half` make of it."""
+"""The choice of cells that `make test` runs, by brute force, and what `--all`, `--part` and `--least` make of it."""
 
 import os
 import subprocess
@@ -123,13 +123,20 @@ def chosen(tmp_path_factory):
     return collect
 
 
-def test_pytest_collects_few_or_all_or_half(chosen):
-    few, every, halves = chosen(), chosen("--all"), [chosen(f"--half {half}") for half in (0, 1)]
+def test_pytest_collects_few_or_all_or_a_part(chosen):
+    few, every, parts = chosen(), chosen("--all"), [chosen(f"--part {number}/3") for number in range(3)]
     assert chosen(seed=1) == few
     assert len(every) == 6 * 5 * 4 * 2 + 3 == len(set(every))
     assert 30 <= sum("pairs" in test for test in few) <= 40 and sum("values" in test for test in few) <= 10
     assert {"test_probe.py::test_alone", "test_probe.py::test_sizes[1]"} <= set(few) <= set(every)
     assert "test_probe.py::test_sizes[1000]" in set(every) - set(few)
-    assert not set(halves[0]) & set(halves[1])
-    assert {*halves[0], *halves[1]} == set(every) - set(few)
-    assert all(len(half) > 0.4 * (len(every) - len(few)) for half in halves)
+    assert sorted(test for part in parts for test in part) == sorted(set(every) - set(few))
+    assert all(len(part) > 0.25 * (len(every) - len(few)) for part in parts)
+
+
+def test_least_is_every_value(chosen):
+    least, every = chosen("--least"), chosen("--all")
+    assert set(least) <= set(every)
+    assert sum("pairs" in test for test in least) <= 10 and "test_probe.py::test_alone" in least
+    words = {word for test in every if "pairs" in test for word in test.partition("[")[2].rstrip("]").split("-")}
+    assert words == {w for test in least if "pairs" in test for w in test.partition("[")[2].rstrip("]").split("-")}

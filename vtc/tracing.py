@@ -156,7 +156,10 @@ class Trace:
     def __str__(self) -> str:
         if self.uncompressed:
             given = int(self.original_tokens.sum())
-            return f"vtc {self.spec}: removed 0 of {given or '?'} visual tokens, because {self.uncompressed}"
+            return (
+                f"vtc {self.spec}: nothing was compressed, 0 of {given or '?'} visual tokens removed, because "
+                f"{self.uncompressed}"
+            )
         flops = self.flops()
         original, equivalent = self.original_tokens.tolist(), self.equivalent_tokens.tolist()
         last = self.tokens_per_layer[-1].tolist()

@@ -24,13 +24,18 @@ class CompositeCall(Call):
     embeds = Role("inputs_embeds", like=real(3), words=r"embed")
     mask = Role("attention_mask", like=words.is_mask, words=words.MASK)
     cache = Role("past_key_values", "cache", "cache_params", like=is_cache, words=words.CACHE, sure=True)  # 5.24
-    ahead = Role("mm_encoder_outputs")  # kind -> features that `generate` made ahead
+    ahead = Role("mm_encoder_outputs", like=lambda value: _by_kind(value), sure=True)  # that `generate` made ahead
 
     @property
     def shows(self) -> bool:
         """Whether it brings pixels, or features made of some."""
         rest = self.without(CompositeCall.embeds, CompositeCall.mask)
         return any(is_real(value) and value.numel() > 0 for value in rest.values()) or bool(self.ahead)
+
+
+def _by_kind(value: Any) -> bool:
+    """Whether a value is features of pictures, videos or both, by kind."""
+    return isinstance(value, dict) and any(value.get(kind) is not None for kind in KINDS)
 
 
 class FeaturesCall(Call):

@@ -212,7 +212,7 @@ def _known(cls: type) -> frozenset[str]:
 
 def parameters(module: nn.Module | None) -> tuple[str, ...]:
     """The names of the parameters of a module's forward, in order; those behind * and ** left out."""
-    return _parameters(inspect.unwrap(type(module).forward)) if module is not None else ()
+    return _parameters(type(module).forward) if module is not None else ()
 
 
 @functools.lru_cache(maxsize=512)

@@ -12,7 +12,7 @@ from vtc.ops.following import Following
 from vtc.seam.composition import Composition
 from vtc.seam.conversation import Conversation
 from vtc.seam.masks import layer_mask, opened_mask
-from vtc.seam.segments import Segments, cut_argument
+from vtc.seam.segments import Segments, check_seen_through, cut_argument
 
 
 class LayerArguments:
@@ -71,6 +71,7 @@ class LayerArguments:
     def _argument(self, name: str, value: Any) -> Any:
         if len(self.segments) == 1:
             return map_tensors(value, lambda tensor: tensor.now if isinstance(tensor, Following) else tensor)
+        check_seen_through(name, value, self.family)
         if isinstance(value, tuple):
             self._cut_together(value)
         return map_tensors(value, lambda tensor: self._tensor(name, tensor))

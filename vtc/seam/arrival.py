@@ -94,7 +94,7 @@ class Arrival:
                 f"vtc: rows of {self.family} have padding among their {self._length} tokens, and its layer {layer} got "
                 f"no mask that hides it; {_WAY_OUT}"
             )
-        if host and not all(_fits(item, alive) for item in masks):
+        if host and not all(_fits(item, alive, layer in self.composition.windowed) for item in masks):
             raise RuntimeError(
                 f"vtc: a mask of shape {tuple(masks[0].shape)} in layer {layer} of {self.family} does not hide the "
                 f"padding, and that alone, among the {alive.shape[1]} tokens that it covers; {_WAY_OUT}"
@@ -124,20 +124,21 @@ class Arrival:
             )
 
 
-def _fits(mask: Tensor, alive: Tensor) -> bool:
-    """Whether a mask on the host shows the last query no padding, and from the first token on that it shows, all else.
+def _fits(mask: Tensor, alive: Tensor, windowed: bool) -> bool:
+    """Whether a mask on the host shows the last query all tokens but padding.
 
     Args:
         mask: [B, S], or [B or 1, h, n, S] (bool: True may attend; numbers: added).
         alive: BoolTensor [B, slots].
+        windowed: whether it may hide what is far behind.
     """
     last = mask if mask.dim() == 2 else mask[:, 0, -1]
     shown = last if last.dtype == torch.bool else last > (torch.finfo(last.dtype).min / 2 if mask.dim() == 4 else 0)
     width = min(shown.shape[1], alive.shape[1])
     shown, alive = shown[:, -width:], alive[:, -width:]
     shown, alive = shown[alive[:, -1]], alive[alive[:, -1]]  # else the last query is padding itself
-    begun = shown.long().cumsum(dim=1) > 0  # a window hides what is far behind
-    return bool(((shown == alive) | ~begun).all())
+    hidden = (shown.cumsum(dim=1) == 0) if windowed else torch.zeros_like(shown)
+    return bool(((shown == alive) | hidden).all())
 
 
 def _same_places(seen: Tensor, wanted: Tensor) -> bool:
@@ -167,7 +168,7 @@ def explain(error: BaseException | None, spec: str, arrival: Arrival) -> None:
     if told and "vtc" not in error.args[0]:
         ran = f"layers 0 to {arrival.ran[-1]}" if arrival.ran else "no layer"
         error.args = (
-            f"{error.args[0]}\nvtc: raised in the decoder of {arrival.family}, compressed by {spec}, when {ran} had been "
-            f"called; {_WAY_OUT}",
+            f"{error.args[0]}\nvtc: raised in the decoder of {arrival.family}, compressed by {spec}, when {ran} had "
+            f"been called; {_WAY_OUT}",
             *error.args[1:],
         )

@@ -153,6 +153,11 @@ class Composition:
         return sum(layer >= boundary for boundary in self.boundaries) - 1
 
     @cached_property
+    def windowed(self) -> frozenset[int]:
+        """Layers that see a window or chunk of the newest tokens."""
+        return _windowed(self.adapter)
+
+    @cached_property
     def segment_of_layers(self) -> tuple[int, ...]:
         """The segment of each decoder layer."""
         return tuple(map(self.segment_of, range(len(self.parts.layers))))
@@ -221,7 +226,7 @@ def _check_together(
         ValueError: they would.
     """
     for prune in prunes:
-        if prune.revives and _slides(adapter):
+        if prune.revives and _windowed(adapter):
             raise ValueError(
                 f"{prune.name} brings tokens back, which layers of {adapter.parts.family} that keep only the newest "
                 f"would keep in their place; give {prune.name} revive=False"
@@ -241,15 +246,15 @@ def _check_together(
                 )
 
 
-def _slides(adapter: Any) -> bool:
-    """Whether a layer of the decoder sees, and keeps, only a window or chunk of the newest tokens."""
+def _windowed(adapter: Any) -> frozenset[int]:
+    """Layers of the decoder that see, and keep, only a window or chunk of the newest tokens."""
     config = getattr(adapter.parts.decoder, "config", None)
     kinds = getattr(config, "layer_types", None)
     if kinds:
-        return any("sliding" in kind or "chunked" in kind for kind in kinds)
+        return frozenset(layer for layer, kind in enumerate(kinds) if "sliding" in kind or "chunked" in kind)
     everywhere = getattr(config, "sliding_window", None)
-    found = (adapter.find_attention(layer) for layer in adapter.parts.layers)
-    return any(getattr(attention, "sliding_window", everywhere) for attention in found if attention is not None)
+    found = enumerate(map(adapter.find_attention, adapter.parts.layers))
+    return frozenset(layer for layer, attention in found if getattr(attention, "sliding_window", everywhere))
 
 
 def _check_implementation(prunes: Sequence[Prune], watches: Mapping[int, Watch], parts: Parts) -> None:

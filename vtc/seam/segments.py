@@ -160,6 +160,19 @@ def visual_index(visual: Tensor, cut: Cut, left: int) -> Tensor:
     return cut.take(number).flatten().index_select(0, there)
 
 
+def check_seen_through(name: str, value: Any, family: str) -> None:
+    """Refuse an argument that may hold tensors where nobody sees them.
+
+    Raises:
+        ValueError: it is such an object.
+    """
+    if holds_tensors(value):
+        raise ValueError(
+            f"{family}: argument {name!r} is a {type(value).__name__} with tensors in it, and which of them are per "
+            "token is not known to vtc; run `vtc doctor`, or unpatch the model for this call"
+        )
+
+
 def cut_argument(name: str, value: Any, cut: Cut, visual_index: Tensor | None, visual_total: int, family: str) -> Any:
     """Reduce one extra argument of the decoder or of a layer.
 
@@ -171,11 +184,7 @@ def cut_argument(name: str, value: Any, cut: Cut, visual_index: Tensor | None, v
             argument.
     """
     batch, length = cut.index.shape[0], cut.length
-    if holds_tensors(value):
-        raise ValueError(
-            f"{family}: argument {name!r} is a {type(value).__name__} with tensors in it, and which of them are per "
-            "token is not known to vtc; run `vtc doctor`, or unpatch the model for this call"
-        )
+    check_seen_through(name, value, family)
 
     def reduce(tensor: Tensor) -> Tensor:
         dim = token_dim(tensor, batch, length)
