@@ -214,7 +214,7 @@ def test_compressed_answers_are_others(family, method):
     assert all(not same(right[asked], bare[asked]) for asked in right)
 
 
-@product(future=FUTURES, family=FAMILIES, method=METHODS, where=comes_to)
+@product(future=FUTURES, family=FAMILIES, method=METHODS, where=comes_to, each="value")
 def test_never_silently_wrong(future, family, method):
     model = model_of(family)
     spec = METHODS[method]
