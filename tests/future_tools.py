@@ -154,11 +154,14 @@ def by_position(today: inspect.Signature) -> list[str]:
 
 def named(today: inspect.Signature, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments by name, those by position first."""
-    return dict(zip(by_position(today), args)) | kwargs
+    given = dict(zip(by_position(today), args))
+    if both := given.keys() & kwargs.keys():
+        raise TypeError(f"got multiple values for argument {min(both)!r}")
+    return given | kwargs
 
 
 def renamed(opaque: bool = False, **names: str) -> Convention:
-    """Arguments go by new names, by name."""
+    """Arguments go by new names, by name; the old ones are swallowed by the **kwargs that most of transformers has."""
     old = {new: name for name, new in names.items()}
 
     def to(today: inspect.Signature, args: tuple, kwargs: dict[str, Any]) -> Arguments:
@@ -167,7 +170,7 @@ def renamed(opaque: bool = False, **names: str) -> Convention:
         return args, {names.get(name, name): value for name, value in kwargs.items()}
 
     def back(today: inspect.Signature, args: tuple, kwargs: dict[str, Any]) -> Arguments:
-        return args, {old.get(name, name): value for name, value in kwargs.items()}
+        return args, {old.get(name, name): value for name, value in kwargs.items() if name not in names}
 
     def signature(today: inspect.Signature) -> inspect.Signature:
         return today.replace(parameters=[p.replace(name=names.get(n, n)) for n, p in today.parameters.items()])
@@ -189,10 +192,7 @@ def positional(upto: str, opaque: bool = False) -> Convention:
         args = tuple(given.pop(name, today.parameters[name].default) for name in order[: order.index(upto) + 1])
         return args, given
 
-    def back(today: inspect.Signature, args: tuple, kwargs: dict[str, Any]) -> Arguments:
-        return (), named(today, args, kwargs)
-
-    return Convention(to, back, signature=None if opaque else lambda today: today)
+    return Convention(to, signature=None if opaque else lambda today: today)
 
 
 def first(name: str) -> Convention:
@@ -261,7 +261,8 @@ def output_renamed(**names: str) -> Convention:
     old = {new: name for name, new in names.items()}
 
     def home(output: Any) -> Any:
-        return type(output).today(**{old.get(name, name): value for name, value in vars(output).items()})
+        known = {name: getattr(output, name) for name in type(output).__dataclass_fields__}
+        return type(output).today(**{old.get(name, name): value for name, value in known.items()})
 
     def out(output: Any) -> Any:
         return _other_class(type(output), tuple(names.items()))(

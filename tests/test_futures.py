@@ -58,14 +58,10 @@ def touching(tiny: Any, row: Row) -> list[int]:
 # ---------------------------------------------------------------- what a model answers
 
 
-def prompt_logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    return model(**inputs).logits[:, -1]
-
-
-def decoded(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Logits [STEPS, B, V] of steps with the cache that each call gave."""
+def stepped(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Logits [1 + STEPS, B, V] behind the prompt, and of steps with the cache that each call gave."""
     output = model(**inputs, use_cache=True)
-    mask, logits = inputs["attention_mask"], []
+    mask, logits = inputs["attention_mask"], [output.logits[:, -1]]
     for step in range(STEPS):
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         more = {"input_ids": torch.full((len(mask), 1), 30 + step), "attention_mask": mask}
@@ -84,8 +80,7 @@ def generated(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 ASKED: dict[str, Callable[..., torch.Tensor]] = {
-    "prompt": prompt_logits,
-    "decode": decoded,
+    "calls": stepped,
     "generate": generated,
 }
 
@@ -154,7 +149,7 @@ LETTERS = "RENUW"
 
 
 def judged(future: str, family: str, spec: str) -> dict[str, tuple[str, str]]:
-    """The letter of each answer under a future, with a word why."""
+    """The letter of each answer under a future, with a word why, up to the first that is wrong."""
     model = model_of(family)
     right, bare = reference(family, spec), reference(family, None)
     verdicts: dict[str, tuple[str, str]] = {}
@@ -164,11 +159,12 @@ def judged(future: str, family: str, spec: str) -> dict[str, tuple[str, str]]:
         except Exception as error:
             return {"patch": ("E" if is_clear(error) else "U", described(error))}
         try:
-            for prompt, inputs in prompts(family).items():
-                for name, ask in ASKED.items():
-                    verdicts[f"{prompt} {name}"] = verdict(
-                        model, partial(ask, model, dict(inputs)), right[prompt, name], bare[prompt, name]
-                    )
+            for prompt, name in right:
+                ask = partial(ASKED[name], model, dict(prompts(family)[prompt]))
+                made = verdict(model, ask, right[prompt, name], bare[prompt, name])
+                verdicts[f"{prompt} {name}"] = made
+                if made[0] == "W":
+                    break
         finally:
             vtc.unpatch(model)
     return verdicts
@@ -220,7 +216,7 @@ def test_compressed_answers_are_others(family, method):
     assert all(not same(right[asked], bare[asked]) for asked in right)
 
 
-@product(future=FUTURES, family=FAMILIES, method=METHODS, where=comes_to)
+@product(future=FUTURES, family=FAMILIES, method=METHODS, where=comes_to, each="value")
 def test_never_silently_wrong(future, family, method):
     model = model_of(family)
     spec = METHODS[method]
@@ -232,7 +228,7 @@ def test_never_silently_wrong(future, family, method):
 
 
 def main(words: list[str], tell: bool) -> None:
-    """Print a letter for each cell, and below, where `tell`, what is not right."""
+    """Print a letter for each cell of futures with one of `words`, and below, where `tell`, what is not right."""
     chosen = [name for name in FUTURES if not words or any(word in name for word in words)]
     print(f"{'':52}", *(f"{family[:6]:{len(METHODS)}}" for family in FAMILIES), sep=" ")
     why: dict[tuple[str, str], list[str]] = {}
