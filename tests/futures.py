@@ -228,30 +228,34 @@ def decoder_sequence_first(parts: Parts) -> Shim:
     return speaking(parts.decoder, convention)
 
 
-def more_per_token(argument: str, shape: Callable[[Tensor], Tensor]) -> Convention:
-    """A new argument with a row for each token, which is used."""
+def more_per_token(parts: Parts, part: str, argument: str, shape: Callable[[Tensor], Tensor]) -> Shim:
+    """A new argument with a row for each token, made once for all modules of a part, which use it."""
+    numbers: list[Tensor] = []
 
-    def to(today: inspect.Signature, args: tuple, kwargs: dict[str, Any]) -> Arguments:
-        hidden = named(today, args, kwargs)[argument]
-        batch, length, _ = hidden.shape
-        return args, kwargs | {"token_numbers": shape(torch.arange(batch * length).view(batch, length))}
+    def convention(first: bool) -> Convention:
+        def to(today: inspect.Signature, args: tuple, kwargs: dict[str, Any]) -> Arguments:
+            batch, length, _ = named(today, args, kwargs)[argument].shape
+            if first:
+                numbers[:] = [shape(torch.arange(batch * length).view(batch, length))]
+            return args, kwargs | {"token_numbers": numbers[0]}
 
-    def back(today: inspect.Signature, args: tuple, kwargs: dict[str, Any]) -> Arguments:
-        given = named(today, args, kwargs)
-        numbers = given.pop("token_numbers")
-        if numbers.numel() != given[argument][..., 0].numel():
-            raise IndexError(f"{tuple(numbers.shape)} numbers for {tuple(given[argument].shape)} tokens")
-        return (), given
+        def back(today: inspect.Signature, args: tuple, kwargs: dict[str, Any]) -> Arguments:
+            given = named(today, args, kwargs)
+            own, hidden = given.pop("token_numbers"), given[argument]
+            if own.numel() != hidden[..., 0].numel():
+                raise IndexError(f"{tuple(own.shape)} numbers for {tuple(hidden.shape)} tokens")
+            return (), given
 
-    return Convention(to, back, signature=None)
+        return Convention(to, back, signature=None)
+
+    return every(*(speaking(module, convention(place == 0)) for place, module in enumerate(parts.of(part))))
 
 
-for part, name in (("decoder", "inputs_embeds"), ("layers", "hidden_states")):
-    calls(
-        f"{part}: one more argument per token", part, functools.partial(more_per_token, name, lambda numbers: numbers)
-    )
-    calls(f"{part}: one more argument per token, flat", part, functools.partial(more_per_token, name, Tensor.flatten))
-    calls(f"{part}: one more argument per token, sequence first", part, functools.partial(more_per_token, name, turned))
+SHAPES: dict[str, Callable[[Tensor], Tensor]] = {"batch first": Tensor.clone, "flat": Tensor.flatten}
+for word, shape in (SHAPES | {"sequence first": turned}).items():
+    for part, name in (("decoder", "inputs_embeds"), ("layers", "hidden_states")):
+        shim = functools.partial(more_per_token, part=part, argument=name, shape=shape)
+        FUTURES[f"{part}: one more argument per token, {word}"] = Future(shim)
 
 # ---------------------------------------------------------------- who calls, and how
 
