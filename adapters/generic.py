@@ -129,6 +129,12 @@ class Adapter(Finder):
                 f"vtc: placeholders were found in a sequence of shape {tuple(mask.shape)}, and the decoder of "
                 f"{self.family} was entered with one of {shape}; run `vtc doctor`, or call vtc.unpatch"
             )
+        asked = prompt.asked
+        if asked is not None and asked.shape == mask.shape and asked.any() and mask.any() and not (asked & mask).any():
+            raise RuntimeError(
+                f"vtc: {self.family} put {kind} features where its ids have no placeholder, so what was found is not "
+                "what vtc takes it for; run `vtc doctor`, or call vtc.unpatch"
+            )
         if kind not in prompt.features and not self.image_is_run and mask.any():
             raise RuntimeError(
                 f"vtc: {self.family} has placeholders for {kind} features, and vtc did not see how these were made "

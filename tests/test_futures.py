@@ -153,6 +153,7 @@ def judged(future: str, family: str, spec: str) -> dict[str, tuple[str, str]]:
     model = model_of(family)
     right, bare = reference(family, spec), reference(family, None)
     verdicts: dict[str, tuple[str, str]] = {}
+    said: list[str] = []  # a patch says a thing once
     with FUTURES[future].shim(Parts(model)):
         try:
             vtc.patch(model, spec)
@@ -161,7 +162,7 @@ def judged(future: str, family: str, spec: str) -> dict[str, tuple[str, str]]:
         try:
             for prompt, name in right:
                 ask = partial(ASKED[name], model, dict(prompts(family)[prompt]))
-                made = verdict(model, ask, right[prompt, name], bare[prompt, name])
+                made = verdict(model, ask, right[prompt, name], bare[prompt, name], said)
                 verdicts[f"{prompt} {name}"] = made
                 if made[0] == "W":
                     break
@@ -170,14 +171,16 @@ def judged(future: str, family: str, spec: str) -> dict[str, tuple[str, str]]:
     return verdicts
 
 
-def verdict(model: Any, ask: Callable[[], torch.Tensor], right: torch.Tensor, bare: torch.Tensor) -> tuple[str, str]:
+def verdict(
+    model: Any, ask: Callable[[], torch.Tensor], right: torch.Tensor, bare: torch.Tensor, said: list[str]
+) -> tuple[str, str]:
     with warnings.catch_warnings(record=True) as caught, torch.no_grad():
         warnings.simplefilter("always")
         try:
             answer = ask()
         except Exception as error:
             return ("E" if is_clear(error) else "U"), described(error)
-        said = [str(warning.message) for warning in caught]
+        said += [str(warning.message) for warning in caught]
         if same(answer, bare) and not same(right, bare) and admits(model, said):
             return "N", NOTHING
     if same(answer, right):

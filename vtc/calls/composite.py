@@ -75,8 +75,18 @@ def kinds_shown(kwargs: dict[str, Any]) -> list[str]:
 
 
 def placeholder_masks(output: Any, kwargs: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """(kind, BoolTensor [B, L]) for what a call of `PLACEHOLDERS` returned."""
+    """(kind, BoolTensor [B, L]) for what a call of `PLACEHOLDERS` returned.
+
+    Raises:
+        RuntimeError: that is no mask.
+    """
     masks = output if isinstance(output, tuple) else (output,)
+    wrong = next((mask for mask in masks if mask is not None and not isinstance(mask, Tensor)), None)
+    if wrong is not None:
+        raise RuntimeError(
+            f"vtc: {PLACEHOLDERS} gave a {type(wrong).__name__} where masks were expected, so where visual features go "
+            "is not known; run `vtc doctor`, or call vtc.unpatch"
+        )
     for kind in kinds_shown(kwargs):
         mask = masks[1] if kind == "video" and len(masks) > 1 else masks[0]
         if mask is not None:

@@ -107,7 +107,9 @@ class Observer:
 
     def record_placeholders(self, output: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         """Called with what the model's search for placeholders returned."""
-        self.prompt.placeholders += placeholder_masks(output, kwargs)
+        for kind, mask in placeholder_masks(output, kwargs):
+            others = [(other, known) for other, known in self.prompt.placeholders if other != kind]
+            self.prompt.placeholders = [*others, (kind, mask)]  # a model may search twice
 
     # ---------------------------------------------------------------- features
 
