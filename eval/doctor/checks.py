@@ -5,8 +5,9 @@
 | exact | with keep=1.0: what the untouched model gives, bit for bit; of the untouched model: what it gives again |
 | unpatched | what it gave before, bit for bit, with no hook or attribute left |
 | counts | the plan made from shapes alone, the tokens named as kept, and the keys that the caches hold, are as many |
-| by hand | the untouched model, whose layers look away from what was dropped (`by_hand`) |
-| decode | the same on the prompt with the generated tokens behind it, in one call without a cache |
+| by hand | the untouched model, its decoder fed with the kept tokens by hand (`by_hand`) |
+| decode | the same for the prompt with the generated tokens behind it, in one call without a cache; what reducers \
+keep is not there by hand, so that this is vtc's own call without a cache |
 | batch | each row of a padded batch gives what it gives alone |
 """
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 import vtc
-from vtc.eval.doctor.by_hand import NotCheckableError, away
+from vtc.eval.doctor.by_hand import NotCheckableError
 from vtc.eval.doctor.runs import NEW, Decoded, Runs
 from vtc.eval.doctor.subject import Subject, traces_left
 
@@ -66,14 +67,14 @@ def unpatched(case: Case) -> float:
     for before, now in zip(case.state, traces_left(case.subject.model), strict=True):
         if before != now:
             raise WrongError(f"something is left in {before[0] or 'the model'} ({before[1].__name__})")
-    _same(Runs(case.subject, None).prefill.logits, case.untouched.prefill.logits, "logits")
+    _same(Runs(case.subject).prefill.logits, case.untouched.prefill.logits, "logits")
     return 0.0
 
 
 def counts(case: Case) -> float:
     """What was planned, named, counted and cached is as many, fewer than given, and logits have the prompt's length."""
     run, length = case.half.prefill, case.subject.rows[0]["input_ids"].shape[1]
-    assert run.trace is not None and case.half.spec is not None
+    assert run.trace is not None
     counted, given = run.trace.tokens_per_layer[:, 0].tolist(), int(run.trace.original_tokens[0])
     text = length - given
     if min(counted) >= given:
@@ -96,23 +97,23 @@ def by_hand(case: Case) -> float:
     """Compressed logits behind the picture are those of the untouched model without the dropped tokens."""
     run = case.half.prefill
     assert run.trace is not None
-    length = case.subject.rows[0]["input_ids"].shape[1]
-    text = length - 1 - max(int(image.source.positions[-1]) for image in run.trace.images)
+    text = len(run.logits) - 1 - max(int(image.source.positions[-1]) for image in run.trace.images)
     if not text:
         raise NotCheckableError("no text comes behind the picture")
-    right = case.half.by_hand(torch.empty(1, 0, dtype=torch.long), away(run.trace, case.half.methods, length))
-    return _near(run.logits[-text:], right[-text:], case)
+    return _near(run.logits[-text:], case.half.by_hand(torch.empty(1, 0, dtype=torch.long))[-text:], case)
 
 
 def decode(case: Case) -> float:
     """Generating with a cache gives what one call without a cache gives for the whole text."""
     made = case.half.decoded
     before = made.tokens[:, :-1]
-    trace = case.half.prefill.trace
-    if trace is None or all(method.kind == "reducer" for method in case.half.methods):  # text has no say in those
-        return _near(made.logits[:, 0], case.half.recomputed(before)[-NEW:], case)
-    layers = away(trace, case.half.methods, case.subject.rows[0]["input_ids"].shape[1] + before.shape[1])
-    return _near(made.logits[:, 0], case.half.by_hand(before, layers)[-NEW:], case)
+    try:
+        right = case.half.by_hand(before)[-NEW:]
+    except NotCheckableError:
+        if any(method.kind == "prune" for method in case.half.methods) or not _causal(case):
+            raise
+        right = case.half.recomputed(before)[-NEW:]  # the same tokens are kept: the text has no say in it
+    return _near(made.logits[:, 0], right, case)
 
 
 def batch(case: Case) -> float:
@@ -143,11 +144,22 @@ def _planned(case: Case, text: int, given: int) -> list[int] | None:
     return plan.tokens_per_layer.tolist()
 
 
+def _causal(case: Case) -> bool:
+    """Whether in the untouched model no token sees generated text behind it, also without a cache."""
+    tokens = case.untouched.decoded.tokens[:, :-1]
+    plain, right = case.untouched.recomputed(tokens), case.untouched.by_hand(tokens)
+    return _difference(plain, right) <= _allowed(case)
+
+
 def _near_while_same(together: Decoded, row: int, alone: Decoded, case: Case) -> float:
     """The difference of a row's logits, up to where rounding chose another token."""
     same = (together.tokens[row] == alone.tokens[0]).long().cumprod(0).sum()
     steps = min(int(same) + 1, NEW)
     return _near(together.logits[:steps, row], alone.logits[:steps, 0], case)
+
+
+def _allowed(case: Case) -> float:
+    return ALLOWED.get(case.subject.model.dtype, ALLOWED[torch.float32])
 
 
 def _same(got: Tensor, right: Tensor, what: str) -> None:
@@ -169,7 +181,7 @@ def _near(got: Tensor, right: Tensor, case: Case) -> float:
         raise WrongError(f"logits of shape {tuple(got.shape)} in place of {tuple(right.shape)}")
     if got.isnan().any():
         raise WrongError("logits are not numbers (NaN)")
-    difference, allowed = _difference(got, right), ALLOWED.get(case.subject.model.dtype, ALLOWED[torch.float32])
+    difference, allowed = _difference(got, right), _allowed(case)
     if difference > allowed:
         raise WrongError(f"logits differ by up to {difference:.2g} standard deviations, {allowed:g} are allowed")
     return difference

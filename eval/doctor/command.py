@@ -5,7 +5,7 @@ Without --model, tiny random models of several families are examined in some sec
 
 import argparse
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vtc.eval.cli.arguments import EMBEDDED, add_json_argument, add_model_arguments, existing_file, say
 from vtc.eval.cli.errors import InputError
@@ -21,10 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `vtc doctor`."""
     add_model_arguments(parser)
     parser.set_defaults(model=None)
-    parser.add_argument(
-        "--image", type=existing_file, metavar="FILE", help="a picture for --model (default: a bundled one)"
-    )
-    parser.add_argument("--question", help="what to ask about it (default: a bundled one)")
+    parser.add_argument("--image", type=existing_file, metavar="FILE", help="shown to --model, not a bundled one")
+    parser.add_argument("--question", help="asked about it, not a bundled one")
     add_json_argument(parser)
 
 
@@ -32,7 +30,7 @@ def main(args: argparse.Namespace) -> int:
     """Print what is installed, examine, and print what was found.
 
     Returns:
-        0; 1 where a check failed.
+        0; 1 where a check failed, or none could be made.
 
     Raises:
         InputError: an argument can't be used.
@@ -59,7 +57,8 @@ def main(args: argparse.Namespace) -> int:
     print(*results_table(results), legend(dtype), verdict(results, perf_counter() - begin), sep="\n")
     if args.json:
         write_json(args.json, {"installed": [asdict(part) for part in parts], "checks": [asdict(r) for r in results]})
-    return int(any(result.status == "failed" for result in results))
+    found = {result.status for result in results}
+    return int("failed" in found or "passed" not in found)
 
 
 def _subjects(args: argparse.Namespace) -> "Iterator[Subject]":
@@ -86,10 +85,19 @@ def _own(args: argparse.Namespace) -> "Subject":
     from vtc.eval.tasks.benchmarks import example
 
     bundled = example("images/0")[1]
-    picture = open_image(args.image) if args.image else bundled.shown()[0]
+    picture: Any = open_image(args.image) if args.image else bundled.shown()[0]
     question = args.question or bundled.text
     loaded = load(args.model, args.dtype, args.device, args.attn)
     prompts = [(picture, question), (picture.transpose(Image.Transpose.ROTATE_90), question + _LONGER)]
-    rows = [loaded.inputs([[shown]], [text]) for shown, text in prompts]
-    both = loaded.inputs([[shown] for shown, _ in prompts], [text for _, text in prompts])
+    try:
+        rows = [loaded.inputs([[shown]], [text]) for shown, text in prompts]
+        both = loaded.inputs([[shown] for shown, _ in prompts], [text for _, text in prompts])
+    except InputError:
+        raise
+    except Exception as error:  # of whatever kind: processors are many
+        name = type(loaded.processor).__name__
+        raise InputError(
+            f"argument --model: {name} of {args.model!r} takes no picture with a question ({error}); give the "
+            "folder of a model with its processor"
+        ) from error
     return Subject(args.model, loaded.model, (rows[0], rows[1]), both)

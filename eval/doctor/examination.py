@@ -84,19 +84,19 @@ def _under(subject: Subject, attention: str, forms: Sequence[str]) -> Iterator[R
     except Exception as error:  # a fault of whatever kind is a row of the table
         yield Result(subject.name, attention, UNTOUCHED, "", "failed", _said(error))
         return
-    state, untouched = traces_left(subject.model), Runs(subject, None)
-    case = Case(untouched, Runs(subject, None), untouched, state)
+    state, untouched = traces_left(subject.model), Runs(subject)
+    case = Case(untouched, Runs(subject), untouched, state)
     yield from _checked(case, attention, UNTOUCHED, OF_UNTOUCHED)
     for form in forms:
         whole, half = (Runs(subject, form.format(keep=keep)) for keep in (1.0, 0.5))
         try:
             vtc.unpatch(vtc.patch(subject.model, half.spec))
         except ValueError as error:
-            yield Result(subject.name, attention, str(half.spec), "", "refused", _said(error))
+            yield Result(subject.name, attention, half.spec, "", "refused", _said(error))
         except Exception as error:  # a fault of whatever kind is a row of the table
-            yield Result(subject.name, attention, str(half.spec), "", "failed", _said(error))
+            yield Result(subject.name, attention, half.spec, "", "failed", _said(error))
         else:
-            yield from _checked(Case(untouched, whole, half, state), attention, str(half.spec), tuple(CHECKS))
+            yield from _checked(Case(untouched, whole, half, state), attention, half.spec, tuple(CHECKS))
 
 
 def _checked(case: Case, attention: str, method: str, names: Sequence[str]) -> Iterator[Result]:

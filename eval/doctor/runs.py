@@ -12,7 +12,7 @@ from torch import Tensor
 import vtc
 from vtc import spec as specs
 from vtc.calls.cache import keys_in_layer
-from vtc.eval.doctor.by_hand import Away, looking_away
+from vtc.eval.doctor.by_hand import fed, feed
 from vtc.eval.doctor.subject import Subject, longer, special_ids
 from vtc.method.base import Method
 from vtc.tracing import Trace
@@ -55,11 +55,11 @@ class Runs:
 
     Attributes:
         subject: the model and its prompts.
-        spec: the methods; None: the model is untouched.
+        spec: the methods; "": the model is untouched.
     """
 
     subject: Subject
-    spec: str | None
+    spec: str = ""
 
     @property
     def methods(self) -> Sequence[Method]:
@@ -94,9 +94,16 @@ class Runs:
         with self._patched():
             return self._at_once(tokens)
 
-    def by_hand(self, tokens: Tensor, layers: Sequence[Away]) -> Tensor:
-        """The same of the untouched model, whose layers look away from what is dropped."""
-        with looking_away(self.subject.model, layers):
+    def by_hand(self, tokens: Tensor) -> Tensor:
+        """The same of the untouched model, fed by hand: its logits [n, V] of the tokens that are fed.
+
+        Raises:
+            NotCheckableError: it can't be.
+        """
+        trace, length = self.prefill.trace, self.subject.rows[0]["input_ids"].shape[1] + tokens.shape[1]
+        told = feed(trace, self.methods, length, tokens.shape[1])
+        given = int(trace.original_tokens[0]) if trace is not None else 0
+        with fed(self.subject.model, told, length, given):
             return self._at_once(tokens)
 
     def _at_once(self, tokens: Tensor) -> Tensor:
@@ -126,7 +133,9 @@ def _keys(output: Any) -> list[int | None]:
     """Keys in each layer of the cache among a model's outputs."""
     from transformers import Cache
 
-    (cache,) = (value for value in output.values() if isinstance(value, Cache))
+    cache = next((value for value in output.values() if isinstance(value, Cache)), None)
+    if cache is None:
+        return []
     return [
         None if getattr(layer, "is_sliding", False) else keys_in_layer(cache, index)
         for index, layer in enumerate(cache.layers)

@@ -118,7 +118,7 @@ def _llava() -> PreTrainedConfig:
 
 def _internvl() -> PreTrainedConfig:
     vision, text = InternVLVisionConfig(**_tower(32)), Qwen2Config(**_decoder())
-    ids = {"image_token_id": _IMAGE, "image_seq_length": 16}
+    ids: dict[str, Any] = {"image_token_id": _IMAGE, "image_seq_length": 16}
     return InternVLConfig(vision_config=vision, text_config=text, tie_word_embeddings=False, **ids)
 
 
@@ -126,19 +126,19 @@ def _gemma3() -> PreTrainedConfig:
     """Placeholders see each other both ways; a sliding window shorter than the picture in every other layer."""
     kinds = ["sliding_attention", "full_attention"] * 2
     text = _decoder(head_dim=16, query_pre_attn_scalar=16, sliding_window=12, layer_types=kinds)
-    ids = {"image_token_index": _IMAGE, "boi_token_index": _START, "eoi_token_index": _END}
+    ids: dict[str, Any] = {"image_token_index": _IMAGE, "boi_token_index": _START, "eoi_token_index": _END}
     vision = SiglipVisionConfig(**_tower(32), vision_use_head=False)
-    options = {"mm_tokens_per_image": 16, "tie_word_embeddings": False}
+    options: dict[str, Any] = {"mm_tokens_per_image": 16, "tie_word_embeddings": False}
     return Gemma3Config(text_config=text, vision_config=vision, **options, **ids)
 
 
-_QWEN_IDS = {
+_QWEN_IDS: dict[str, Any] = {
     "image_token_id": _IMAGE,
     "video_token_id": _VIDEO,
     "vision_start_token_id": _START,
     "vision_end_token_id": _END,
 }
-_QWEN_TOWER = {"depth": 4, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 4}
+_QWEN_TOWER: dict[str, Any] = {"depth": 4, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 4}
 
 
 def _qwen2_5_vl() -> PreTrainedConfig:
