@@ -72,7 +72,7 @@ def test_a_checkpoint_that_is_right_passes_under_every_attention(folder, tmp_pat
 
 
 def test_tiny_models_of_the_matrix_pass_and_every_method_runs_under_every_attention(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(tiny, "TINY", {name: tiny.TINY[name] for name in ("gemma3", "qwen3_vl")})
+    monkeypatch.setattr(tiny, "TINY", {name: tiny.TINY[name] for name in ("llava", "gemma3", "qwen3_vl")})
     assert main(["doctor", "--json", str(tmp_path / "found.json")]) == 0
     out = capsys.readouterr().out
     assert "| transformers |" in out and "tiny gemma3" in out and "FAILED" not in out

@@ -9,8 +9,8 @@
 | decode | the same for the prompt with the generated tokens behind it, in one call without a cache |
 | batch | each row of a padded batch gives what it gives alone |
 
-Tokens that a reducer keeps are none of the untouched model's, so that nothing can be fed by hand. Its decode steps are held
-against vtc's own call without a cache.
+Tokens that a reducer keeps are none of the untouched model's, so that nothing can be fed by hand. Its decode steps are
+held against vtc's own call without a cache.
 """
 
 import math

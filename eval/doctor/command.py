@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
     set_threads(args.model or EMBEDDED, args.threads)
     begin, results = perf_counter(), list[Result]()
     for turn, subject in enumerate(_subjects(args)):
-        share = (0, 1) if args.model or args.attn else (turn % 2, 2)
+        share = (0, 1) if args.model or args.attn else (turn % 3, 3)
         results += examine(subject, args.attn, share, lambda what: say(f"vtc doctor: {what}"))
         dtype = str(subject.model.dtype).removeprefix("torch.")
     print(*results_table(results), legend(dtype), verdict(results, perf_counter() - begin), sep="\n")
