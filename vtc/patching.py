@@ -10,6 +10,7 @@ from vtc import spec as specs
 from vtc.model.adapter import adapter_class
 from vtc.seam.composition import Composition
 from vtc.seam.hooks import Seam
+from vtc.tested import warn_once
 from vtc.tracing import Trace
 
 _MARK, _PART = "_vtc_seam", "_vtc_part"  # on a patched model, and on its decoder
@@ -30,9 +31,13 @@ def patch(model: nn.Module, *methods: specs.Spec, **fields: Any) -> nn.Module:
         ValueError: unknown method or field, a value out of range, methods that do not compose, a model that lacks what
             a method needs, or a model that is patched already. The model is unchanged then.
         TypeError: an argument of the wrong type.
+
+    Warns:
+        UserWarning: in the first call of a process, where transformers is newer than what was tested.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model={model!r} is a {type(model).__name__}; give a loaded vision-language model")
+    warn_once()
     if (seam := _seam_of(model)) is not None:
         spec = seam.composition.spec
         raise ValueError(f"this {type(model).__name__} is patched already ({spec}); call vtc.unpatch first")

@@ -27,6 +27,9 @@ COMMANDS = {
     "bench": Command(
         "vtc.eval.bench.command", "time prefills, decisions and operations, each beside what it could be at best"
     ),
+    "doctor": Command(
+        "vtc.eval.doctor.command", "what is installed, what of it was tested, and whether compression works here"
+    ),
     "solve": Command("vtc.eval.commands.solve", "find the keep that meets a budget, from the model's shapes alone"),
     "methods": Command("vtc.eval.commands.methods", "list the methods"),
     "presets": Command("vtc.eval.recipes.presets", "list published settings, or show one with its published numbers"),
@@ -52,16 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0; 2 where something given can't be used (as argparse does); 130 after Ctrl-C.
+        0, or what the command returns; 2 where something given can't be used (as argparse does); 130 after Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     args = build_parser(argv[0] if argv else None).parse_args(argv)
     try:
-        COMMANDS[args.command].load().main(args)
+        return COMMANDS[args.command].load().main(args) or 0
     except InputError as error:
         print(f"vtc {args.command}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nvtc {args.command}: interrupted", file=sys.stderr)
         return 130
-    return 0

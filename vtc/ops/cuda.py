@@ -21,13 +21,25 @@ _log = logging.getLogger("vtc")
 def load(device: torch.device | int | None = None) -> Library | None:
     """The kernels for a GPU (None: the current one), or None where they can't be had; one log line says why."""
     index = torch.device("cuda", device).index if isinstance(device, int) else getattr(device, "index", None)
-    return _load(torch.cuda.current_device() if index is None else index) if torch.cuda.is_available() else None
+    if not torch.cuda.is_available():
+        return None
+    found = _load(torch.cuda.current_device() if index is None else index)
+    return None if isinstance(found, str) else found
+
+
+def why_none() -> str | None:
+    """Why the current GPU has no kernels; None where it has. They are compiled for it if they are not there yet."""
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} sees no CUDA device"
+    found = _load(torch.cuda.current_device())
+    return found if isinstance(found, str) else None
 
 
 @functools.cache
-def _load(index: int) -> Library | None:
+def _load(index: int) -> Library | str:
+    """The kernels for a GPU, or why there are none."""
     if os.environ.get("VTC_KERNELS") == "0":
-        return None
+        return "VTC_KERNELS=0 leaves them out"
     major, minor = torch.cuda.get_device_capability(index)
     arch = 10 * major + minor
     try:
@@ -44,7 +56,7 @@ def _load(index: int) -> Library | None:
             return Library(build.cached_library(arch, lambda what: _log.warning("vtc: %s", what)))
     except (build.BuildError, LibraryError, OSError) as error:
         _log.warning("vtc: without CUDA kernels on cuda:%d, slower torch operations run instead: %s", index, error)
-        return None
+        return str(error)
 
 
 def kernel_for(name: str, *args: Any) -> Callable[..., Any] | None:
