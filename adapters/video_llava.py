@@ -35,9 +35,9 @@ class VideoLlavaAdapter(Adapter):
             feature_layer=max(block_of_hidden_state(layer, len(blocks)) for layer in self.feature_layers),
         )
 
-    def _split(self, mask: Tensor, features: Features) -> list[tuple[int, Tensor]]:
+    def _split(self, mask: Tensor, features: Features, ids: Tensor | None) -> list[tuple[int, Tensor]]:
         """Videos by their runs, since their features come by the frame."""
-        return super()._split(mask, replace(features, sizes=[]) if features.kind == "video" else features)
+        return super()._split(mask, replace(features, sizes=[]) if features.kind == "video" else features, ids)
 
     def grids(self, features: Features, index: int, tokens: int) -> tuple[Grid, ...]:
         """Square frames, those of videos each behind its CLS token."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vtc.calls.roles import Call, Role
 
 PLACEHOLDERS = "get_placeholder_mask"
+MERGING = "inputs_merger"  # does at once what others do behind PLACEHOLDERS
 PACKING = "pack_image_features"
 #: Arguments of a features call: sides of pictures in pixels, grids in patches, pictures of each row.
 IMAGE_SIZES, IMAGE_GRID_HW, PICTURES_PER_ROW = "image_sizes", "image_grid_hw", "batch_num_images"
@@ -59,7 +60,10 @@ def kinds_shown(kwargs: dict[str, Any]) -> list[str]:
 
 
 def placeholder_masks(output: Any, kwargs: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """(kind, BoolTensor [B, L]) for what a call of `PLACEHOLDERS` returned."""
+    """(kind, BoolTensor [B, L]) for what a call of `PLACEHOLDERS` or `MERGING` returned."""
+    if is_real(output):  # the embeddings, new ones at the placeholders
+        yield "image", (output != MergingCall((), kwargs).embeds).any(dim=-1)
+        return
     masks = output if isinstance(output, tuple) else (output,)
     for kind in kinds_shown(kwargs):
         mask = masks[1] if kind == "video" and len(masks) > 1 else masks[0]
@@ -101,6 +105,12 @@ def last_logits_only(model: nn.Module) -> dict[str, int]:
     """The argument that asks for the last token's logits alone, where the model takes it."""
     name = "logits_to_keep"
     return {name: 1} if name in inspect.signature(model.forward).parameters else {}
+
+
+class MergingCall(Call):
+    """A call of `MERGING`."""
+
+    embeds = Role("inputs_embeds")
 
 
 class PackingCall(Call):
