@@ -1,10 +1,9 @@
 """Parts of a model, by what they are."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
-from vtc.calls.composite import PLACEHOLDERS
 from vtc.model.parts import Parts
 
 _DECODERS = ("language_model", "text_model")
@@ -21,21 +20,24 @@ class Finder:
 
     Attributes:
         model: any module of a vision-language model: with head, without head.
+        fills_in: methods that fill features in at the placeholders; a model has one of them.
         family: the model's `config.model_type`.
         parts: what was found for good, once the adapter has found it.
     """
 
     model: nn.Module
+    fills_in: ClassVar[tuple[str, ...]]
     family: str
     parts: Parts
 
     def find_composite(self, model: nn.Module) -> nn.Module:
         """The module that puts visual features into the sequence."""
-        found = [m for m in model.modules() if hasattr(m, PLACEHOLDERS) and self._decoder_in(m) is not None]
+        fills_in = [m for m in model.modules() if any(hasattr(m, name) for name in self.fills_in)]
+        found = [m for m in fills_in if self._decoder_in(m) is not None]
         if not found:
             raise ValueError(
-                f"{self.family}: no module with {PLACEHOLDERS} and a language model was found, so there are no "
-                "visual placeholders to compress; vtc needs a vision-language model of transformers >= 5"
+                f"{self.family}: no module with {' or '.join(self.fills_in)} and a language model was found, so there "
+                "are no visual placeholders to compress; vtc needs a vision-language model of transformers >= 5"
             )
         return found[-1]
 

@@ -40,6 +40,8 @@ class Adapter(Finder):
 
     #: `config.model_type`s that this adapter serves; "*" is everything else.
     families: ClassVar[tuple[str, ...]] = ("*",)
+    #: Methods that fill features in at the placeholders; a model has one of them.
+    fills_in: ClassVar[tuple[str, ...]] = (PLACEHOLDERS,)
     #: Whether the images of a row are its unbroken runs of placeholders (tiles of one image count together).
     image_is_run: ClassVar[bool] = False
     #: Whether the projector's output at a patch is the visual token, so that other rows may be put through it.
@@ -80,7 +82,8 @@ class Adapter(Finder):
     def record(self, observer: Observer) -> list[Wrap]:
         """The calls that tell where placeholders are, and how features are made and packed, for `observer` to see."""
         composite = self.parts.composite
-        wraps = [Wrap(composite, PLACEHOLDERS, after=observer.record_placeholders)]
+        names = (name for name in self.fills_in if hasattr(composite, name))
+        wraps = [Wrap(composite, name, after=observer.record_placeholders) for name in names]
         for kind in KINDS:
             if hasattr(composite, name := features_method(kind)):
                 before, after = (
@@ -109,7 +112,8 @@ class Adapter(Finder):
         for kind, mask in prompt.placeholders:
             features, here = prompt.features_of(kind), self._on_host(prompt, kind, mask)
             self._check_seen(prompt, kind, here, shape)
-            split = self._split(here, features)
+            ids = prompt.early.read(prompt.ids) if prompt.ids is not None and prompt.ids.shape == mask.shape else None
+            split = self._split(here, features, ids)
             found = _numbered([VisualInput(row, kind, at, ()) for row, at in split])
             images += [
                 replace(image, grids=self.grids(features, origin, len(image)), origin=origin)
@@ -158,8 +162,14 @@ class Adapter(Finder):
         fits = not sizes or sum(sizes) == int(told.sum())
         return told if self._ids_tell[kind] and fits else mask.cpu()
 
-    def _split(self, mask: Tensor, features: Features) -> list[tuple[int, Tensor]]:
-        """(row, positions) of each image: by the sizes of its features, else by unbroken runs of placeholders."""
+    def _split(self, mask: Tensor, features: Features, ids: Tensor | None) -> list[tuple[int, Tensor]]:
+        """(row, positions) of each image: by the sizes of its features, else by unbroken runs of placeholders.
+
+        Args:
+            mask: BoolTensor [B, L] on the CPU: the placeholders.
+            features: the call that made their features.
+            ids: LongTensor [B, L] on the CPU; None where they are not known.
+        """
         places = [row.nonzero().flatten() for row in mask]
         sizes, count = list(features.sizes), int(mask.sum())
         if self.image_is_run or not count:

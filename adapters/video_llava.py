@@ -36,10 +36,10 @@ class VideoLlavaAdapter(Adapter):
             feature_layer=max(block_of_hidden_state(layer, len(blocks)) for layer in self.feature_layers),
         )
 
-    def _split(self, mask: Tensor, features: Features) -> list[tuple[int, Tensor]]:
+    def _split(self, mask: Tensor, features: Features, ids: Tensor | None) -> list[tuple[int, Tensor]]:
         """Videos by their runs, since their features come by the frame."""
         if features.kind == "image":
-            return super()._split(mask, features)
+            return super()._split(mask, features, ids)
         return [(row, run) for row, places in enumerate(mask) for run in runs(places.nonzero().flatten())]
 
     def grids(self, features: Features, index: int, tokens: int) -> tuple[Grid, ...]:

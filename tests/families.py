@@ -1,4 +1,4 @@
-"""Tiny random models of the first twelve families, made from configs, and inputs for them made by hand."""
+"""Tiny random models of the families of the matrix, made from configs, and inputs for them made by hand."""
 
 import itertools
 from typing import ClassVar
@@ -23,6 +23,7 @@ from tiny_base import (
     square_pixels,
     tower,
 )
+from tiny_smolvlm import Idefics3, SmolVLM
 from transformers import (
     Gemma3Config,
     GemmaConfig,
@@ -285,4 +286,4 @@ class Glm4v(Qwen2VL):
 
 
 _ALL = (Llava, VipLlava, LlavaNext, LlavaOnevision, Qwen2VL, Qwen2_5VL, Qwen3VL, InternVL, Gemma3, PaliGemma)
-FAMILIES: dict[str, Family] = {family.name: family() for family in (*_ALL, Mistral3, Glm4v)}
+FAMILIES: dict[str, Family] = {family.name: family() for family in (*_ALL, Mistral3, Glm4v, SmolVLM, Idefics3)}

@@ -1,4 +1,4 @@
-"""More families, as `families.py` has them: variants of its twelve, decoders of other makes, and videos."""
+"""More families, as `families.py` has them: variants of those, decoders of other makes, and videos."""
 
 import transformers
 from tiny_base import Family
@@ -9,12 +9,10 @@ from tiny_plain import (
     Cohere2Vision,
     DeepseekVL,
     GotOcr2,
-    Idefics3,
     Janus,
     LlavaNextVideo,
     Ovis2,
     PaliGemma2,
-    SmolVLM,
     VideoLlama3,
     VideoLlava,
 )
@@ -40,8 +38,6 @@ PLAIN = (
     Janus,
     Aria,
     GotOcr2,
-    SmolVLM,
-    Idefics3,
 )
 OWN = (Qwen3VLMoe, Qwen3_5, MiniCPMV4_6, Gemma4, Granite4Vision, Ernie4_5VLMoe, Lfm2Vl, Llama4)
 VIDEOS = (

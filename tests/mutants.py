@@ -25,7 +25,8 @@ FILES = (
     "test_sparsevlm.py", "test_spatten.py", "test_holitom.py", "test_holitom_inner.py", "test_todre.py",
     "test_token_skip.py", "test_refusals.py", "test_tower_scores.py", "test_per_frame.py", "test_video_methods.py",
     "test_golden.py", "test_reducing.py", "test_selectors.py", "test_methods.py", "test_video_families.py",
-    "test_families.py", "test_composition.py", "test_ssm.py", "test_llava_package.py", "test_contract.py",
+    "test_families.py", "test_smolvlm.py", "test_composition.py", "test_ssm.py", "test_llava_package.py",
+    "test_contract.py",
 )  # fmt: skip
 
 
@@ -190,6 +191,12 @@ MUTANTS = (
         "adapters/internvl.py",
         "image_is_run: ClassVar[bool] = True",
         "image_is_run: ClassVar[bool] = False",
+    ),
+    Mutant(
+        "pictures with nothing between them are one",
+        "adapters/smolvlm.py",
+        "between.count(mark) != 1 or",
+        "between.count(mark) < 1 or",
     ),
     Mutant(
         "square cells are read row by row",

@@ -26,7 +26,7 @@ SPECS = [spec_of(method, "llava") for method in PRUNES] + [
     "divprune:keep=0.7+pyramiddrop:keep=0.4",
     "hiprune:keep=0.7+spatten:keep=0.5",
 ]  # fmt: skip
-FAMILIES = ("llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "internvl")
+FAMILIES = ("llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "internvl", "smolvlm")
 NEW = 4
 
 

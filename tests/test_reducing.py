@@ -63,7 +63,7 @@ class Largest(vtc.Reducer):
 
 FAMILIES = (
     "llava", "llava_next", "llava_onevision", "paligemma", "gemma3", "internvl", "mistral3",
-    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v",
+    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v", "smolvlm", "idefics3",
 )  # fmt: skip
 
 
@@ -75,12 +75,18 @@ def pixels(inputs: dict) -> dict:
     return {name: value for name, value in inputs.items() if "image" in name or name == "pixel_values"}
 
 
+def decoder_of(model: Any) -> torch.nn.Module:
+    """The decoder of a tiny model."""
+    return getattr(model.model, "language_model", None) or model.model.text_model
+
+
 def see_entry(model: Any, inputs: dict, method: Any) -> tuple[dict, vtc.Trace]:
     """What the decoder of the patched model is given, and the trace."""
     seen: list[dict] = []
     with vtc.patched(model, method):
-        decoder = model.model.language_model
-        hook = decoder.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True)
+        hook = decoder_of(model).register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True
+        )
         model(**inputs)
         hook.remove()
         return seen[0], vtc.trace(model)
@@ -105,7 +111,7 @@ def check_entry(family: str, model: Any, rows: list[Row], method: Any, atol=2e-5
     results = tower.run(method)
     given, trace = see_entry(model, inputs, method)
     plain: list[dict] = []
-    hook = model.model.language_model.register_forward_pre_hook(
+    hook = decoder_of(model).register_forward_pre_hook(
         lambda module, args, kwargs: plain.append(kwargs), with_kwargs=True
     )
     model(**inputs)
@@ -282,7 +288,7 @@ def test_fewer_rows_enter_blocks_and_projector_and_flops_count_them(family, meth
         hooks = [b.register_forward_pre_hook(count(entered), with_kwargs=True) for b in tower.blocks]
         mlps = [getattr(b, "mlp", None) or b.feed_forward for b in tower.blocks]
         hooks += [mlp.register_forward_pre_hook(count(through_mlp), with_kwargs=True) for mlp in mlps]
-        projector = getattr(model.model, "multi_modal_projector", None) or tower.tower.merger
+        projector = vtc.model.adapter.adapter_class(model)(model).projector or tower.tower.merger
         hooks.append(projector.register_forward_pre_hook(count(projected), with_kwargs=True))
         with FlopCounterMode(display=False, depth=None) as counter:
             model(**inputs)

@@ -65,7 +65,7 @@ def transformers_names() -> set[str]:
     """What `vtc.calls` knows arguments, outputs and methods by."""
     calls = [value for module in (composite, decoder, prepare, roles, tower) for value in vars(module).values()]
     names = set(roles.names_of(*(value for value in calls if isinstance(value, type))))
-    names |= {composite.PLACEHOLDERS, composite.PACKING, prepare.PREPARE}
+    names |= {composite.PLACEHOLDERS, composite.MERGING, composite.PACKING, prepare.PREPARE}
     names |= {generate.PREFILL, generate.MAKING_CACHES, generate.ENCODING_AHEAD}
     return (names | MORE) - PLAIN
 

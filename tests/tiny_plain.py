@@ -10,7 +10,6 @@ from tiny_base import (
     END,
     EXTRA,
     IMAGE,
-    PAD,
     SLIDING,
     START,
     VIDEO,
@@ -30,13 +29,11 @@ from transformers import (
     DeepseekVLConfig,
     Gemma2Config,
     GotOcr2Config,
-    Idefics3Config,
     JanusConfig,
     LlamaConfig,
     LlavaNextVideoConfig,
     Ovis2Config,
     Qwen2Config,
-    SmolVLMConfig,
     VideoLlama3Config,
     VideoLlavaConfig,
 )
@@ -214,40 +211,3 @@ class GotOcr2(Llava):
 
     def attention(self, attn):
         return {"": "eager", "text_config": attn, "vision_config": "eager"}
-
-
-class SmolVLM(InternVL):
-    """The decoder is called `text_model`; tiles with their row and column, pixels padded per row of the batch."""
-
-    name = "smolvlm"
-    config_class = SmolVLMConfig
-
-    def config(self, text):
-        options = {"image_token_id": IMAGE, "scale_factor": 2, "pad_token_id": PAD}
-        text_config = LlamaConfig(**decoder(text))
-        return self.config_class(vision_config=tower(image_size=32), text_config=text_config, **options)
-
-    def image_tokens(self, size, images_in_row):
-        tile, line = [BREAK, EXTRA, *[IMAGE] * 16], [20]
-        grid = (tile * size[1] + line) * size[0] + line if size != (1, 1) else []
-        return [*grid, BREAK, 8, *[IMAGE] * 16, BREAK]
-
-    def pixels(self, config, rows):
-        tiles = [torch.randn(self.tiles(size), 3, 32, 32, generator=gen) for size, gen in images(rows)]
-        most = max(sum(self.tiles(size) for size in row.images) for row in rows)
-        pixel_values, mask = torch.zeros(len(rows), most, 3, 32, 32), torch.zeros(len(rows), most, 32, 32).long()
-        tiles = iter(tiles)
-        for i, row in enumerate(rows):
-            own = [next(tiles) for _ in row.images]
-            count = sum(map(len, own))
-            mask[i, :count] = 1
-            if own:
-                pixel_values[i, :count] = torch.cat(own)
-        return {"pixel_values": pixel_values, "pixel_attention_mask": mask}
-
-
-class Idefics3(SmolVLM):
-    """As SmolVLM, without `get_placeholder_mask`."""
-
-    name = "idefics3"
-    config_class = Idefics3Config

@@ -13,7 +13,8 @@ from families import Row
 from torch import Tensor
 from torch.nn.functional import linear
 
-SIDE = 4  # patches along a crop of the families whose images have one size; gemma3 and internvl have twice as many
+#: Patches along a crop of the families whose images have one size; gemma3, internvl and smolvlm have twice as many.
+SIDE = 4
 
 
 @dataclass
@@ -61,7 +62,8 @@ class Tower:
 
     def __init__(self, family: Any, model: Any, inputs: dict[str, Tensor], rows: list[Row]):
         self.name, self.model, self.body = family.name, model, model.model
-        self.tower = getattr(self.body, "visual", None) or self.body.vision_tower
+        names = ("visual", "vision_tower", "vision_model")
+        self.tower = next(getattr(self.body, name) for name in names if hasattr(self.body, name))
         self.blocks = max((list(m) for m in self.tower.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
         self.prefix = int(self.name in ("llava", "vipllava", "llava_next", "internvl"))
         self.last = len(self.blocks) - (1 if self.name in ("llava", "llava_next") else 0)  # blocks that are read
@@ -87,7 +89,7 @@ class Tower:
     def _crops(self) -> Iterable[list[tuple[Tensor, Tensor]]]:
         """For each image, (tokens, their patches) of each crop."""
         for size, alone in zip(self.sizes, self.alone, strict=True):
-            if self.name == "internvl":
+            if self.name in ("internvl", "smolvlm", "idefics3"):
                 cells = _cells(2 * SIDE, 2 * SIDE)
                 yield [(torch.arange(16) + 16 * tile, cells) for tile in range(self.family.tiles(size))]
             elif self.name == "gemma3":
@@ -202,6 +204,8 @@ class Tower:
                 return pooled @ projector.mm_input_projection_weight
             case "internvl":
                 return projector(tower.layernorm(rows).flatten(1))
+            case "smolvlm" | "idefics3":
+                return body.connector.modality_projection(tower.post_layernorm(rows).flatten(1))
             case "mistral3":
                 merged = projector.patch_merger.merging_layer(projector.norm(rows).transpose(1, 2).flatten(1))
                 return projector.linear_2(projector.act(projector.linear_1(merged)))

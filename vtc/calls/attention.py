@@ -47,12 +47,33 @@ def _own(module: nn.Module, kwargs: dict[str, Any], name: str, *attributes: str)
 def as_interface(attend: Callable[..., Any]) -> Callable[..., Any]:
     """A function of (module, query, key, value, mask, further arguments) in the form that the interface calls."""
 
-    def interface(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-    ) -> Any:
-        return attend(module, query, key, value, attention_mask, kwargs)
+    def interface(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        names = ("query", "key", "value", "attention_mask")
+        given = dict(zip(names, args)) | {name: kwargs.pop(name) for name in names[len(args) :] if name in kwargs}
+        if len(args) > len(names) or len(given) < len(names):
+            raise RuntimeError(
+                f"vtc: {type(module).__name__} called its attention with {len(args)} arguments by position and "
+                f"{', '.join(kwargs) or 'none'} by name, which vtc can't tell apart; run `vtc doctor`, or choose a "
+                "method that reads no attention, such as 'divprune'"
+            )
+        _check_order(module, given["query"])
+        return attend(module, *(given[name] for name in names), kwargs)
 
     return interface
+
+
+def _check_order(module: nn.Module, query: Tensor) -> None:
+    """Refuse queries that are not [B, H, Q, d].
+
+    Raises:
+        RuntimeError: their heads stand behind the tokens.
+    """
+    heads = getattr(module.config, "num_attention_heads", None)
+    if query.dim() != 4 or (heads is not None and query.shape[1] != heads and query.shape[2] == heads):
+        raise RuntimeError(
+            f"vtc: {type(module).__name__} gave its attention queries of shape {tuple(query.shape)}, not [batch, heads, "
+            "tokens, width]; run `vtc doctor`, or choose a method that reads no attention, such as 'divprune'"
+        )
 
 
 def with_scaling(kwargs: dict[str, Any], scaling: float) -> dict[str, Any]:

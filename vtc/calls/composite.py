@@ -11,6 +11,7 @@ from vtc.calls import words
 from vtc.calls.roles import Call, Role, is_cache, real, whole
 
 PLACEHOLDERS = "get_placeholder_mask"
+MERGING = "inputs_merger"  # does at once what others do behind PLACEHOLDERS
 PACKING = "pack_image_features"
 #: Arguments of a features call: sides of pictures in pixels, grids in patches, pictures of each row.
 IMAGE_SIZES, IMAGE_GRID_HW, PICTURES_PER_ROW = "image_sizes", "image_grid_hw", "batch_num_images"
@@ -26,11 +27,25 @@ class CompositeCall(Call):
     cache = Role("past_key_values", "cache", "cache_params", like=is_cache, words=words.CACHE, sure=True)  # 5.24
     ahead = Role("mm_encoder_outputs", like=lambda value: _by_kind(value), sure=True)  # that `generate` made ahead
 
+    types = Role("mm_token_type_ids")  # not 0 at visual tokens
+
     @property
     def shows(self) -> bool:
-        """Whether it brings pixels, or features made of some."""
+        """Whether it brings pixels, features made of some, or embeddings of which it says that some are visual."""
         rest = self.without(CompositeCall.embeds, CompositeCall.mask)
-        return any(is_real(value) and value.numel() > 0 for value in rest.values()) or bool(self.ahead)
+        pixels = any(is_real(value) and value.numel() > 0 for value in rest.values()) or bool(self.ahead)
+        return pixels or (self.embeds is not None and self.types is not None)
+
+    def asked(self, ids: Tensor | None, types: Tensor | None, config: Any) -> Tensor | None:
+        """BoolTensor [B, L] on the host: where it says that visual tokens stand; None where it does not tell.
+
+        Args:
+            ids, types: its own, on the host.
+            config: the model's.
+        """
+        if ids is None:
+            return None if types is None else types != 0
+        return placeholders_in(ids, config)
 
 
 def _by_kind(value: Any) -> bool:
@@ -75,11 +90,14 @@ def kinds_shown(kwargs: dict[str, Any]) -> list[str]:
 
 
 def placeholder_masks(output: Any, kwargs: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """(kind, BoolTensor [B, L]) for what a call of `PLACEHOLDERS` returned.
+    """(kind, BoolTensor [B, L]) for what a call of `PLACEHOLDERS` or `MERGING` returned.
 
     Raises:
         RuntimeError: that is no mask.
     """
+    if is_real(output):  # the embeddings, new ones at the placeholders
+        yield "image", (output != MergingCall((), kwargs).embeds).any(dim=-1)
+        return
     masks = output if isinstance(output, tuple) else (output,)
     wrong = next((mask for mask in masks if mask is not None and not isinstance(mask, Tensor)), None)
     if wrong is not None:
@@ -132,6 +150,12 @@ def last_logits_only(model: nn.Module) -> dict[str, int]:
     """The argument that asks for the last token's logits alone, where the model takes it."""
     name = "logits_to_keep"
     return {name: 1} if name in inspect.signature(model.forward).parameters else {}
+
+
+class MergingCall(Call):
+    """A call of `MERGING`."""
+
+    embeds = Role("inputs_embeds")
 
 
 class PackingCall(Call):

@@ -16,7 +16,8 @@ class Grid:
         row_end: separator tokens (newlines) after each row.
         end: separator tokens after the whole block.
         front: separator tokens in front of each frame (a frame's CLS token, which stands for no place in it).
-        kind: "image" (the whole picture), "thumbnail" (an overview beside tiles), "tiles" (the joined tiles).
+        kind: "image" (the whole picture), "thumbnail" (an overview beside tiles), "tiles" (the joined tiles), "tile"
+            (one of several that are not joined).
     """
 
     start: int

@@ -150,9 +150,9 @@ class Seam:
             self._tell_unseen(prompt, f"the {type(self.composition.parts.composite).__name__} inside was not called")
 
     def _before_composite(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        self._thread.given = None
+        around, self._thread.given = getattr(self._thread, "given", None), None
         call = CompositeCall(args, kwargs, module)
-        self.observer.before_composite(call)
+        self.observer.before_composite(call, around)
         conversation = conversation_of(call.cache)
         if conversation is not None and conversation.rope_offset is not None:
             set_rope_offset(module, conversation.rope_offset)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vtc.calls.composite import CompositeCall, FeaturesCall, is_real, placeholder_masks, placeholders_in
+from vtc.calls.composite import CompositeCall, FeaturesCall, is_real, placeholder_masks
 from vtc.calls.generate import cuts_prompt, new_ids
 from vtc.calls.roles import Output
 from vtc.calls.tower import BlockCall
@@ -60,12 +60,16 @@ class Observer:
         prompt = Prompt(shows=call.shows, features=dict(self.prompt.features))
         if prompt.shows:
             prompt.early.start(call.values)
-            ids = None if call.ids is None else prompt.early.of(call.ids)
-            prompt.asked = None if ids is None else placeholders_in(ids, self.adapter.parts.composite.config)
+            ids, types = (None if t is None else prompt.early.of(t) for t in (call.ids, call.types))
+            prompt.asked = call.asked(ids, types, self.adapter.parts.composite.config)
         return prompt
 
-    def before_composite(self, call: CompositeCall) -> None:
+    def before_composite(self, call: CompositeCall, around: CompositeCall | None = None) -> None:
         """Called in front of the module that calls the decoder.
+
+        Args:
+            call: its call.
+            around: that of the whole model around it, if it shows pictures.
 
         Raises:
             ValueError: the prompt comes in chunks.
@@ -73,6 +77,8 @@ class Observer:
         self._thread.prompt = Prompt()
         prompt = self._thread.prompt = self.of(call)
         prompt.open = True
+        if around is not None and not prompt.shows:
+            prompt.shows, prompt.asked = True, self.of(around).asked
         mask = call.mask
         if isinstance(mask, Tensor) and mask.dim() == 2:
             prompt.mask = mask
