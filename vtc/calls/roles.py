@@ -281,12 +281,13 @@ class Output:
 
     @property
     def values(self) -> dict[Key, Any]:
-        """What it has, by name or place."""
+        """What it has, by name or place; of properties, which may be old names that warn, nothing is read."""
         if isinstance(self.value, Tensor):
             return {0: self.value}
         if isinstance(self.value, tuple | list):
             return dict(enumerate(self.value))
-        return dict(self.value.items() if isinstance(self.value, Mapping) else vars(self.value))
+        fields = dict(self.value) if isinstance(self.value, Mapping) else {}
+        return fields | {name: value for name, value in vars(self.value).items() if name not in fields}
 
     def put(self, key: Key, value: Any) -> None:
         """Change what stands somewhere."""

@@ -56,12 +56,23 @@ class Observer:
     # ---------------------------------------------------------------- the model's call
 
     def of(self, call: CompositeCall) -> Prompt:
-        """What a call of the model tells in its arguments, and what was made for it until now."""
+        """What a call of the model tells in its arguments, and what was made for it until now.
+
+        Raises:
+            ValueError: its features are a part of those that were made: the prompt comes in chunks.
+        """
         prompt = Prompt(shows=call.shows, features=dict(self.prompt.features))
         if prompt.shows:
             prompt.early.start(call.values)
             ids, types = (None if t is None else prompt.early.of(t) for t in (call.ids, call.types))
             prompt.asked = call.asked(ids, types, self.adapter.parts.composite.config)
+        for kind, output in (call.ahead or {}).items():
+            known = features_with(output)
+            sizes = sizes_of(Output(output).pooled)
+            made = self._thread.made.get(kind)
+            if known is None and made is not None and 0 < sum(sizes) < sum(made.sizes):
+                raise ValueError(_CHUNKS)
+            prompt.features[kind] = replace(known or Features(kind), sizes=sizes)
         return prompt
 
     def before_composite(self, call: CompositeCall, around: CompositeCall | None = None) -> None:
@@ -78,18 +89,12 @@ class Observer:
         prompt = self._thread.prompt = self.of(call)
         prompt.open = True
         if around is not None and not prompt.shows:
-            prompt.shows, prompt.asked = True, self.of(around).asked
+            outer = self.of(around)
+            prompt.shows, prompt.asked, prompt.features = True, outer.asked, outer.features
         mask = call.mask
         if isinstance(mask, Tensor) and mask.dim() == 2:
             prompt.mask = mask
         prompt.ids = call.ids
-        for kind, output in (call.ahead or {}).items():
-            known = features_with(output)
-            sizes = sizes_of(Output(output).pooled)
-            made = self._thread.made.get(kind)
-            if known is None and made is not None and 0 < sum(sizes) < sum(made.sizes):
-                raise ValueError(_CHUNKS)
-            prompt.features[kind] = replace(known or Features(kind), sizes=sizes)
 
     def after_composite(self) -> None:
         """Called behind it, also when it failed."""
