@@ -6,6 +6,7 @@ import torch
 from contract import ATTENTIONS, EVERY, model_of
 from covering import product
 from families import SCENARIOS, scenario
+from releases import BROKEN, is_broken
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 every_family = pytest.mark.parametrize("family", EVERY)
@@ -62,11 +63,21 @@ def test_generation_varies_and_agrees_between_implementations(family, attention)
         assert torch.equal(generate(family, rows, attention), new)
 
 
+@pytest.mark.parametrize("family", {family for *_, family, _ in BROKEN})
+@torch.no_grad()
+def test_what_is_called_broken_is(family):
+    for attention in ATTENTIONS:
+        if is_broken(family, attention):
+            model = EVERY[family].build(attn=attention)
+            with pytest.raises((RuntimeError, ValueError, AttributeError)):
+                model(**EVERY[family].inputs(model, scenario(EVERY[family], "ragged")))
+
+
 @every_family
 def test_pixels_matter(family):
     model = model_of(family)
     batch = EVERY[family].inputs(model, scenario(EVERY[family], "several_images"))
-    (name,) = (name for name in batch if name in ("pixel_values", "pixel_values_videos"))
+    (name,) = (name for name in batch if name.startswith("pixel_values"))
     with torch.no_grad():
         bare = model(**batch).logits[:, -1]
         other = model(**batch | {name: batch[name].flip(-1)}).logits[:, -1]

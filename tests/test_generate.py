@@ -8,6 +8,7 @@ import torch
 from contract import EVERY, FAMILIES, METHODS, MORE, batch, each_alone, extended, greedy, model_of, spec_of, stepwise
 from covering import product
 from families import scenario
+from releases import STEPS_AGREE
 from transformers import TextStreamer
 
 import vtc
@@ -18,6 +19,7 @@ GENERATE = [name for name in FAMILIES if name != "vipllava"]
 
 #: paligemma's whole prompt attends both ways, so that added text changes what came before it, compressed or not.
 CAUSAL = [name for name in GENERATE if name != "paligemma"]
+STEPPING = GENERATE if STEPS_AGREE else CAUSAL
 
 
 pytestmark = pytest.mark.usefixtures("no_grad")
@@ -37,7 +39,7 @@ def test_decoding_equals_recomputing_without_a_cache(family, spec):
             torch.testing.assert_close(each, again, atol=3e-4, rtol=1e-4)
 
 
-@product(family=GENERATE, spec=SPECS, rows=["single", "ragged"], each="value")
+@product(family=STEPPING, spec=SPECS, rows=["single", "ragged"], each="value")
 def test_generating_without_a_cache_is_the_same(family, spec, rows):
     model, inputs = batch(family, rows)
     with vtc.patched(model, spec):
@@ -327,7 +329,8 @@ def test_more_families_decode_as_they_recompute(family, spec):
     try:
         step = stepwise(model, inputs, new=1)
         torch.testing.assert_close(step.logits[0], model(**inputs).logits[:, -1], atol=3e-4, rtol=1e-3)
-        assert torch.equal(greedy(model, inputs, use_cache=False), greedy(model, inputs)) or not EVERY[family].cacheless
+        agree = EVERY[family].cacheless and (STEPS_AGREE or family != "paligemma2")
+        assert torch.equal(greedy(model, inputs, use_cache=False), greedy(model, inputs)) or not agree
     finally:
         vtc.unpatch(model)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from contract import EVERY, batch, model_of
+from releases import CHUNKS_SHOW, MAKES_AHEAD
 
 import vtc
 from vtc.method.base import Method
@@ -111,12 +112,14 @@ def test_unpatching_a_part():
         vtc.unpatch(model.model.language_model)
 
 
+@pytest.mark.skipif(not CHUNKS_SHOW, reason="in this release the bare model forgets pictures of a prompt in chunks")
 def test_chunked_prefill_of_a_model_patched_inside():
     model, inputs = batch("llava", "single")
     with vtc.patched(model.model, "divprune:keep=0.5"), pytest.raises(ValueError, match="prefill_chunk_size"):
         model.generate(**inputs, max_new_tokens=2, prefill_chunk_size=8)
 
 
+@pytest.mark.skipif(not MAKES_AHEAD, reason="this release takes no features that were made ahead")
 def test_features_made_before_the_patch():
     model, inputs = batch("llava", "single")
     features = model.get_image_features(inputs.pop("pixel_values"), return_dict=True)

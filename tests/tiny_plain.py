@@ -1,6 +1,7 @@
 """Tiny families that pass nothing per token beside embeddings, positions and a mask to their decoder."""
 
 import itertools
+from inspect import signature
 from typing import ClassVar
 
 import torch
@@ -36,6 +37,7 @@ from transformers import (
     Qwen2Config,
     VideoLlama3Config,
     VideoLlavaConfig,
+    VideoLlavaModel,
 )
 
 
@@ -67,8 +69,13 @@ class VideoLlava(Llava):
     """Two towers, one for images."""
 
     name = "video_llava"
+    #: transformers calls its pictures so since 5.23.
+    named = "pixel_values" if "pixel_values" in signature(VideoLlavaModel.forward).parameters else "pixel_values_images"
     config_class = VideoLlavaConfig
     options: ClassVar = {"image_seq_length": 16, "video_token_index": VIDEO}
+
+    def pixels(self, config, rows):
+        return {self.named: square_pixels(rows)}
 
 
 class AyaVision(InternVL):

@@ -71,8 +71,8 @@ def _check_order(module: nn.Module, query: Tensor) -> None:
     heads = getattr(module.config, "num_attention_heads", None)
     if query.dim() != 4 or (heads is not None and query.shape[1] != heads and query.shape[2] == heads):
         raise RuntimeError(
-            f"vtc: {type(module).__name__} gave its attention queries of shape {tuple(query.shape)}, not [batch, heads, "
-            "tokens, width]; run `vtc doctor`, or choose a method that reads no attention, such as 'divprune'"
+            f"vtc: {type(module).__name__} gave its attention queries of shape {tuple(query.shape)}, not [batch, "
+            "heads, tokens, width]; run `vtc doctor`, or choose a method that reads no attention, such as 'divprune'"
         )
 
 

@@ -40,7 +40,8 @@ class CompositeCall(Call):
         """BoolTensor [B, L] on the host: where it says that visual tokens stand; None where it does not tell.
 
         Args:
-            ids, types: its own, on the host.
+            ids: its own, on the host.
+            types: the same.
             config: the model's.
         """
         if ids is None:
