@@ -24,8 +24,8 @@ RELEASES = {
 }
 
 #: What runs on each: contract, decode, turns, videos, training; and on the newest what is around the library.
-TESTS = ("contract", "generate", "prune_decode", "prune_turns", "refusals", "video_families", "families", "warnings")
-AROUND = ("futures", "eval", "eval_models", "ask", "demo_comparing", "recipe", "doctor")
+TESTS = ("contract", "generate", "prune_decode", "prune_turns", "refusals", "video_families", "families", "smolvlm")
+AROUND = ("eval", "eval_models", "ask", "demo_comparing", "recipe", "doctor", "warnings", "trace")
 
 
 def python(name: str) -> Path:

@@ -110,12 +110,13 @@ def fed(model: Any, told: Feed, length: int, visual: int) -> Iterator[None]:
     flash = "flash" in str(implementation(adapter.parts.decoder.config))
     several = [False]  # whether positions have several axes, which every token keeps
 
-    def enter(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        call = DecoderCall(args, kwargs)
+    def enter(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        call = DecoderCall(args, kwargs, decoder)
         several[0] = isinstance(call.positions, Tensor) and call.positions.dim() == 3
         if len(told.fed) == length:
             return None
-        new = DecoderCall(args, _left(call.kwargs, told, length, visual))
+        new = call.changed(lambda _, value: _left(value, told, length, visual))
+        assert isinstance(new, DecoderCall)
         if call.positions is None and not told.renumbered:
             new.positions = told.fed[None].to(call.embeds.device)
         elif call.positions is not None and told.renumbered and not several[0]:
@@ -123,8 +124,8 @@ def fed(model: Any, told: Feed, length: int, visual: int) -> Iterator[None]:
         return new.given
 
     def hook(view: LayerView) -> Any:
-        def before(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-            call = LayerCall(args, kwargs)
+        def before(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+            call = LayerCall(args, kwargs, layer)
             if not call.has(LayerCall.mask):
                 raise NotCheckableError("a decoder layer gets no attention mask by name")
             call.mask = _masked(call.mask, _unseen(view.dropped, told.generated).to(call.hidden.device), flash)

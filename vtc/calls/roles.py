@@ -287,7 +287,9 @@ class Output:
         if isinstance(self.value, tuple | list):
             return dict(enumerate(self.value))
         fields = dict(self.value) if isinstance(self.value, Mapping) else {}
-        return fields | {name: value for name, value in vars(self.value).items() if name not in fields}
+        return fields | {
+            name: value for name, value in getattr(self.value, "__dict__", {}).items() if name not in fields
+        }
 
     def put(self, key: Key, value: Any) -> None:
         """Change what stands somewhere."""
