@@ -149,7 +149,9 @@ class Call:
     """
 
     def __init__(self, args: tuple, kwargs: Mapping[str, Any], module: nn.Module | None = None):
-        self.values: dict[Key, Any] = {**dict(enumerate(args)), **kwargs}
+        self.values: dict[Key, Any] = {}
+        self.values.update(enumerate(args))
+        self.values.update(kwargs)
         self.module = module
         self.parameters = parameters(module)
 
@@ -177,7 +179,7 @@ class Call:
 
     def is_known(self, key: Key) -> bool:
         """Whether an argument goes by a name that one of this call's roles knows."""
-        return self.label(key) in _known(type(self))
+        return self.label(key) in _known(type(self))  # type: ignore[arg-type]
 
     def is_nameless(self, key: Key) -> bool:
         """Whether an argument comes by position, and the signature has no name for it."""
@@ -206,7 +208,7 @@ class Call:
 
 
 @functools.cache
-def _known(cls: type) -> frozenset[str]:
+def _known(cls: Any) -> frozenset[str]:
     return frozenset(names_of(*cls.__mro__))
 
 
@@ -287,9 +289,7 @@ class Output:
         if isinstance(self.value, tuple | list):
             return dict(enumerate(self.value))
         fields = dict(self.value) if isinstance(self.value, Mapping) else {}
-        return fields | {
-            name: value for name, value in getattr(self.value, "__dict__", {}).items() if name not in fields
-        }
+        return {**getattr(self.value, "__dict__", {}), **fields}
 
     def put(self, key: Key, value: Any) -> None:
         """Change what stands somewhere."""

@@ -22,11 +22,17 @@ class RotaryCall:
     output: Any
 
     @property
-    def positions(self) -> Tensor | None:
+    def told(self) -> Tensor | None:
         """The positions [.., B, n] that it was called with; None where it was called with none."""
         given = (*self.args, *self.kwargs.values())
         found = (value for value in given if isinstance(value, Tensor) and not value.is_floating_point())
         return next(found, None)
+
+    @property
+    def positions(self) -> Tensor:
+        """The same, of a call that was told some."""
+        assert self.told is not None
+        return self.told
 
     @property
     def tables(self) -> tuple:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from vtc.calls.decoder import LayerCall
-from vtc.calls.rotary import RotaryCall
 from vtc.seam.composition import Composition
 
 _WAY_OUT = "run `vtc doctor` to see what this release of transformers does otherwise, or call vtc.unpatch"
@@ -44,14 +43,14 @@ class Arrival:
         """
         self._positions, self._alive, self._length, self._padded = positions, alive, length, padded
 
-    def see_rotary(self, call: RotaryCall) -> None:
-        """Called with each call of a rotary embedding of the decoder.
+    def see_rotary(self, seen: Tensor) -> None:
+        """Called with the positions [.., B, n] of each call of a rotary embedding of the decoder.
 
         Raises:
             RuntimeError: it was turned by other positions.
         """
-        seen, wanted = call.positions, self._positions
-        if seen is None or wanted is None or self.ran:
+        wanted = self._positions
+        if wanted is None or self.ran:
             return
         if not _same_places(seen, wanted):
             raise RuntimeError(

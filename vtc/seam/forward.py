@@ -250,8 +250,8 @@ class ForwardPass:
 
     def see_rotary(self, call: RotaryCall) -> None:
         """Called with each call of a rotary embedding of the decoder."""
-        if self.layers is not None:
-            self.arrival.see_rotary(call)
+        if self.layers is not None and call.told is not None:
+            self.arrival.see_rotary(call.positions)
             self.layers.rotary.append(call)
 
     def before_layer(self, layer: int, call: LayerCall) -> Any:

@@ -13,7 +13,7 @@ from vtc.attention.scores import Attention
 from vtc.attention.tap import probe
 from vtc.calls.cache import keys_in_layer
 from vtc.calls.decoder import LayerCall
-from vtc.calls.roles import first_of, with_first
+from vtc.calls.roles import Key, first_of, with_first
 from vtc.calls.rotary import RotaryCall
 from vtc.method.prune import Decision, Memory, Prune, Rows, check_decision
 from vtc.model.layout import Layout
@@ -58,7 +58,7 @@ class Layers:
         first: Segment,
         layout: Layout,
         text_counts: list[int],
-        extras: dict[str, Any],
+        extras: dict[Key, Any],
     ):
         self.composition, self.conversation, self.cache = composition, conversation, cache
         self.segments = Segments(first, conversation.shift)
@@ -251,7 +251,7 @@ class Layers:
         left = sum(self.segments.now.visual_counts)
         index, total = visual_index(before.visual, cut, left), sum(before.visual_counts)
         for name, value in self.extras.items():
-            new = cut_argument(name, value, cut, index, total, self.composition.parts.family)
+            new = cut_argument(str(name), value, cut, index, total, self.composition.parts.family)
             if isinstance(value, Following):
                 value.now = new
             elif isinstance(value, list):
