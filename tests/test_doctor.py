@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny_checkpoints import checkpoint
 from transformers import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from versions import RELEASES
 
 import vtc
 from vtc import tested
@@ -341,6 +342,14 @@ def test_a_tested_or_an_older_transformers_is_not_told(anew, monkeypatch):
 )
 def test_sides_of_a_window(version, side):
     assert tested.Window("5.17", "5.24").side(version) == side
+
+
+def test_the_releases_that_are_promised_are_run():
+    for name in ("transformers", "torch"):
+        (pinned,) = (wanted for wanted in RELEASES["oldest"] if wanted.startswith(f"{name}=="))
+        assert pinned.startswith(f"{name}=={tested.TESTED[name].oldest}.")
+        assert name in RELEASES["newest"]
+    assert tested.TESTED["transformers"].side(RELEASES["between"][0].partition("==")[2]) == 0
 
 
 def test_the_tests_pins_lie_in_the_windows_and_the_oldest_are_what_is_required():
