@@ -80,7 +80,8 @@ class PaddedStub(Stub):
     valid: Tensor
 
     def forward(self, inputs_embeds: Tensor, visual: Tensor) -> Any:
-        self.get_placeholder_mask(visual, inputs_embeds=inputs_embeds, image_features=inputs_embeds[visual])
+        features = self.get_image_features(visual, inputs_embeds)
+        self.get_placeholder_mask(visual, inputs_embeds=inputs_embeds, image_features=features)
         return self.language_model(
             attention_mask=self.valid.long(),
             position_ids=(self.valid.cumsum(dim=1) - 1).clamp(min=0),

@@ -48,12 +48,17 @@ class Stub(nn.Module):
         self.config = decoder.config
         self.language_model = decoder
 
+    def get_image_features(self, visual: Tensor, inputs_embeds: Tensor) -> list[Tensor]:
+        """The embeddings of each image; a row has one at most."""
+        return [embeds[here] for embeds, here in zip(inputs_embeds, visual) if here.any()]
+
     def get_placeholder_mask(self, visual: Tensor, inputs_embeds: Tensor, image_features: Any = None) -> Tensor:
         return visual[..., None].expand_as(inputs_embeds)
 
     def forward(self, inputs_embeds: Tensor, visual: Tensor | None = None, past_key_values: Any = None) -> Any:
         if visual is not None:
-            self.get_placeholder_mask(visual, inputs_embeds=inputs_embeds, image_features=inputs_embeds[visual])
+            features = self.get_image_features(visual, inputs_embeds)
+            self.get_placeholder_mask(visual, inputs_embeds=inputs_embeds, image_features=features)
         return self.language_model(
             attention_mask=None,
             position_ids=None,

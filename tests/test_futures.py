@@ -13,6 +13,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from contract import EVERY, model_of, state_of, stepwise
 from covering import product
@@ -198,6 +199,7 @@ def comes_to(cell: Any) -> bool:
     return cell["family"] in FUTURES[cell["future"]].families
 
 
+@pytest.mark.rest
 @product(future=FUTURES, family=FAMILIES, where=comes_to, each="value")
 def test_a_future_leaves_the_bare_model_as_it_is(future, family):
     model, bare = model_of(family), reference(family, None)

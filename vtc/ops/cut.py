@@ -154,7 +154,9 @@ def holds_tensors(value: Any) -> bool:
     """Whether a value is an object, none of torch's own containers, with tensors among its attributes."""
     if isinstance(value, Tensor | torch.nn.Module | dict | list | tuple):
         return False
-    return any(isinstance(item, Tensor | tuple | list | dict) for item in getattr(value, "__dict__", {}).values())
+    found: list[Tensor] = []
+    map_tensors(getattr(value, "__dict__", {}), found.append)
+    return bool(found)
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:

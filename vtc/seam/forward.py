@@ -71,7 +71,7 @@ class ForwardPass:
         self.layout: Layout = self.composition.adapter.layout(self.prompt, (batch, length))
         removes = self.composition.removes(self.layout)
         self.prompt.entered = True
-        self._check_past(call, conversation, mask2d, length)
+        self._check_past(call, conversation, mask2d if self.prompt.mask is None else self.prompt.mask, length)
         if not removes and conversation is None:
             if self._lost():
                 self.unseen = (

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vtc.calls.composite import CompositeCall, FeaturesCall, is_real, placeholder_masks
+from vtc.calls.composite import CompositeCall, FeaturesCall, is_real, placeholder_masks, token_asked_for
 from vtc.calls.generate import cuts_prompt, new_ids
 from vtc.calls.roles import Output
 from vtc.calls.tower import BlockCall
@@ -118,9 +118,11 @@ class Observer:
 
     def record_placeholders(self, output: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         """Called with what the model's search for placeholders returned."""
-        for kind, mask in placeholder_masks(output, kwargs):
-            others = [(other, known) for other, known in self.prompt.placeholders if other != kind]
-            self.prompt.placeholders = [*others, (kind, mask)]  # a model may search twice
+        found = list(placeholder_masks(output, kwargs))
+        if token_asked_for(args, kwargs) is None:  # a model may search twice for the same
+            again = {kind for kind, _ in found}
+            self.prompt.placeholders = [known for known in self.prompt.placeholders if known[0] not in again]
+        self.prompt.placeholders += found
 
     # ---------------------------------------------------------------- features
 
