@@ -81,12 +81,12 @@ MUTANTS = (
         "if valid is not None or more",
     ),
     Mutant(
-        "beams do not reorder the conversation", "vtc/seam/cache.py", "        self._vtc.choose_rows(beam_idx)\n", ""
+        "beams do not reorder the conversation", "vtc/calls/cache.py", "        self._vtc.choose_rows(beam_idx)\n", ""
     ),
     Mutant("cropping forgets too little", "vtc/seam/conversation.py", "        self.slots -= count\n", ""),
     Mutant(
         "a masked image is not refused",
-        "vtc/seam/checks.py",
+        "vtc/seam/checks/call.py",
         "if not host_mask[image.row, image.positions].all():",
         "if False:",
     ),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vtc.attention.tap import check_tapped
 from vtc.calls.cache import mark_whole, tokens_in
-from vtc.calls.composite import PLACEHOLDERS, rope_offset, turns_several_axes
+from vtc.calls.composite import rope_offset
 from vtc.calls.decoder import DecoderCall, LayerCall
 from vtc.calls.roles import Output
 from vtc.calls.rotary import RotaryCall
@@ -16,14 +16,16 @@ from vtc.ops.clock import Moment
 from vtc.ops.cut import Cut
 from vtc.ops.following import followed
 from vtc.ops.host import on
-from vtc.seam.arrival import Arrival
-from vtc.seam.cache import attach, check_lengths, check_past, conversation_of
-from vtc.seam.checks import check_call, check_turn, check_visible
+from vtc.seam.checks.arrival import Arrival
+from vtc.seam.checks.call import check_axes, check_call, check_turn, check_visible
+from vtc.seam.checks.notice import not_found
+from vtc.seam.checks.past import attach, check_lengths, check_past, conversation_of
 from vtc.seam.composition import Composition
 from vtc.seam.conversation import Conversation, Lease
 from vtc.seam.evidence import check_scores
 from vtc.seam.layers import Layers
 from vtc.seam.report import trace_of, trace_of_untouched
+from vtc.seam.restoring import restore_lengths
 from vtc.seam.revival import Revival
 from vtc.seam.segments import Segment, cut_argument, renumber, visual_index
 from vtc.seam.selection import Selection, check_reduced, merge, reduced, select
@@ -71,13 +73,14 @@ class ForwardPass:
         self.layout: Layout = self.composition.adapter.layout(self.prompt, (batch, length))
         removes = self.composition.removes(self.layout)
         self.prompt.entered = True
-        self._check_past(call, conversation, mask2d if self.prompt.mask is None else self.prompt.mask, length)
+        if self.composition.counts_tokens:
+            if conversation is not None:
+                check_lengths(self._cache, conversation, self.composition)
+            fed = mask2d if self.prompt.mask is None else self.prompt.mask
+            check_past(self._cache, conversation, fed, call.positions, length, self.prompt.early)
         if not removes and conversation is None:
-            if self._lost():
-                self.unseen = (
-                    f"pictures were given, and vtc did not see where {self.composition.parts.family} puts them "
-                    f"({PLACEHOLDERS} found none)"
-                )
+            if self.prompt.lost(self.layout, self.fresh):
+                self.unseen = not_found(self.composition.parts.family)
             elif self.layout.images or self.fresh:
                 self.trace = trace_of_untouched(self.composition, self.prompt, self.layout, mask2d)
             return call
@@ -97,23 +100,6 @@ class ForwardPass:
         call = self._enter(call, embeds, valid, mask2d, conversation, removes)
         self._spent.append((start, Moment(embeds.device)))
         return call
-
-    def _lost(self) -> bool:
-        """Whether pictures were given, and none was seen in the sequence."""
-        prompt = self.prompt
-        if not prompt.shows or self.layout.images:
-            return False
-        return self.fresh if prompt.asked is None else bool(prompt.asked.any())
-
-    def _check_past(
-        self, call: DecoderCall, conversation: Conversation | None, mask: Tensor | None, length: int
-    ) -> None:
-        """Hold what the call goes on with against what is known of it."""
-        if not self.composition.counts_tokens:
-            return
-        if conversation is not None:
-            check_lengths(self._cache, conversation, self.composition.segment_of_layers, self.composition.parts.family)
-        check_past(self._cache, conversation, mask, call.positions, length, self.prompt.early)
 
     def _enter(
         self,
@@ -205,12 +191,8 @@ class ForwardPass:
         """Position ids of segment 0, on as many axes as given, and their lag behind the logical ones."""
         shift = conversation.shift[0]
         batch, length = valid.shape
-        if positions is None and self.layout.images and turns_several_axes(self.composition.parts.composite):
-            raise RuntimeError(
-                f"vtc: {self.composition.parts.family} turns its tokens by positions on several axes, and none came "
-                "with a call that has pictures; run `vtc doctor`, or unpatch the model for this call"
-            )
         if positions is None:
+            check_axes(self.composition, self.layout)
             positions = torch.arange(length, device=valid.device)[None] + conversation.logical
         if positions.shape[-1] != length:
             raise ValueError(
@@ -281,7 +263,7 @@ class ForwardPass:
                 mark_whole(cache)
             return output
         self.arrival.check(bool(self.composition.prunes) or layers.conversation.outside)
-        self._restore_lengths(made, layers)
+        restore_lengths(made, layers)
         if cache is not None and self.composition.counts_tokens:
             self._commit(cache, layers)
         if self.layout.images or self.fresh:
@@ -297,36 +279,6 @@ class ForwardPass:
             )
         return made.value
 
-    def _restore_lengths(self, output: Output, layers: Layers) -> None:
-        if layers.recall is not None:  # new tokens come behind those that were brought back
-            new = layers.segments.first.in_entry.length
-            output.last = output.last[:, -new:]
-            if output.states is not None:
-                output.states = tuple(state[:, -new:] for state in output.states)
-        if all(segment.cut.identity for segment in layers.segments):
-            return
-        last, cut = output.last, (layers.segments.now.base or layers.segments.now).cut
-        if last is None or last.shape[1] != len(cut):
-            there = "nothing" if last is None else f"a tensor of shape {tuple(last.shape)}"
-            raise RuntimeError(
-                f"vtc: {self.composition.parts.family}'s decoder was entered with {len(cut)} tokens a row and gave "
-                f"{there}, so its places are not known; run `vtc doctor`, or unpatch the model for this call"
-            )
-        output.last = layers.segments.now.cut.scatter(last)
-        if output.states is not None:
-            output.states = self._restored(output.states, layers)
-
-    def _restored(self, states: tuple[Tensor, ...], layers: Layers) -> tuple[Tensor, ...]:
-        """Hidden states, one in front of each layer and the last, at the length that the user gave."""
-        restored, before = [], states[0]
-        for index, state in enumerate(states):
-            segment = layers.segments.of_layer(self.composition.adapter.layer_of_state(index))
-            if segment.within is not None and state.shape[1] == len(segment.within):  # recorded before tokens came back
-                state = segment.within.put(before, state)
-            before = state
-            restored.append((segment.base or segment).cut.scatter(state))
-        return tuple(restored)
-
     def _commit(self, cache: Any, layers: Layers) -> None:
         """Remember lengths and padding on the cache, and hold the cache against the plan (contract clause 9)."""
         conversation, first = layers.conversation, layers.segments.first
@@ -340,7 +292,7 @@ class ForwardPass:
         ends = [int(image.positions[-1]) for image in self.layout.images]
         conversation.add(layers.segments, ends, layers.recall.extra if layers.recall is not None else {})
         conversation.heads = layers.heads
-        check_lengths(cache, conversation, self.composition.segment_of_layers, self.composition.parts.family)
+        check_lengths(cache, conversation, self.composition)
         conversation.rope_offset = rope_offset(self.composition.parts.composite)
         attach(cache, conversation)
 

@@ -14,15 +14,15 @@ from vtc.calls.composite import CompositeCall, set_rope_offset
 from vtc.calls.decoder import DecoderCall, LayerCall
 from vtc.calls.rotary import RotaryCall
 from vtc.model.wrap import Wrap
-from vtc.seam.arrival import explain
-from vtc.seam.cache import conversation_of
-from vtc.seam.checks import check_entered
+from vtc.seam.checks.arrival import explain
+from vtc.seam.checks.call import check_entered
+from vtc.seam.checks.notice import Notices
+from vtc.seam.checks.past import conversation_of
 from vtc.seam.composition import Composition
 from vtc.seam.conversation import Lease
 from vtc.seam.forward import ForwardPass
 from vtc.seam.layers import Layers
 from vtc.seam.listeners import decoder_listeners, module_hooks
-from vtc.seam.notice import Notices
 from vtc.tower.encoding import Encoding
 from vtc.tower.hooks import ReducerHooks
 from vtc.tower.listeners import tower_hooks, tower_listeners

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from vtc.model.layout import VisualInput
+from vtc.model.layout import Layout, VisualInput
 from vtc.ops.host import EarlyCopies
 from vtc.tower.features import Features
 
@@ -34,6 +34,17 @@ class Prompt:
     placeholders: list[tuple[str, Tensor]] = field(default_factory=list)
     features: dict[str, Features] = field(default_factory=dict)
     early: EarlyCopies = field(default_factory=EarlyCopies)
+
+    def lost(self, layout: Layout, fresh: bool) -> bool:
+        """Whether the call shows pictures, and none was found in its sequence.
+
+        Args:
+            layout: what was found.
+            fresh: whether the call has nothing before it.
+        """
+        if not self.shows or layout.images:
+            return False
+        return fresh if self.asked is None else bool(self.asked.any())
 
     def features_of(self, kind: str) -> Features:
         """The features of a kind; empty where nothing is known."""

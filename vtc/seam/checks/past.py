@@ -1,12 +1,12 @@
 """Holds a cache against the conversation that it belongs to, and against what a call says of its past."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from vtc.calls.cache import attach, counter_of, is_whole, keys_in_layer, lengths_in, tokens_in
 from vtc.ops.host import EarlyCopies
+from vtc.seam.composition import Composition
 from vtc.seam.conversation import Conversation
 
 __all__ = ["attach", "check_lengths", "check_past", "conversation_of"]
@@ -19,25 +19,24 @@ def conversation_of(cache: Any) -> Conversation | None:
     return counter_of(cache)
 
 
-def check_lengths(cache: Any, conversation: Conversation, segments: Sequence[int], family: str) -> None:
+def check_lengths(cache: Any, conversation: Conversation, composition: Composition) -> None:
     """Hold a cache against the plan (contract clause 9), by its own count of what it holds.
 
     Args:
         cache: before or after a call.
         conversation: what it was fed until then.
-        segments: the segment of each decoder layer.
-        family: the model's.
+        composition: what the patch knows.
 
     Raises:
         RuntimeError: a layer holds another number of tokens than its segment.
     """
-    for layer, (length, segment) in enumerate(zip(lengths_in(cache), segments)):
+    for layer, (length, segment) in enumerate(zip(lengths_in(cache), composition.segment_of_layers)):
         held = conversation.held[segment]
         expected = conversation.slots if held is None else held.shape[1]
         if length not in (None, expected) and keys_in_layer(cache, layer):
             raise RuntimeError(
-                f"vtc: layer {layer} of {family} has {length} tokens in its cache where the plan says {expected}; "
-                f"somebody else filled or cut it. {_ANEW[0].upper()}{_ANEW[1:]}"
+                f"vtc: layer {layer} of {composition.parts.family} has {length} tokens in its cache where the plan says "
+                f"{expected}; somebody else filled or cut it. {_ANEW[0].upper()}{_ANEW[1:]}"
             )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from vtc.calls.cache import has_fixed_length
+from vtc.calls.composite import turns_several_axes
 from vtc.calls.decoder import DecoderCall, always_gives_attentions, may_return_tuples
 from vtc.model.layout import Layout
 from vtc.ops.host import EarlyCopies
@@ -49,6 +50,19 @@ def check_call(composition: Composition, call: DecoderCall, cache: Any, early: E
         raise ValueError(
             "position_ids start again within a row: samples packed into one row can't be compressed; give each "
             "sample a row of its own"
+        )
+
+
+def check_axes(composition: Composition, layout: Layout) -> None:
+    """Refuse a call with pictures that brings no positions, where the model turns its tokens on several axes.
+
+    Raises:
+        RuntimeError: it is one.
+    """
+    if layout.images and turns_several_axes(composition.parts.composite):
+        raise RuntimeError(
+            f"vtc: {composition.parts.family} turns its tokens by positions on several axes, and none came with a call "
+            "that has pictures; run `vtc doctor`, or unpatch the model for this call"
         )
 
 

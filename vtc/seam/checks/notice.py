@@ -2,6 +2,7 @@
 
 import warnings
 
+from vtc.calls.composite import PLACEHOLDERS
 from vtc.model.layout import Layout
 from vtc.seam.composition import Composition
 from vtc.seam.report import trace_of_untouched
@@ -10,6 +11,11 @@ from vtc.tracing import Trace
 
 #: How each message begins.
 NOTHING = "vtc: nothing was compressed"
+
+
+def not_found(family: str) -> str:
+    """Why a call runs uncompressed whose pictures were not found in its sequence."""
+    return f"pictures were given, and vtc did not see where {family} puts them ({PLACEHOLDERS} found none)"
 
 
 class Notices:
