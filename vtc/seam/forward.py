@@ -48,9 +48,7 @@ class ForwardPass:
     """
 
     def __init__(self, composition: Composition, prompt: Prompt, lease: Lease):
-        self.composition = composition
-        self.prompt = prompt
-        self.lease = lease
+        self.composition, self.prompt, self.lease = composition, prompt, lease
         self.layers: Layers | None = None
         self.trace: Trace | None = None
         self.arrival = Arrival(composition)

@@ -35,8 +35,8 @@ def check_lengths(cache: Any, conversation: Conversation, composition: Compositi
         expected = conversation.slots if held is None else held.shape[1]
         if length not in (None, expected) and keys_in_layer(cache, layer):
             raise RuntimeError(
-                f"vtc: layer {layer} of {composition.parts.family} has {length} tokens in its cache where the plan says "
-                f"{expected}; somebody else filled or cut it. {_ANEW[0].upper()}{_ANEW[1:]}"
+                f"vtc: layer {layer} of {composition.parts.family} has {length} tokens in its cache where the plan "
+                f"says {expected}; somebody else filled or cut it. {_ANEW[0].upper()}{_ANEW[1:]}"
             )
 
 
