@@ -9,7 +9,7 @@ import pytest
 from circles import ROOT, circles, imports, modules
 
 import vtc
-from vtc.calls import attention, clip, composite, decoder, generate, prepare, roles, tower
+from vtc.calls import attention, clip, composite, decoder, generate, outputs, prepare, roles, tower
 
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 FOLDERS = [ROOT / name for name in ("vtc", "adapters", "cuda/kernels", "eval", "demo")]
@@ -63,7 +63,9 @@ def test_no_folder_has_many_rooms(top: Path):
 
 def transformers_names() -> set[str]:
     """What `vtc.calls` knows arguments, outputs and methods by."""
-    calls = [value for module in (composite, decoder, prepare, roles, tower) for value in vars(module).values()]
+    calls = [
+        value for module in (composite, decoder, outputs, prepare, roles, tower) for value in vars(module).values()
+    ]
     names = set(roles.names_of(*(value for value in calls if isinstance(value, type))))
     names |= {composite.PLACEHOLDERS, composite.MERGING, composite.PACKING, prepare.PREPARE}
     names |= {generate.PREFILL, generate.MAKING_CACHES, generate.ENCODING_AHEAD}

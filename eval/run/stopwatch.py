@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import StoppingCriteria
 
-from vtc.calls.roles import Output
+from vtc.calls.outputs import Output
 from vtc.eval.models import Loaded
 from vtc.ops.clock import Moment
 

@@ -194,5 +194,5 @@ def mark_whole(cache: Any) -> None:
 
 
 def is_whole(cache: Any) -> bool:
-    """Whether `mark_whole` saw a cache last at its present length."""
-    return getattr(cache, _WHOLE, None) == tokens_in(cache)
+    """Whether `mark_whole` saw a cache at its present length, or longer: it may have been cropped since."""
+    return getattr(cache, _WHOLE, 0) >= tokens_in(cache)

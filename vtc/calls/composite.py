@@ -24,7 +24,7 @@ class CompositeCall(Call):
     ids = Role("input_ids", like=whole(2), words=words.IDS, first=True)
     embeds = Role("inputs_embeds", like=real(3), words=r"embed")
     mask = Role("attention_mask", like=words.is_mask, words=words.MASK)
-    cache = Role("past_key_values", "cache", "cache_params", like=is_cache, words=words.CACHE, sure=True)  # 5.24
+    cache = Role("past_key_values", "cache", "cache_params", like=is_cache, words=words.CACHE, always=True)  # 5.24
     ahead = Role("mm_encoder_outputs", like=lambda value: _by_kind(value), sure=True)  # that `generate` made ahead
 
     types = Role("mm_token_type_ids")  # not 0 at visual tokens
@@ -33,8 +33,8 @@ class CompositeCall(Call):
     def shows(self) -> bool:
         """Whether it brings pixels, features made of some, or embeddings of which it says that some are visual."""
         rest = self.without(CompositeCall.embeds, CompositeCall.mask)
-        pixels = any(is_real(value) and value.numel() > 0 for value in rest.values()) or bool(self.ahead)
-        return pixels or (self.embeds is not None and self.types is not None)
+        pixels = any(is_real(value) and value.dim() > 1 and value.numel() > 0 for value in rest.values())
+        return pixels or bool(self.ahead) or (self.embeds is not None and self.types is not None)
 
     def asked(self, ids: Tensor | None, types: Tensor | None, config: Any) -> Tensor | None:
         """BoolTensor [B, L] on the host: where it says that visual tokens stand; None where it does not tell.

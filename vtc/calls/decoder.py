@@ -15,7 +15,7 @@ class DecoderCall(Call):
     embeds = Role("inputs_embeds", like=real(3), words=words.HIDDEN, sure=True)
     mask = Role("attention_mask", like=words.is_mask, words=words.MASK)
     positions = Role("position_ids", like=whole(2, 3), words=words.POSITIONS)
-    cache = Role("past_key_values", "cache", "cache_params", like=is_cache, words=words.CACHE, sure=True)  # 5.24
+    cache = Role("past_key_values", "cache", "cache_params", like=is_cache, words=words.CACHE, always=True)  # 5.24
 
     @property
     def extras(self) -> dict[Key, Any]:
@@ -37,7 +37,7 @@ class LayerCall(Call):
     hidden = Role("hidden_states", like=real(3), words=words.HIDDEN, sure=True, first=True)
     mask = Role("attention_mask", like=words.is_mask, words=words.MASK)
     positions = Role("position_ids", like=whole(2, 3), words=words.POSITIONS)
-    cache = Role("past_key_values", "cache", "cache_params", like=is_cache, words=words.CACHE, sure=True)  # 5.24
+    cache = Role("past_key_values", "cache", "cache_params", like=is_cache, words=words.CACHE, always=True)  # 5.24
     rotary = Role("position_embeddings", like=lambda value: isinstance(value, tuple), words=words.ROTARY)
 
     def probing(self, hidden: Tensor) -> tuple[tuple, dict[str, Any]]:

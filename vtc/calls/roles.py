@@ -42,6 +42,7 @@ class Role:
         like: tells values that can play the role; None: it is known by its names alone.
         words: a pattern that finds the role in a name that is not among `names`.
         sure: whether a value that is the only one of its kind plays the role whatever it is called.
+        always: whether its kind tells it even where the signature has a parameter for it.
         first: whether the first positional argument plays it.
     """
 
@@ -51,11 +52,12 @@ class Role:
         like: Callable[[Any], bool] | None = None,
         words: str = "",
         sure: bool = False,
+        always: bool = False,
         first: bool = False,
     ):
         self.names = names
         self.first = first
-        self.like, self.sure = like, sure
+        self.like, self.sure, self.always = like, sure or always, always
         self._words = re.compile(words) if words else None
         self._title = names[0]
 
@@ -78,8 +80,8 @@ class Role:
         if self.first and 0 in call.values:
             return 0
         like = self.like
-        if like is None:
-            return None
+        if like is None or (not self.always and not set(self.names).isdisjoint(call.parameters)):
+            return None  # there is a parameter for it, which the call leaves out
         free = [key for key in call.values if not call.is_known(key)]
         named = [key for key in free if self.speaks_of(call.label(key))]
         fits = [key for key in named if like(call.values[key])]
@@ -223,35 +225,6 @@ def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(p.name for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
 
 
-class Field:
-    """An output of a model: the names that it goes by, and what it is. Reading gives None where it is not there.
-
-    Args:
-        *names: the names, the oldest release's first.
-        like: tells values that can be it, the first of which is taken where no name is known.
-    """
-
-    def __init__(self, *names: str, like: Callable[[Any], bool] = lambda value: False):
-        self.names = names
-        self.like = like
-
-    def key_in(self, output: "Output") -> Key | None:
-        """Where the output has it; None where it has not."""
-        values = output.values
-        named = (name for name in self.names if values.get(name) is not None)
-        return next(named, None) or next((key for key, value in values.items() if self.like(value)), None)
-
-    def __get__(self, output: "Output | None", owner: type | None = None) -> Any:
-        if output is None:
-            return self
-        key = self.key_in(output)
-        return None if key is None else output.values[key]
-
-    def __set__(self, output: "Output", value: Any) -> None:
-        key = self.key_in(output)
-        output.put(self.names[0] if key is None else key, value)
-
-
 def is_cache(value: Any) -> bool:
     """Whether a value is a cache: of transformers, or one that can be asked and filled as these."""
     if isinstance(value, Tensor | dict | list | tuple | str | bool | int | float | type(None)):
@@ -261,61 +234,9 @@ def is_cache(value: Any) -> bool:
     )
 
 
-def are_states(value: Any) -> bool:
-    """Whether a value is hidden states: several tensors [B, L, D]."""
-    return isinstance(value, tuple | list) and len(value) > 0 and all(map(real(3), value))
-
-
-class Output:
-    """A model's output, an output class or a tuple, to be read and changed.
-
-    Args:
-        value: it. An output class is changed in place; of a tuple, `value` is another one behind a change.
-    """
-
-    last = Field("last_hidden_state", like=real(3))
-    states = Field("hidden_states", like=are_states)
-    cache = Field("past_key_values", "cache", like=is_cache)  # renamed by 5.24
-    pooled = Field("pooler_output")
-
-    def __init__(self, value: Any):
-        self.value = value
-
-    @property
-    def values(self) -> dict[Key, Any]:
-        """What it has, by name or place; of properties, which may be old names that warn, nothing is read."""
-        if isinstance(self.value, Tensor):
-            return {0: self.value}
-        if isinstance(self.value, tuple | list):
-            return dict(enumerate(self.value))
-        fields = dict(self.value) if isinstance(self.value, Mapping) else {}
-        return {**getattr(self.value, "__dict__", {}), **fields}
-
-    def put(self, key: Key, value: Any) -> None:
-        """Change what stands somewhere."""
-        if isinstance(self.value, Tensor):
-            self.value = value
-        elif isinstance(self.value, tuple | list):
-            self.value = type(self.value)({**self.values, key: value}.values())
-        elif hasattr(self.value, "__setitem__"):
-            self.value[key] = value
-        else:
-            setattr(self.value, str(key), value)
-
-
-def first_of(output: Any) -> Any:
-    """A module's output, or the first of several: what a layer, block or attention makes of its input."""
-    return output[0] if isinstance(output, tuple | list) else output
-
-
-def with_first(output: Any, first: Any) -> Any:
-    """An output of a module with another `first`."""
-    return type(output)((first, *output[1:])) if isinstance(output, tuple | list) else first
-
-
 def names_of(*classes: type) -> Iterator[str]:
     """Every name that the roles and fields of some classes go by."""
     for cls in classes:
         for value in vars(cls).values():
-            if isinstance(value, Role | Field):
+            if isinstance(value, Role) or isinstance(getattr(value, "names", None), tuple):
                 yield from value.names

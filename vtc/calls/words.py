@@ -7,10 +7,10 @@ from torch import Tensor
 #: Patterns for names; each leaves out its neighbours: `visual_pos_masks`, `position_embeddings`, `cache_position`,
 #: `use_cache`, `mm_token_type_ids`.
 MASK = r"^(?!.*(vis|image|pixel|pos)).*(mask|bias)"
-POSITIONS = r"^(?!.*(emb|mask|vis|cache)).*pos"
+POSITIONS = r"^(?!.*(emb|mask|vis|image|video|key|cache)).*pos"
 CACHE = r"^(?!.*(use|pos)).*(cache|past)"
 HIDDEN = r"hidden|states|embed|input|^x$"
-IDS = r"^(?!.*(pos|type)).*(ids|tokens)"
+IDS = r"^(?!.*(pos|type|vis|image|video)).*(^|_)(ids|tokens)(_|$)"
 ROTARY = r"rot|rope|pos.*emb|cos"
 
 

@@ -12,9 +12,15 @@ from vtc.seam.segments import Segments
 
 
 class Lease:
-    """Says whether the patch that fills a cache is still in place; shared by all its caches and their copies."""
+    """What all caches of one patch share, and their copies.
+
+    Attributes:
+        active: whether the patch is still in place.
+        used: whether it has compressed a cache.
+    """
 
     active = True
+    used = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Lease":
         return self

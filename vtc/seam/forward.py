@@ -9,7 +9,7 @@ from vtc.attention.tap import check_tapped
 from vtc.calls.cache import mark_whole, tokens_in
 from vtc.calls.composite import rope_offset
 from vtc.calls.decoder import DecoderCall, LayerCall
-from vtc.calls.roles import Output
+from vtc.calls.outputs import Output
 from vtc.calls.rotary import RotaryCall
 from vtc.model.layout import Layout
 from vtc.ops.clock import Moment
@@ -19,7 +19,7 @@ from vtc.ops.host import on
 from vtc.seam.checks.arrival import Arrival
 from vtc.seam.checks.call import check_axes, check_call, check_turn, check_visible
 from vtc.seam.checks.notice import not_found
-from vtc.seam.checks.past import attach, check_lengths, check_past, conversation_of
+from vtc.seam.checks.past import attach, check_lengths, check_past, conversation_of, seen_before
 from vtc.seam.composition import Composition
 from vtc.seam.conversation import Conversation, Lease
 from vtc.seam.evidence import check_scores
@@ -49,9 +49,9 @@ class ForwardPass:
 
     def __init__(self, composition: Composition, prompt: Prompt, lease: Lease):
         self.composition, self.prompt, self.lease = composition, prompt, lease
+        self.arrival = Arrival(composition)
         self.layers: Layers | None = None
         self.trace: Trace | None = None
-        self.arrival = Arrival(composition)
         self.unseen: str | None = None
         self._cache: Any = None
         self._revived: dict[int, Tensor] = {}
@@ -74,8 +74,8 @@ class ForwardPass:
         if self.composition.counts_tokens:
             if conversation is not None:
                 check_lengths(self._cache, conversation, self.composition)
-            fed = mask2d if self.prompt.mask is None else self.prompt.mask
-            check_past(self._cache, conversation, fed, call.positions, length, self.prompt.early)
+            told = mask2d if self.prompt.mask is None else self.prompt.mask, call.positions, length, self.prompt.early
+            check_past(self._cache, conversation, *told, self.lease, bool(self.layout.images))
         if not removes and conversation is None:
             if self.prompt.lost(self.layout, self.fresh):
                 self.unseen = not_found(self.composition.parts.family)
@@ -86,7 +86,7 @@ class ForwardPass:
         check_tapped(self.composition.tapped)
         if conversation is None:
             old = 0 if self.fresh else tokens_in(self._cache)
-            seen = mask2d[:, :old].to(embeds.device).bool() if mask2d is not None and old else None
+            seen = seen_before(mask2d, old, length, embeds.device)
             outside = mask is not None and mask is not mask2d
             segments = len(self.composition.boundaries)
             conversation = Conversation(segments, old, seen, outside, batch, embeds.device, self.lease)
@@ -289,10 +289,10 @@ class ForwardPass:
             conversation.revival.extend(first.in_slots, first.visual, layers.rotary)
         ends = [int(image.positions[-1]) for image in self.layout.images]
         conversation.add(layers.segments, ends, layers.recall.extra if layers.recall is not None else {})
-        conversation.heads = layers.heads
+        conversation.heads, conversation.rope_offset = layers.heads, rope_offset(self.composition.parts.composite)
         check_lengths(cache, conversation, self.composition)
-        conversation.rope_offset = rope_offset(self.composition.parts.composite)
         attach(cache, conversation)
+        self.lease.used = True
 
 
 def _several_axes(positions: Any) -> bool:

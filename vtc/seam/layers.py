@@ -13,7 +13,8 @@ from vtc.attention.scores import Attention
 from vtc.attention.tap import probe
 from vtc.calls.cache import keys_in_layer
 from vtc.calls.decoder import LayerCall
-from vtc.calls.roles import Key, first_of, with_first
+from vtc.calls.outputs import first_of, with_first
+from vtc.calls.roles import Key
 from vtc.calls.rotary import RotaryCall
 from vtc.method.prune import Decision, Memory, Prune, Rows, check_decision
 from vtc.model.layout import Layout

@@ -11,7 +11,7 @@ from vtc.attention.heads import Heads
 from vtc.attention.scores import Attention
 from vtc.attention.tap import Change, Listener
 from vtc.calls.decoder import LayerCall
-from vtc.calls.roles import first_of
+from vtc.calls.outputs import first_of
 from vtc.method.prune import Prune
 from vtc.ops.host import on
 from vtc.seam.composition import Composition

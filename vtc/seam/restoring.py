@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from vtc.calls.roles import Output
+from vtc.calls.outputs import Output
 from vtc.seam.layers import Layers
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vtc.attention.tap import check_tapped
-from vtc.calls.roles import Output, first_of, with_first
+from vtc.calls.outputs import Output, first_of, with_first
 from vtc.method.reducer import Reducer
 from vtc.tower.encoding import Encoding
 from vtc.tower.placement import Move

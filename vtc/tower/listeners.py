@@ -11,7 +11,7 @@ from vtc import ops
 from vtc.attention.scores import Attention
 from vtc.attention.tap import Change, Listener
 from vtc.calls.attention import boundaries
-from vtc.calls.roles import Output, first_of
+from vtc.calls.outputs import Output, first_of
 from vtc.method.visual_tokens import Needs
 from vtc.tower.encoding import Encoding
 

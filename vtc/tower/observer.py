@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vtc.calls.composite import CompositeCall, FeaturesCall, is_real, placeholder_masks, token_asked_for
 from vtc.calls.generate import cuts_prompt, new_ids
-from vtc.calls.roles import Output
+from vtc.calls.outputs import Output
 from vtc.calls.tower import BlockCall
 from vtc.model.flops import BlockRun, lengths_of
 from vtc.tower.encoding import Encoding

@@ -12,6 +12,7 @@ from torch import Tensor
 from vtc.calls.decoder import LayerCall
 from vtc.seam.composition import Composition
 
+_HIDDEN = -1e3  # numbers below are added to logits in order to hide a key
 _WAY_OUT = "run `vtc doctor` to see what this release of transformers does otherwise, or call vtc.unpatch"
 
 
@@ -131,8 +132,8 @@ def _fits(mask: Tensor, alive: Tensor, windowed: bool) -> bool:
         alive: BoolTensor [B, slots].
         windowed: whether it may hide what is far behind.
     """
-    last = mask if mask.dim() == 2 else mask[:, 0, -1]
-    shown = last if last.dtype == torch.bool else last > (torch.finfo(last.dtype).min / 2 if mask.dim() == 4 else 0)
+    last = (mask if mask.dim() == 2 else mask[:, 0, -1]).expand(len(alive), -1)
+    shown = last > _HIDDEN if last.is_floating_point() else last != 0
     width = min(shown.shape[1], alive.shape[1])
     shown, alive = shown[:, -width:], alive[:, -width:]
     shown, alive = shown[alive[:, -1]], alive[alive[:, -1]]  # else the last query is padding itself
@@ -161,10 +162,8 @@ def explain(error: BaseException | None, spec: str, arrival: Arrival) -> None:
         spec: the methods.
         arrival: of the call.
     """
-    if not isinstance(error, RuntimeError | ValueError | TypeError | IndexError | AttributeError | KeyError):
-        return
-    told = error.args and isinstance(error.args[0], str) and not isinstance(error, torch.OutOfMemoryError)
-    if told and "vtc" not in error.args[0]:
+    kinds = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError)  # no class of somebody's own
+    if type(error) in kinds and error.args and isinstance(error.args[0], str) and "vtc" not in error.args[0]:
         ran = f"layers 0 to {arrival.ran[-1]}" if arrival.ran else "no layer"
         error.args = (
             f"{error.args[0]}\nvtc: raised in the decoder of {arrival.family}, compressed by {spec}, when {ran} had "

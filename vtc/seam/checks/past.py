@@ -2,14 +2,15 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from vtc.calls.cache import attach, counter_of, is_whole, keys_in_layer, lengths_in, tokens_in
+from vtc.calls.cache import attach, counter_of, has_fixed_length, is_whole, keys_in_layer, lengths_in, tokens_in
 from vtc.ops.host import EarlyCopies
 from vtc.seam.composition import Composition
-from vtc.seam.conversation import Conversation
+from vtc.seam.conversation import Conversation, Lease
 
-__all__ = ["attach", "check_lengths", "check_past", "conversation_of"]
+__all__ = ["attach", "check_lengths", "check_past", "conversation_of", "seen_before"]
 
 _ANEW = "start the conversation anew with its whole prompt, or call vtc.unpatch; `vtc doctor` tells what fits"
 
@@ -47,6 +48,8 @@ def check_past(
     positions: Tensor | None,
     length: int,
     early: EarlyCopies,
+    lease: Lease,
+    pictures: bool,
 ) -> None:
     """Hold what a call says of its past against what vtc knows of it.
 
@@ -57,6 +60,8 @@ def check_past(
         positions: its position ids.
         length: new tokens.
         early: what the host knows of its arguments.
+        lease: of the patch; before it has compressed anything, no cache can have lost tokens by it.
+        pictures: whether the call has some, so that it is no decode step.
 
     Raises:
         RuntimeError: the call goes on with something that vtc does not know, or not with what it knows.
@@ -70,6 +75,8 @@ def check_past(
                 f"and this call brings {length}; {_ANEW}"
             )
         return
+    if has_fixed_length(cache):  # of which nothing is removed, and whose masks cover room to come
+        return
     held = tokens_in(cache)
     lengths = {count for count in lengths_in(cache) if count is not None} - {0}
     if len(lengths) > 1 or (held and lengths and lengths != {held}):
@@ -82,15 +89,41 @@ def check_past(
             f"vtc: the attention mask covers {covered} tokens, and this call brings {length} behind {held} that were "
             f"seen in a cache; what came before is not known. {_ANEW[0].upper()}{_ANEW[1:]}"
         )
-    if held and not is_whole(cache) and covered != held + length and start != held:
+    fits = covered == held + length or start in (held, held + 1)  # PaliGemma counts from 1
+    if held and lease.used and not is_whole(cache) and not fits:
         raise RuntimeError(
             f"vtc: this {type(cache).__name__} was filled where vtc did not see it, and nothing tells whether it is "
-            f"whole; give an attention_mask over all {held + length} tokens, or {_ANEW}"
+            f"whole; fill it with the patched model, or {_ANEW}"
         )
-    if not held and start is not None and start > 1:
+    if not held and lease.used and not pictures and start is not None and start > 1:
         raise RuntimeError(
             f"vtc: position ids begin at {start}, and no cache was seen that holds what is before; {_ANEW}"
         )
+
+
+def seen_before(mask: Tensor | None, old: int, length: int, device: torch.device) -> Tensor | None:
+    """What of the tokens before a call is no padding.
+
+    Args:
+        mask: the call's, [B, S]; None: it has none.
+        old: tokens before the call.
+        length: its own.
+        device: where the answer is wanted.
+
+    Returns:
+        BoolTensor [B, old]; None where nothing is known to be padding.
+
+    Raises:
+        ValueError: the mask covers the new tokens alone.
+    """
+    if mask is None or not old:
+        return None
+    if mask.shape[1] < old + length:
+        raise ValueError(
+            f"attention_mask covers {mask.shape[1]} tokens, and a compressed call behind {old} needs it over all "
+            f"{old + length}, since what is padding among the earlier ones is not known otherwise"
+        )
+    return mask[:, :old].to(device).bool()
 
 
 def _start(positions: Tensor | None, early: EarlyCopies) -> int | None:
