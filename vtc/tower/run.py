@@ -142,10 +142,7 @@ class TowerRun:
         """(sequences, what is left of them) for all that the method shortens."""
         heard = self._heard
         if not heard:
-            raise RuntimeError(
-                f"vtc: {self.reducer.name} reads the attention of tower block {block}, which ran without passing "
-                "transformers' attention interface; run `vtc doctor`, or use a selector such as 'divprune'"
-            )
+            raise RuntimeError(f"vtc: {self.reducer.name} saw no attention in tower block {block}; run `vtc doctor`")
         query = torch.cat([call.query for call in heard], dim=2)
         key = torch.cat([_heads(call.key, call) for call in heard], dim=2)
         value = torch.cat([_heads(call.value, call) for call in heard if call.value is not None], dim=2)
