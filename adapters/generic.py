@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vtc.adapters.cells import cells_of_grid, joined, means, runs, square_cells
 from vtc.adapters.finding import Finder, block_of_hidden_state, has_cls, layers_of, longest_list
+from vtc.adapters.seen import check_seen
 from vtc.calls.cache import tokens_in
 from vtc.calls.composite import (
     IMAGE_SIZES,
@@ -111,7 +112,7 @@ class Adapter(Finder):
         images: list[VisualInput] = []
         for kind, mask in prompt.placeholders:
             features, here = prompt.features_of(kind), self._on_host(prompt, kind, mask)
-            self._check_seen(prompt, kind, here, shape)
+            check_seen(self.family, prompt, kind, here, shape, self.image_is_run)
             ids = prompt.early.read(prompt.ids) if prompt.ids is not None and prompt.ids.shape == mask.shape else None
             split = self._split(here, features, ids)
             found = _numbered([VisualInput(row, kind, at, ()) for row, at in split])
@@ -121,30 +122,6 @@ class Adapter(Finder):
             ]
         images.sort(key=lambda image: (image.row, int(image.positions[0])))
         return Layout(shape, tuple(_numbered(images)))
-
-    def _check_seen(self, prompt: Prompt, kind: str, mask: Tensor, shape: tuple[int, int]) -> None:
-        """Refuse placeholders that are not those of this call, or whose features were made where nobody saw it.
-
-        Raises:
-            RuntimeError: they are.
-        """
-        if tuple(mask.shape) != shape:
-            raise RuntimeError(
-                f"vtc: placeholders were found in a sequence of shape {tuple(mask.shape)}, and the decoder of "
-                f"{self.family} was entered with one of {shape}; run `vtc doctor`, or call vtc.unpatch"
-            )
-        asked = prompt.asked
-        if asked is not None and asked.shape == mask.shape and asked.any() and mask.any() and not (asked & mask).any():
-            raise RuntimeError(
-                f"vtc: {self.family} put {kind} features where its ids have no placeholder, so what was found is not "
-                "what vtc takes it for; run `vtc doctor`, or call vtc.unpatch"
-            )
-        if kind not in prompt.features and not self.image_is_run and mask.any():
-            raise RuntimeError(
-                f"vtc: {self.family} has placeholders for {kind} features, and vtc did not see how these were made "
-                f"(by {features_method(kind)}), so where one {kind} ends is not known; run `vtc doctor`, or call "
-                "vtc.unpatch"
-            )
 
     def _on_host(self, prompt: Prompt, kind: str, mask: Tensor) -> Tensor:
         """A mask of placeholders on the host.
