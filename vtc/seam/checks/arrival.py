@@ -163,7 +163,13 @@ def explain(error: BaseException | None, spec: str, arrival: Arrival) -> None:
         arrival: of the call.
     """
     kinds = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError)  # no class of somebody's own
-    if type(error) in kinds and error.args and isinstance(error.args[0], str) and "vtc" not in error.args[0]:
+    if (
+        error is not None
+        and type(error) in kinds
+        and error.args
+        and isinstance(error.args[0], str)
+        and "vtc" not in error.args[0]
+    ):
         ran = f"layers 0 to {arrival.ran[-1]}" if arrival.ran else "no layer"
         error.args = (
             f"{error.args[0]}\nvtc: raised in the decoder of {arrival.family}, compressed by {spec}, when {ran} had "
