@@ -48,6 +48,11 @@ def joined(calls: list[Tensor]) -> Tensor:
     return torch.cat([call.flatten(0, 1) for call in calls])[None]
 
 
+def runs_by_row(mask: Tensor) -> list[tuple[int, Tensor]]:
+    """(row, LongTensor) for each unbroken run of True in each row of `mask` [B, L]."""
+    return [(row, run) for row, here in enumerate(mask) for run in runs(here.nonzero().flatten())]
+
+
 def runs(places: Tensor) -> list[Tensor]:
     """The unbroken runs of ascending `places`."""
     if not len(places):

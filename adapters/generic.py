@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vtc.adapters.cells import cells_of_grid, joined, means, runs, square_cells
+from vtc.adapters.cells import cells_of_grid, joined, means, runs_by_row, square_cells
 from vtc.adapters.finding import Finder, block_of_hidden_state, has_cls, layers_of, longest_list
 from vtc.adapters.seen import check_seen
 from vtc.calls.cache import tokens_in
@@ -147,10 +147,9 @@ class Adapter(Finder):
             features: the call that made their features.
             ids: LongTensor [B, L] on the CPU; None where they are not known.
         """
-        places = [row.nonzero().flatten() for row in mask]
         sizes, count = list(features.sizes), int(mask.sum())
         if self.image_is_run or not count:
-            return [(row, run) for row, here in enumerate(places) for run in runs(here)]
+            return runs_by_row(mask)
         if sum(sizes) != count:
             made = f"{sum(sizes)} were made" if sizes else "what was made does not tell how many belong to each"
             raise RuntimeError(
@@ -158,7 +157,7 @@ class Adapter(Finder):
                 f"{features.kind} ends is not known; run `vtc doctor`, or call vtc.unpatch"
             )
         images = []
-        for row, here in enumerate(places):
+        for row, here in enumerate(row.nonzero().flatten() for row in mask):
             while len(here):
                 size = sizes.pop(0) if sizes else len(here) + 1
                 if size > len(here):

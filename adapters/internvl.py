@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from vtc.adapters.cells import runs
+from vtc.adapters.cells import runs_by_row
 from vtc.adapters.generic import Adapter
 from vtc.tower.features import Features
 
@@ -22,5 +22,4 @@ class InternVLAdapter(Adapter):
                 "before the tower runs; call the whole model with input_ids, or use a selector"
             )
         config: Any = self.parts.composite.config
-        places = [(row == config.image_token_id).nonzero().flatten() for row in features.ids.cpu()]
-        return [len(run) for row in places for run in runs(row)]
+        return [len(run) for _, run in runs_by_row(features.ids.cpu() == config.image_token_id)]

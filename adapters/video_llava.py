@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vtc.adapters.cells import runs
+from vtc.adapters.cells import runs_by_row
 from vtc.adapters.finding import block_of_hidden_state, has_cls, longest_list
 from vtc.adapters.generic import Adapter
 from vtc.model.layout import Grid
@@ -40,7 +40,7 @@ class VideoLlavaAdapter(Adapter):
         """Videos by their runs, since their features come by the frame."""
         if features.kind == "image":
             return super()._split(mask, features, ids)
-        return [(row, run) for row, places in enumerate(mask) for run in runs(places.nonzero().flatten())]
+        return runs_by_row(mask)
 
     def grids(self, features: Features, index: int, tokens: int) -> tuple[Grid, ...]:
         """Square frames, those of videos each behind its CLS token."""

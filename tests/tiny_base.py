@@ -4,7 +4,6 @@ A family turns image sizes into placeholder tokens and tower inputs; everything 
 vocabulary of 128 whose first 16 ids are special (`PAD` … ) and never generated.
 """
 
-import zlib
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +15,8 @@ from transformers import (
     PreTrainedModel,
     SiglipVisionConfig,
 )
+
+from vtc.eval.doctor.tiny import randomize
 
 VOCAB, FIRST_TEXT_ID = 128, 16
 PAD, BOS, IMAGE, VIDEO, START, END, BREAK, EXTRA = range(8)
@@ -160,26 +161,6 @@ def images(rows: list[Row]) -> list[tuple[tuple[int, ...], torch.Generator]]:
     """All images of a batch in order, each with the generator of its pixels (a function of its row alone)."""
     seeds = [(size, 1000 * (row.text_seed + 1) + i) for row in rows for i, size in enumerate(row.images)]
     return [(size, torch.Generator().manual_seed(seed)) for size, seed in seeds]
-
-
-@torch.no_grad()
-def randomize(model: PreTrainedModel, seed: int) -> None:
-    """Draws all parameters so that every token, image and layer matters and nothing overflows.
-
-    Matrices get a standard deviation of 1 / sqrt(fan in), token embeddings (untied in all families, so that a model
-    doesn't just repeat itself) of 1 as the decoder sees them, and vectors are shaken around their initial value. Each
-    parameter's values depend on its name and `seed` only.
-    """
-    embeddings = model.get_input_embeddings()
-    for name, parameter in model.named_parameters():
-        gen = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
-        noise = torch.randn(parameter.shape, generator=gen)
-        if parameter.ndim < 2:
-            parameter.add_(0.1 * noise)
-        elif parameter is embeddings.weight:
-            parameter.copy_(noise / getattr(embeddings, "embed_scale", 1.0))
-        else:
-            parameter.copy_(noise * (len(parameter) / parameter.numel()) ** 0.5)
 
 
 def decoder(text: dict, **more) -> dict:

@@ -47,7 +47,7 @@ class Tiny:
     def subject(self, name: str, dtype: torch.dtype, device: str) -> Subject:
         """The model with its prompts."""
         model: Any = AutoModelForImageTextToText.from_config(self.config(), dtype=dtype).eval()
-        _randomize(model)
+        randomize(model)
         model.to(device)
         generation = model.generation_config
         generation.eos_token_id, generation.bos_token_id, generation.pad_token_id = None, _BOS, _PAD
@@ -77,11 +77,16 @@ def _prompt(row: int, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def _randomize(model: Any) -> None:
-    """Draw all weights so that every token and layer matters; each a function of its name."""
+def randomize(model: Any, seed: int = 0) -> None:
+    """Draw all weights so that every token and layer matters.
+
+    Matrices get a standard deviation of 1 / sqrt(fan in), token embeddings (untied in all families, so that a model
+    doesn't just repeat itself) of 1 as the decoder sees them, and vectors are shaken around their initial value. Each
+    parameter's values depend on its name and `seed` only.
+    """
     embeddings = model.get_input_embeddings()
     for name, parameter in model.named_parameters():
-        noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
+        noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed))
         if parameter.ndim < 2:
             parameter.add_(0.1 * noise)
         elif parameter is embeddings.weight:

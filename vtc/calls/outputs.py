@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from vtc.calls.roles import Key, is_cache, real
+from vtc.calls.roles import Key, Named, is_cache, real
 
 
-class Field:
+class Field(Named):
     """An output of a model: the names that it goes by, and what it is. Reading gives None where it is not there.
 
     Args:
@@ -17,7 +17,7 @@ class Field:
     """
 
     def __init__(self, *names: str, like: Callable[[Any], bool] = lambda value: False):
-        self.names = names
+        super().__init__(*names)
         self.like = like
 
     def key_in(self, output: "Output") -> Key | None:

@@ -31,7 +31,18 @@ def whole(*dims: int) -> Callable[[Any], bool]:
     return tells
 
 
-class Role:
+class Named:
+    """What transformers has a name for, or one in each release.
+
+    Args:
+        *names: the names, the oldest release's first.
+    """
+
+    def __init__(self, *names: str):
+        self.names = names
+
+
+class Role(Named):
     """An argument of a call: what it is for, the names that it goes by, and what it is.
 
     Reading gives None where it is not there. Writing goes to where the call has it, else to the parameter that the
@@ -55,7 +66,7 @@ class Role:
         always: bool = False,
         first: bool = False,
     ):
-        self.names = names
+        super().__init__(*names)
         self.first = first
         self.like, self.sure, self.always = like, sure or always, always
         self._words = re.compile(words) if words else None
@@ -238,5 +249,5 @@ def names_of(*classes: type) -> Iterator[str]:
     """Every name that the roles and fields of some classes go by."""
     for cls in classes:
         for value in vars(cls).values():
-            if isinstance(value, Role) or isinstance(getattr(value, "names", None), tuple):
+            if isinstance(value, Named):
                 yield from value.names

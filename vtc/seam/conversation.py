@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vtc.attention.heads import Heads
+from vtc.calls.cache import counter_of
 from vtc.seam.revival import Revival, Tokens
 from vtc.seam.segments import Segments
 
@@ -163,6 +164,11 @@ class Conversation:
     def _map(self, function: Any) -> None:
         self.held = [function(kept) for kept in self.held]
         self.held_valid = [function(kept) for kept in self.held_valid]
+
+
+def conversation_of(cache: Any) -> Conversation | None:
+    """The conversation that lives on `cache`, if any."""
+    return counter_of(cache)
 
 
 def _insert(parts: list[Tensor], middle: Tensor) -> list[Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vtc.attention.tap import check_tapped
-from vtc.calls.cache import mark_whole, tokens_in
+from vtc.calls.cache import attach, mark_whole, tokens_in
 from vtc.calls.composite import rope_offset
 from vtc.calls.decoder import DecoderCall, LayerCall
 from vtc.calls.outputs import Output
@@ -19,9 +19,9 @@ from vtc.ops.host import on
 from vtc.seam.checks.arrival import Arrival
 from vtc.seam.checks.call import check_axes, check_call, check_turn, check_visible
 from vtc.seam.checks.notice import not_found
-from vtc.seam.checks.past import attach, check_lengths, check_past, conversation_of, seen_before
+from vtc.seam.checks.past import check_lengths, check_past, seen_before
 from vtc.seam.composition import Composition
-from vtc.seam.conversation import Conversation, Lease
+from vtc.seam.conversation import Conversation, Lease, conversation_of
 from vtc.seam.evidence import check_scores
 from vtc.seam.layers import Layers
 from vtc.seam.report import trace_of, trace_of_untouched
@@ -61,8 +61,7 @@ class ForwardPass:
     def enter(self, call: DecoderCall) -> DecoderCall:
         """The decoder's call, reduced."""
         embeds: Tensor = call.embeds
-        start = Moment(embeds.device)
-        batch, length = embeds.shape[:2]
+        start, (batch, length) = Moment(embeds.device), embeds.shape[:2]
         mask = call.mask
         mask2d = mask if isinstance(mask, Tensor) and mask.dim() == 2 else self.prompt.mask
         self._cache = call.cache if self.composition.counts_tokens else None
@@ -234,20 +233,21 @@ class ForwardPass:
             self.arrival.see_rotary(call.positions)
             self.layers.rotary.append(call)
 
+    def runs_layer(self, layer: int) -> bool:
+        """Called in front of each layer: whether its call matters. Many do not, and are not looked at."""
+        return self.layers is not None and (self.arrival.runs_layer(layer) or self.layers.cut)
+
     def before_layer(self, layer: int, call: LayerCall) -> Any:
         """A layer's arguments, reduced; None where they stay as they are."""
         layers = self.layers
-        if layers is None:
-            return None
         self.arrival.see_layer(layer, call)
-        if not (self.composition.prunes or layers.conversation.outside):
+        if layers is None or not layers.cut:
             return None
         if layer not in self.composition.prune_at:
             return layers.before_layer(layer, call).given
-        device = call.hidden.device
-        start = Moment(device)
+        start = Moment(call.hidden.device)
         given = layers.before_layer(layer, call).given
-        self._spent.append((start, Moment(device)))
+        self._spent.append((start, Moment(call.hidden.device)))
         return given
 
     # ---------------------------------------------------------------- leaving
@@ -260,7 +260,7 @@ class ForwardPass:
             if self.composition.counts_tokens:
                 mark_whole(cache)
             return output
-        self.arrival.check(bool(self.composition.prunes) or layers.conversation.outside)
+        self.arrival.check(layers.cut)
         restore_lengths(made, layers)
         if cache is not None and self.composition.counts_tokens:
             self._commit(cache, layers)

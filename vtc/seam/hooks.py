@@ -17,9 +17,8 @@ from vtc.model.wrap import Wrap
 from vtc.seam.checks.arrival import explain
 from vtc.seam.checks.call import check_entered
 from vtc.seam.checks.notice import Notices
-from vtc.seam.checks.past import conversation_of
 from vtc.seam.composition import Composition
-from vtc.seam.conversation import Lease
+from vtc.seam.conversation import Lease, conversation_of
 from vtc.seam.forward import ForwardPass
 from vtc.seam.layers import Layers
 from vtc.seam.listeners import decoder_listeners, module_hooks
@@ -202,7 +201,9 @@ class Seam:
 
     def _before_layer(self, index: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         running = self._running
-        return running.before_layer(index, LayerCall(args, kwargs, module)) if running is not None else None
+        if running is None or not running.runs_layer(index):
+            return None
+        return running.before_layer(index, LayerCall(args, kwargs, module))
 
     def _after_layer(self, module: nn.Module, args: tuple, output: Any) -> Any:
         layers = self._layers()

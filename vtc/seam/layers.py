@@ -84,6 +84,11 @@ class Layers:
         self._layer, self._hidden, self._tables = 0, first.visual, None
         self._seen: dict[tuple[int, torch.device], tuple[Tensor, ...]] = {}
 
+    @property
+    def cut(self) -> bool:
+        """Whether what the layers are called with is cut between them."""
+        return bool(self.composition.prunes) or self.conversation.outside
+
     def prunes_ahead(self, layer: int) -> bool:
         """Whether what happens in `layer` may matter to a prune of this call."""
         return self.has_images and layer < self.composition.boundaries[-1]

@@ -61,13 +61,17 @@ class Arrival:
             )
         self._turned = True
 
+    def runs_layer(self, layer: int) -> bool:
+        """Called in front of each decoder layer: whether it is the first, whose call has to be looked at."""
+        self.ran.append(layer)
+        return len(self.ran) == 1
+
     def see_layer(self, layer: int, call: LayerCall) -> None:
-        """Called with each call of a decoder layer.
+        """Called with the calls of decoder layers, the first among them.
 
         Raises:
             RuntimeError: the first one is not called with the tokens that the decoder was entered with.
         """
-        self.ran.append(layer)
         if len(self.ran) > 1:
             return
         hidden = call.hidden

@@ -5,19 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc.calls.cache import attach, counter_of, has_fixed_length, is_whole, keys_in_layer, lengths_in, tokens_in
+from vtc.calls.cache import has_fixed_length, is_whole, keys_in_layer, lengths_in, tokens_in
 from vtc.ops.host import EarlyCopies
 from vtc.seam.composition import Composition
 from vtc.seam.conversation import Conversation, Lease
 
-__all__ = ["attach", "check_lengths", "check_past", "conversation_of", "seen_before"]
-
 _ANEW = "start the conversation anew with its whole prompt, or call vtc.unpatch; `vtc doctor` tells what fits"
-
-
-def conversation_of(cache: Any) -> Conversation | None:
-    """The conversation that lives on `cache`, if any."""
-    return counter_of(cache)
 
 
 def check_lengths(cache: Any, conversation: Conversation, composition: Composition) -> None:
