@@ -17,7 +17,7 @@ from vtc.adapters.finding import block_of_hidden_state, has_cls, longest_list
 from vtc.adapters.generic import Adapter
 from vtc.adapters.prepared import Prepared, grids_of
 from vtc.calls.decoder import DecoderCall
-from vtc.calls.prepare import PREPARE, PrepareCall, embeddings
+from vtc.calls.prepare import PREPARE, PrepareCall, embeddings, labels
 from vtc.model.layout import Layout, VisualInput
 from vtc.model.wrap import Wrap
 from vtc.tower.features import Features
@@ -110,7 +110,8 @@ class LlavaPackageAdapter(Adapter):
         expected, shape = tuple(prepared.image.shape), tuple(embeds.shape[:2])
         if expected != shape:
             raise self._not_followed(f"{expected} tokens were expected, and it made {shape}")
-        self._local.last = weakref.ref(embeds), replace(prepared)  # a selector may call tower and projector again
+        prepared = replace(prepared, labels=labels(output))
+        self._local.last = weakref.ref(embeds), prepared  # a selector may call tower and projector again
 
     def _not_followed(self, why: str) -> ValueError:
         return ValueError(
@@ -121,7 +122,7 @@ class LlavaPackageAdapter(Adapter):
     def decoder_call(self, prompt: Prompt, call: DecoderCall) -> DecoderCall:
         """Text is embedded ahead, as the decoder would; embeddings are recognised as the prompt prepared last."""
         embeds, ids, mask = call.embeds, call.ids, call.mask
-        prompt.placeholders, prompt.features, prompt.ids = [], {}, ids
+        prompt.placeholders, prompt.features, prompt.ids, prompt.labels = [], {}, ids, None
         prompt.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None  # the model's own is shorter
         if embeds is None:
             embed: Any = self.parts.decoder.get_input_embeddings()  # type: ignore[operator]
@@ -133,6 +134,7 @@ class LlavaPackageAdapter(Adapter):
             prompt.features["image"] = prepared
             prompt.placeholders.append(("image", prepared.image >= 0))
             prompt.ids = prepared.text_ids.to(embeds.device)
+            prompt.labels = prepared.labels
         return call
 
     def _prepared_as(self, embeds: Tensor) -> Prepared | None:

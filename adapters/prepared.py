@@ -30,6 +30,7 @@ class Prepared(Features):
         text_ids: LongTensor [B, L]: ids of the text, 0 elsewhere.
         crops: crops of each image.
         per_crop: P, patches of a crop.
+        labels: LongTensor [B, L]; None where the call had none.
     """
 
     image: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
@@ -37,6 +38,7 @@ class Prepared(Features):
     text_ids: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
     crops: list[int] = field(default_factory=list)
     per_crop: int = 0
+    labels: Tensor | None = None
 
     @classmethod
     def of(cls, composite: nn.Module, call: PrepareCall, per_crop: int, cls_tokens: int) -> "Prepared":
@@ -66,7 +68,7 @@ class Prepared(Features):
         image, patch, text_ids = (
             x[:, start:].repeat_interleave(repeats, dim=0) for x in (self.image, self.patch, self.text_ids)
         )
-        return replace(self, image=image, patch=patch, text_ids=text_ids)
+        return replace(self, image=image, patch=patch, text_ids=text_ids, labels=None)
 
     def shown(self) -> Iterator[tuple[int, int, Tensor]]:
         """(row, image, its places LongTensor [N]) of every image in the sequence, row by row."""

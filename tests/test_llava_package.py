@@ -200,6 +200,22 @@ def test_labels_give_a_loss_and_gradients_flow(spec):
     model.zero_grad(set_to_none=True)
 
 
+@pytest.mark.parametrize("spec", ["fastv:layer=2,keep=0.25", "sparsevlm:keep=0.5", "pyramiddrop:keep=0.25"])
+def test_labels_tell_where_the_prompt_ends(spec):
+    """Though the package makes a longer sequence of embeddings: what predicts the answer is as if it were not there."""
+    variant, model = VARIANTS["spatial_unpad"], model_of("spatial_unpad")
+    batch = inputs(variant, RAGGED[:1])
+    answer = torch.tensor([[60, 61, 62, 63]])
+    longer = {**batch, "input_ids": torch.cat([batch["input_ids"], answer], dim=1)}
+    longer["attention_mask"] = torch.ones_like(longer["input_ids"])
+    told = torch.cat([torch.full_like(batch["input_ids"], tiny.IGNORE), answer], dim=1)
+    with vtc.patched(model, spec):
+        wanted = model(**batch).logits[0, -1]
+        close(model(**longer, labels=told).logits[0, -5], wanted)
+        steps = generate(model, batch, 5)
+        assert torch.equal(generate(model, batch, 5, use_cache=False), steps)
+
+
 def test_text_only_calls_run_untouched():
     model, ids = model_of("llava-1.5"), torch.tensor([[1, 20, 30, 40]])
     expected = model(input_ids=ids).logits, generate(model, {"input_ids": ids})

@@ -15,6 +15,7 @@ from vtc.method.visual_tokens import VisualTokens as VisualTokens
 from vtc.ops.mixing import Mixing as Mixing
 from vtc.patching import patch as patch
 from vtc.patching import patched as patched
+from vtc.patching import prompt_length as prompt_length
 from vtc.patching import trace as trace
 from vtc.patching import unpatch as unpatch
 from vtc.planning.calibrate import calibrate as calibrate

@@ -1,10 +1,10 @@
 """Patch a model, give it back, read what happened."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from vtc import spec as specs
 from vtc.model.adapter import adapter_class
@@ -99,6 +99,31 @@ def trace(model: nn.Module) -> Trace:
     if seam.trace is None:
         raise ValueError("the patched model has not run yet; call it or model.generate once, then ask for the trace")
     return seam.trace
+
+
+@contextmanager
+def prompt_length(model: nn.Module, length: int | Sequence[int] | Tensor) -> Iterator[None]:
+    """For the length of a `with` block, tell a patched model where the prompts end that it is given.
+
+    What stands behind a prompt is seen by no method when it decides, as if the answer were not there yet: what is asked
+    for is its likelihood. `generate` needs no telling, nor does a call with labels (those of the prompt -100). Where
+    nobody tells, the last token of each row ends its prompt. Holds for calls of this thread that bring images.
+
+    Args:
+        model: a patched model.
+        length: tokens of the prompt as `input_ids` has them, padding and visual ones among them, such as
+            `prompt_ids.shape[1]`; one for all rows, or one for each. With a cache, what it holds counts.
+
+    Raises:
+        ValueError: the model is not patched, or `length` is no length. In the call: other rows than it has, or a prompt
+            that ends in front of a visual token.
+        TypeError: `length` is no whole number.
+    """
+    seam = _seam_of(model)
+    if seam is None:
+        raise ValueError(f"this {type(model).__name__} is not patched, so nobody asks; call vtc.patch first")
+    with seam.ending.told(length):
+        yield
 
 
 def _seam_of(module: nn.Module) -> Seam | None:

@@ -27,6 +27,7 @@ class CompositeCall(Call):
     cache = Role("past_key_values", "cache", "cache_params", like=is_cache, words=words.CACHE, always=True)  # 5.24
     ahead = Role("mm_encoder_outputs", like=lambda value: _by_kind(value), sure=True)  # that `generate` made ahead
 
+    labels = Role("labels")
     types = Role("mm_token_type_ids")  # not 0 at visual tokens
 
     @property

@@ -5,9 +5,12 @@ from typing import Any
 from torch import Tensor
 
 #: Methods of a model that `generate` calls.
+GENERATE = "generate"
 PREFILL = "_prefill"
 MAKING_CACHES = "_prepare_cache_for_generation"
 ENCODING_AHEAD = "_maybe_prepare_encoder_kwargs_for_generation"  # runs the tower before the first forward pass
+
+FINDING_INPUTS = "_prepare_model_inputs"  # tells ids from embeddings
 
 _PROMPT, _ARGUMENTS, _CACHES = "inputs_tensor", "model_kwargs", ("past_key_values", "cache")  # renamed by 5.24
 
@@ -21,6 +24,17 @@ def cuts_prompt(args: tuple, kwargs: dict[str, Any]) -> bool:
 def takes_drafts(args: tuple, kwargs: dict[str, Any]) -> bool:
     """Whether a call of `MAKING_CACHES` is told that steps will be taken back."""
     return any(getattr(value, "name", None) == "ASSISTED_GENERATION" for value in (*args, *kwargs.values()))
+
+
+def goes_without_cache(args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether a call of `MAKING_CACHES` is told that each step feeds the whole sequence."""
+    return any(getattr(value, "use_cache", None) is False for value in (*args, *kwargs.values()))
+
+
+def inputs_given(output: Any) -> Tensor | None:
+    """The ids [B, L] or embeddings [B, L, D] that `FINDING_INPUTS` found to be the prompt; None: something else."""
+    found = output[0] if isinstance(output, tuple) else output
+    return found if isinstance(found, Tensor) and found.dim() in (2, 3) else None
 
 
 def new_ids(args: tuple, kwargs: dict[str, Any]) -> Tensor | None:

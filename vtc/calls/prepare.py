@@ -9,7 +9,7 @@ from vtc.calls.roles import Call, Role
 
 #: The method of a model of the package that puts visual features into the sequence.
 PREPARE = "prepare_inputs_labels_for_multimodal"
-_EMBEDS = 4  # place in what it returns
+_EMBEDS, _LABELS = 4, 5  # places in what it returns
 
 
 class PrepareCall(Call):
@@ -40,3 +40,8 @@ class PrepareCall(Call):
 def embeddings(output: tuple) -> Any:
     """The embeddings among what `PREPARE` returned; None where there was nothing to prepare."""
     return output[_EMBEDS]
+
+
+def labels(output: tuple) -> Any:
+    """The labels among what `PREPARE` returned, one for each embedding; None where there are none."""
+    return output[_LABELS] if len(output) > _LABELS else None

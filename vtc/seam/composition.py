@@ -173,6 +173,11 @@ class Composition:
         return frozenset(layer for watch in self.watches.values() for layer in watch.open)
 
     @property
+    def reads_text(self) -> bool:
+        """Whether what the prompt says, or where it ends, may matter to what is removed."""
+        return bool(self.prunes) or self.needs.text
+
+    @property
     def packs_inside(self) -> bool:
         """Whether a prune numbers the survivors anew."""
         return any(prune.positions == "packed" for prune in self.prunes)

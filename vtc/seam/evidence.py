@@ -118,7 +118,8 @@ class Evidence:
         places = []
         for row in (unit.row for unit in self.members):
             end = max(int(image.positions[-1]) for image in self.layout.images if image.row == row)
-            after = torch.arange(end + 1, self.layout.shape[1])
+            ends = self.prompt.ends
+            after = torch.arange(end + 1, self.layout.shape[1] if ends is None else ends[row])
             if self.prompt.mask is not None:
                 after = after[self.prompt.early.read(self.prompt.mask)[row, -self.layout.shape[1] :][after] != 0]
             places.append((row, after))

@@ -24,6 +24,8 @@ from vtc.seam.composition import Composition
 from vtc.seam.conversation import Conversation, Lease, conversation_of
 from vtc.seam.evidence import check_scores
 from vtc.seam.layers import Layers
+from vtc.seam.prompt.ending import PromptEnding
+from vtc.seam.prompt.view import behind_prompt
 from vtc.seam.report import trace_of, trace_of_untouched
 from vtc.seam.restoring import restore_lengths
 from vtc.seam.revival import Revival
@@ -40,6 +42,7 @@ class ForwardPass:
         composition: what the patch knows.
         prompt: what was seen of the call until now.
         lease: of the patch.
+        ending: knows where prompts end.
 
     Attributes:
         layers: the layers' side of it; None where the call runs untouched.
@@ -47,8 +50,8 @@ class ForwardPass:
         unseen: why its pictures are not compressed, where it has some that were not seen in its sequence.
     """
 
-    def __init__(self, composition: Composition, prompt: Prompt, lease: Lease):
-        self.composition, self.prompt, self.lease = composition, prompt, lease
+    def __init__(self, composition: Composition, prompt: Prompt, lease: Lease, ending: PromptEnding):
+        self.composition, self.prompt, self.lease, self.ending = composition, prompt, lease, ending
         self.arrival = Arrival(composition)
         self.layers: Layers | None = None
         self.trace: Trace | None = None
@@ -89,7 +92,9 @@ class ForwardPass:
             outside = mask is not None and mask is not mask2d
             segments = len(self.composition.boundaries)
             conversation = Conversation(segments, old, seen, outside, batch, embeds.device, self.lease)
-        check_turn(self.composition, conversation, self.layout)
+        if removes and self.composition.reads_text:
+            self.prompt.ends = self.ending.of(self.prompt, self.layout, conversation.logical)
+        check_turn(self.composition, conversation, self.layout, self.prompt.ends)
         self._revived = conversation.revived
         valid = embeds.new_ones(batch, length, dtype=torch.bool)
         if mask2d is not None:
@@ -112,13 +117,14 @@ class ForwardPass:
         visual = torch.zeros_like(valid)
         for _, mask in self.prompt.placeholders:
             visual = visual | on(visual.device, mask)
-        counts, right_aligned = [valid.shape[1]] * len(valid), True
+        counts, right_aligned, behind, answers = [valid.shape[1]] * len(valid), True, None, None
         padded = mask2d is not None  # decode steps never wait for the device to know better
         if removes or (conversation.revival is not None and valid.shape[1] > 1):  # each row's last token chooses
             host = self._host_valid(mask2d, valid)
             check_visible(self.layout, host)
             counts, right_aligned = host.sum(dim=1).tolist(), bool(host[:, -1].all())
             padded = min(counts) < valid.shape[1]
+            behind, answers = behind_prompt(host, self.prompt.ends, embeds.device)
         visual_counts = self.layout.tokens_per_row()
         text_counts = [n - v for n, v in zip(counts, visual_counts)]
         if removes:
@@ -139,6 +145,7 @@ class ForwardPass:
         if not cut.identity:
             self._cut_extras(call, cut, visual, sum(visual_counts))
             call.embeds, visual = cut.take_all([merge(embeds, self._selections), visual])
+            behind = behind if behind is None else cut.take(behind) & cut.valid
         if composition.counts_tokens:
             call.positions = positions
         if not conversation.outside:
@@ -155,8 +162,10 @@ class ForwardPass:
             shift=shift,
             visual=visual if cut.identity else visual & cut.valid,
             visual_counts=visual_counts,
+            behind=behind,
         )
-        self.layers = Layers(composition, conversation, self._cache, first, self.layout, text_counts, call.extras)
+        told = text_counts, answers, call.extras
+        self.layers = Layers(composition, conversation, self._cache, first, self.layout, *told)
         seen = conversation.held_valid[0]
         alive = cut.valid if seen is None else torch.cat([seen.to(cut.valid.device), cut.valid], dim=1)
         known = None if conversation.outside else alive  # masks made outside are cut in the layers

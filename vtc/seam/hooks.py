@@ -22,6 +22,7 @@ from vtc.seam.conversation import Lease, conversation_of
 from vtc.seam.forward import ForwardPass
 from vtc.seam.layers import Layers
 from vtc.seam.listeners import decoder_listeners, module_hooks
+from vtc.seam.prompt.ending import PromptEnding
 from vtc.tower.encoding import Encoding
 from vtc.tower.hooks import ReducerHooks
 from vtc.tower.listeners import tower_hooks, tower_listeners
@@ -38,12 +39,14 @@ class Seam:
 
     Attributes:
         observer: sees each call until the decoder is entered.
+        ending: knows where prompts end.
         trace: of the last prefill; None before the first.
     """
 
     def __init__(self, composition: Composition):
         self.composition = composition
         self.trace: Trace | None = None
+        self.ending = PromptEnding()
         self._encoding = Encoding()
         self._reducing: ReducerHooks | None = None
         adapter, reducer = composition.adapter, composition.reducer
@@ -89,6 +92,10 @@ class Seam:
             wraps.append(Wrap(model, generate.MAKING_CACHES, before=self._refuse_drafts))
         if composition.reducer is not None and hasattr(model, generate.ENCODING_AHEAD):
             wraps.append(Wrap(model, generate.ENCODING_AHEAD, before=observer.see_prompt))
+        if composition.reads_text and hasattr(model, generate.GENERATE):
+            wraps.append(Wrap(model, generate.GENERATE, before=self.ending.begin, finally_=self.ending.end))
+            if hasattr(model, generate.FINDING_INPUTS):  # else what needs to know the prompt's end says so
+                wraps.append(Wrap(model, generate.FINDING_INPUTS, after=self.ending.see_inputs))
         for wrap in wraps:
             self._undo.append(wrap.install())
 
@@ -140,11 +147,11 @@ class Seam:
 
     def _before_model(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         call = CompositeCall(args, kwargs, module)
-        self._thread.given = call if call.shows else None
+        self._thread.given = call
 
     def _after_model(self, module: nn.Module, args: tuple, output: Any) -> None:
         call, self._thread.given = getattr(self._thread, "given", None), None
-        if call is not None and output is not None:  # else it failed
+        if call is not None and call.shows and output is not None:  # else it failed
             prompt = self.observer.of(call)
             self._tell_unseen(prompt, f"the {type(self.composition.parts.composite).__name__} inside was not called")
 
@@ -176,7 +183,7 @@ class Seam:
             if conversation_of(call.cache) is not None:
                 raise ValueError("call the whole model, not its decoder, to go on with a compressed cache")
             return None
-        running = ForwardPass(self.composition, prompt, self._lease)
+        running = ForwardPass(self.composition, prompt, self._lease, self.ending)
         call = running.enter(call)
         if running.unseen is not None:
             running.trace = self._notices.unseen(prompt, running.layout.shape, running.unseen)
@@ -216,6 +223,11 @@ class Seam:
 
     def _refuse_drafts(self, args: tuple, kwargs: dict[str, Any]) -> None:
         reviver = self.composition.reviver
+        if reviver is not None and generate.goes_without_cache(args, kwargs):
+            raise ValueError(
+                f"without a cache each step would choose anew for all tokens before it as well, which {reviver.name} "
+                f"does for new ones alone; leave use_cache=True, or give {reviver.name} revive=False"
+            )
         if reviver is not None and generate.takes_drafts(args, kwargs):
             raise ValueError(
                 f"assisted generation takes steps back, which {reviver.name} can't once tokens came back; generate "

@@ -24,6 +24,7 @@ from vtc.ops.host import on
 from vtc.seam.arguments import LayerArguments
 from vtc.seam.composition import Composition
 from vtc.seam.conversation import Conversation
+from vtc.seam.prompt.view import PromptView
 from vtc.seam.recall import Recall
 from vtc.seam.revival import Tokens
 from vtc.seam.segments import Segment, Segments, cut_argument, visual_index
@@ -39,6 +40,7 @@ class Layers:
         first: segment 0.
         layout: the images of the call.
         text_counts: tokens of each row that are neither visual nor padding.
+        answers: of these, how many stand behind the prompt; None: none do.
         extras: the decoder's further per-token arguments, as it was entered with them.
 
     Attributes:
@@ -59,12 +61,15 @@ class Layers:
         first: Segment,
         layout: Layout,
         text_counts: list[int],
+        answers: list[int] | None,
         extras: dict[Key, Any],
     ):
         self.composition, self.conversation, self.cache = composition, conversation, cache
         self.segments = Segments(first, conversation.shift)
         self.layout = layout
         self.text_counts = text_counts
+        self._asking = text_counts if answers is None else [t - a for t, a in zip(text_counts, answers)]
+        self._views: dict[int, PromptView] = {}
         self.extras = extras
         self.has_images = any(first.visual_counts)
         self.memory: dict[int, Memory] = defaultdict(dict)
@@ -121,7 +126,21 @@ class Layers:
         (cut, before), self._resting = self._resting, None
         return with_first(output, cut.put(before, first_of(output)))
 
-    # ---------------------------------------------------------------- what prunes see
+    # ---------------------------------------------------------------- what prunes see: the prompt alone
+
+    @property
+    def view(self) -> PromptView:
+        """The prompt in the layer that runs."""
+        return self._view(self.segments.now)
+
+    def _view(self, segment: Segment) -> PromptView:
+        if id(segment) not in self._views:  # which lives as long as the segments do
+            self._views[id(segment)] = PromptView(segment, self._counted(segment.visual_counts))
+        return self._views[id(segment)]
+
+    def _counted(self, visual_counts: list[int]) -> list[int]:
+        """Tokens of each row's prompt, with so many visual ones."""
+        return [text + visual for text, visual in zip(self._asking, visual_counts)]
 
     def rows(self, prune: Prune) -> Rows:
         """The sequence in the layer that runs."""
@@ -131,11 +150,11 @@ class Layers:
         self, prune: Prune, segment: Segment, hidden: Tensor, probe: Callable[[], Attention] | None = None
     ) -> Rows:
         visual, valid, instruction, origin = self._marks(segment, hidden.device)
-        tables = self._tables
+        tables, view = self._tables, self._view(segment)
         plain = isinstance(tables, tuple) and len(tables) == 2 and all(t.dim() == 3 for t in tables)
         return Rows(
             layer=self._layer,
-            hidden=hidden,
+            hidden=view.of(hidden),
             visual=visual,
             valid=valid,
             instruction=instruction,
@@ -145,17 +164,19 @@ class Layers:
             images=self.layout.images,
             origin=origin,
             packed=prune.positions == "packed" and segment.positions is not None,
-            rotary=tables if plain else None,
+            rotary=(view.of(tables[0]), view.of(tables[1])) if plain else None,
         )
 
     def _marks(self, segment: Segment, device: torch.device) -> tuple[Tensor, ...]:
         """Which tokens of a segment are visual, valid, instruction, and where they come from: each [B, n]."""
         key = id(segment), device
         if key not in self._seen:
-            cut = segment.cut.to(device)
+            cut = segment.cut.to(device).then(prompt := self._view(segment).cut.to(device))
             instruction = cut.valid & (cut.index > on(device, self._ends)[:, None])
             instruction[:, -1] = True
-            self._seen[key] = segment.visual.to(device), cut.valid, instruction, cut.index
+            visual = segment.visual.to(device)
+            visual = visual if prompt.identity else prompt.take(visual) & prompt.valid
+            self._seen[key] = visual, cut.valid, instruction, cut.index
         return self._seen[key]
 
     # ---------------------------------------------------------------- prunes
@@ -164,11 +185,13 @@ class Layers:
         """Start the segment of `layer`: decide, cut, and return the hidden state of the survivors."""
         before, prune = self.segments.base, self.composition.prune_at.get(layer, (None, 0))[0]
         cut, counts, decision = Cut.whole(before.cut.valid, before.cut.padded), before.visual_counts, None
+        view, chosen = self._view(before), None
         visual = alive = before.visual.to(hidden.device)
         if self.has_images and prune is not None:
             counts = self._counts(prune, before)
             if prune.adaptive or counts != before.visual_counts:
-                decision = self._decide(prune, before, hidden, counts, call)  # gradients flow through merging
+                chosen = self._decide(prune, before, hidden, counts, call)  # gradients flow through merging
+                decision = view.whole(chosen, hidden)
                 alive = decision.alive & visual
                 if prune.adaptive:
                     counts = alive.sum(dim=1).tolist()
@@ -191,11 +214,22 @@ class Layers:
             return cut.take(hidden)
         self.segments.now.into = decision.into
         self._shorten_extras(cut, before)
+        self._shorten_memories(cut if view.cut.identity else self._cut_in(view, before, chosen, counts), view.cut)
+        return slots.take(hidden)
+
+    def _cut_in(self, view: PromptView, before: Segment, chosen: Decision, counts: list[int]) -> Cut:
+        """The cut that a decision about the prompt makes in it."""
+        visual = self._marks(before, chosen.alive.device)[0]
+        valid = view.cut.valid.to(visual.device)
+        cut = Cut.keep(valid & (~visual | chosen.alive), self._counted(counts))
+        return cut if chosen.source is None else cut.ordered(chosen.source)
+
+    def _shorten_memories(self, cut: Cut, before: Cut) -> None:
+        """Cut what prunes keep for each token of the prompt; `before`: where its tokens were."""
         for memory in self.memory.values():
             for key, value in memory.items():
-                if value.shape[:2] == before.cut.index.shape:
+                if value.shape[:2] == before.index.shape:
                     memory[key] = cut.take(value)
-        return slots.take(hidden)
 
     def _keep_dropped(self, before: Segment, hidden: Tensor, alive: Tensor, counts: list[int]) -> None:
         """Keep the hidden states of the visual tokens of `before` that are not `alive`; `counts` of each row are."""
@@ -246,9 +280,9 @@ class Layers:
         attention = self.composition.adapter.attention(module)
         with torch.no_grad():
             seen = probe(module, attention, *args, **kwargs)
-        if not old:
-            return seen
-        return replace(seen, key=torch.cat([self.cache.layers[layer].keys, seen.key], dim=2))
+        if old:  # values of cached keys nobody asked for
+            seen = replace(seen, key=torch.cat([self.cache.layers[layer].keys, seen.key], dim=2), value=None)
+        return self._view(self.segments.base).attention(seen)
 
     def _shorten_extras(self, cut: Cut, before: Segment) -> None:
         """Shorten what the decoder's loop reads from its own arguments between layers (DeepStack rows)."""

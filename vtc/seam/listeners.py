@@ -34,7 +34,7 @@ def decoder_listeners(composition: Composition, running: Running) -> dict[nn.Mod
             return None if mask is None else Change(mask=mask)
         for prune in watchers.get(layer, ()) if layers.prunes_ahead(layer) else ():
             with torch.no_grad():
-                prune.on_attention(layers.rows(prune), attention, layers.memory[id(prune)])
+                prune.on_attention(layers.rows(prune), layers.view.attention(attention), layers.memory[id(prune)])
         return _heads(layers, layer, pruners.get(layer, []))
 
     watchers: dict[int, list[Prune]] = {}
@@ -56,11 +56,11 @@ def _heads(layers: Layers, layer: int, prunes: list[Prune]) -> Change | None:
     if not layers.has_images:
         return Change(heads=layers.heads[layer]) if layer in layers.heads else None
     (prune,) = prunes
-    rows, memory = layers.rows(prune), layers.memory[id(prune)]
+    rows, view, memory = layers.rows(prune), layers.view, layers.memory[id(prune)]
 
     def see(output: Tensor) -> None:
         with torch.no_grad():
-            prune.on_heads(rows, output, memory)
+            prune.on_heads(rows, view.of(output), memory)
 
     with torch.no_grad():
         index = prune.heads(rows, memory)
@@ -78,7 +78,8 @@ def module_hooks(composition: Composition, running: Running) -> list[tuple[nn.Mo
         layers = running()
         if layers is not None and layers.prunes_ahead(layer):  # else it matters to no prune of this call
             before = LayerCall(args, kwargs, part).hidden
-            after = first_of(output).reshape(before.shape)
+            after = layers.view.of(first_of(output).reshape(before.shape))
+            before = layers.view.of(before)
             with torch.no_grad():
                 prune.on_modules(layers.rows(prune), name, before, after, layers.memory[id(prune)])
 

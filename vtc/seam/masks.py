@@ -59,7 +59,7 @@ def layer_mask(
 
 
 def opened_mask(mask: Tensor | None, now: Segment, seen: Tensor | None, old: int) -> Tensor:
-    """A mask [B, 1, n, S] under which every token sees all that are not padding; rows without an image keep theirs.
+    """A mask [B, 1, n, S] under which each token sees the whole prompt but padding; rows without an image keep theirs.
 
     Args:
         mask: None, or [B, h, n, S], what the layer would be called with.
@@ -70,6 +70,10 @@ def opened_mask(mask: Tensor | None, now: Segment, seen: Tensor | None, old: int
     cut = now.cut
     before = cut.valid.new_ones(len(cut.valid), old) if seen is None else seen[:, seen.shape[1] - old :]
     visible = torch.cat([before, cut.valid.to(before.device)], dim=1)[:, None, None].expand(-1, 1, len(cut), -1)
+    if now.behind is not None:  # what stands behind the prompt stays causal, as in the calls that bring it
+        place = torch.arange(visible.shape[-1], device=visible.device)
+        answer = torch.cat([torch.zeros_like(before), now.behind.to(before.device)], dim=1)[:, None, None]
+        visible = visible & (~answer | (place <= place[old:, None]))
     pictured = on(visible.device, now.visual_counts)[:, None, None, None] > 0
     if mask is None:
         place = torch.arange(visible.shape[-1], device=visible.device)

@@ -24,6 +24,7 @@ class Segment:
         shift: LongTensor [B, 1]: by how much packed positions lag behind the logical ones after this call.
         visual: BoolTensor [B, n]: visual tokens.
         visual_counts: visual tokens of each row.
+        behind: BoolTensor [B, n]: tokens behind the prompt; None: there are none.
         into: LongTensor [B, n of the segment before]: where its merged tokens went, -1 elsewhere; None: none merged.
         base: the segment of all tokens that are alive, where some skip this segment's layer; None: none skip.
         within: from the tokens of `base` to those of this segment.
@@ -38,6 +39,7 @@ class Segment:
     shift: Tensor
     visual: Tensor
     visual_counts: list[int]
+    behind: Tensor | None = None
     into: Tensor | None = None
     base: "Segment | None" = None
     within: Cut | None = None
@@ -103,7 +105,8 @@ class Segments:
         positions, lag = None, gain
         if before.positions is not None:
             positions, lag = renumber(before.positions, before.cut.valid, cut, gain, packed)
-        visual = before.visual if cut.identity else cut.take(before.visual) & cut.valid.to(before.visual.device)
+        visual, behind = (_marked(cut, marks) for marks in (before.visual, before.behind))
+        assert visual is not None
         self._all.append(
             Segment(
                 first_layer=layer,
@@ -114,6 +117,7 @@ class Segments:
                 shift=before.shift + lag,
                 visual=visual,
                 visual_counts=counts,
+                behind=behind,
                 base=before if returns else None,
                 within=cut if returns else None,
             )
@@ -122,6 +126,11 @@ class Segments:
     def take_back(self) -> None:
         """Forget the segment that was started last."""
         self._all.pop()
+
+
+def _marked(cut: Cut, marks: Tensor | None) -> Tensor | None:
+    """Which survivors are marked; False at padding."""
+    return marks if marks is None or cut.identity else cut.take(marks) & cut.valid.to(marks.device)
 
 
 def renumber(positions: Tensor, valid: Tensor, cut: Cut, delta: Tensor, packed: bool) -> tuple[Tensor, Tensor]:

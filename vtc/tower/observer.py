@@ -80,7 +80,7 @@ class Observer:
 
         Args:
             call: its call.
-            around: that of the whole model around it, if it shows pictures.
+            around: that of the whole model around it, if there is one.
 
         Raises:
             ValueError: the prompt comes in chunks.
@@ -88,13 +88,15 @@ class Observer:
         self._thread.prompt = Prompt()
         prompt = self._thread.prompt = self.of(call)
         prompt.open = True
-        if around is not None and not prompt.shows:
+        if around is not None and around.shows and not prompt.shows:
             outer = self.of(around)
             prompt.shows, prompt.asked, prompt.features = True, outer.asked, outer.features
         mask = call.mask
         if isinstance(mask, Tensor) and mask.dim() == 2:
             prompt.mask = mask
         prompt.ids = call.ids
+        prompt.labels = call.labels if around is None or call.labels is not None else around.labels
+        prompt.early.start(prompt.labels)
 
     def after_composite(self) -> None:
         """Called behind it, also when it failed."""

@@ -19,6 +19,8 @@ class Prompt:
         entered: whether the decoder was entered since.
         mask: the 2-D attention mask that the composite model was given, if any.
         ids: the prompt's ids that it was given, if any.
+        labels: LongTensor [B, L], what it is trained for, if given.
+        ends: how many of each row's tokens are the prompt; None where nothing stands behind, or nobody tells.
         asked: BoolTensor [B, L] on the host: placeholders among the ids, of a call that shows; None where unknown.
         placeholders: (kind, BoolTensor [B, L]) of each visual input that was put into the sequence.
         features: kind -> the call that made the features.
@@ -30,6 +32,8 @@ class Prompt:
     entered: bool = False
     mask: Tensor | None = None
     ids: Tensor | None = None
+    labels: Tensor | None = None
+    ends: list[int] | None = None
     asked: Tensor | None = None
     placeholders: list[tuple[str, Tensor]] = field(default_factory=list)
     features: dict[str, Features] = field(default_factory=dict)

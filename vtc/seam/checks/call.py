@@ -84,12 +84,26 @@ def check_entered(prompt: Prompt, call: DecoderCall, family: str) -> None:
         )
 
 
-def check_turn(composition: Composition, conversation: Conversation, layout: Layout) -> None:
+def check_turn(
+    composition: Composition, conversation: Conversation, layout: Layout, ends: list[int] | None = None
+) -> None:
     """Refuse a turn in which some rows bring images and others would bring back tokens of earlier ones.
 
+    Args:
+        composition: what the patch knows.
+        conversation: what earlier calls left.
+        layout: the images of the call.
+        ends: how many of each row's tokens are the prompt; None: all.
+
     Raises:
-        ValueError: it is one.
+        ValueError: it is one, or tokens behind the prompt would choose anew what they see.
     """
+    if ends is not None and composition.reviver is not None:
+        name = composition.reviver.name
+        raise ValueError(
+            f"with {name} each token behind the prompt chooses anew what it sees, which one call of all of them can't "
+            f"do; feed them one by one with a cache, or give {name} revive=False"
+        )
     if conversation.revival is None or composition.reviver is None or not layout.images:
         return
     for row, count in enumerate(layout.tokens_per_row()):
