@@ -8,24 +8,21 @@ from vtc.calls.cache import has_fixed_length
 from vtc.calls.composite import turns_several_axes
 from vtc.calls.decoder import DecoderCall, always_gives_attentions, may_return_tuples
 from vtc.model.layout import Layout
-from vtc.ops.host import EarlyCopies
 from vtc.seam.composition import Composition
 from vtc.seam.conversation import Conversation
 from vtc.tower.prompt import Prompt
 
 
-def check_call(composition: Composition, call: DecoderCall, cache: Any, early: EarlyCopies) -> None:
+def check_call(composition: Composition, call: DecoderCall, cache: Any) -> None:
     """Refuse a call that a compressed decoder can't do.
 
     Args:
         composition: what the patch knows.
         call: the decoder's.
         cache: its cache, where that counts tokens.
-        early: what the host knows of its arguments.
 
     Raises:
-        ValueError: static caches, attention outputs, tuples as output, gradient checkpointing with a prune, packed
-            samples.
+        ValueError: static caches, attention outputs, tuples as output, gradient checkpointing with a prune.
     """
     config, decoder = composition.decoder_config, composition.parts.decoder
     if has_fixed_length(cache):
@@ -44,12 +41,6 @@ def check_call(composition: Composition, call: DecoderCall, cache: Any, early: E
         raise ValueError(
             f"{', '.join(prune.name for prune in composition.prunes)} can't run under gradient checkpointing, which "
             "calls layers again out of order; call model.gradient_checkpointing_disable() or use a selector"
-        )
-    positions = call.positions if cache is None and call.mask is None else None
-    if positions is not None and positions.dim() == 2 and (early.read(positions).diff(dim=1) < 0).any():
-        raise ValueError(
-            "position_ids start again within a row: samples packed into one row can't be compressed; give each "
-            "sample a row of its own"
         )
 
 
@@ -88,8 +79,13 @@ def check_turn(composition: Composition, conversation: Conversation, layout: Lay
     """Refuse a turn in which some rows bring images and others would bring back tokens of earlier ones.
 
     Raises:
-        ValueError: it is one.
+        ValueError: it is one, or follows several samples in one row.
     """
+    if conversation.packed:
+        raise ValueError(
+            "this cache was filled with several samples packed into one row, and which of them goes on is not known; "
+            "give each sample a row of its own, or give use_cache=False"
+        )
     if conversation.revival is None or composition.reviver is None or not layout.images:
         return
     for row, count in enumerate(layout.tokens_per_row()):
