@@ -40,12 +40,13 @@ def check_packed(composition: Composition, call: DecoderCall, prompt: Prompt, la
         raise ValueError(f"an image of row {row} begins in one packed sample and ends in another; {_WAY_OUT}")
     outer = composition.reducer or composition.selector
     kept = outer is not None and outer.positions == "original" and call.positions is not None
-    if kept and layout.samples is not None and call.positions.dim() == 2 and call.mask is None:
-        if composition.windowed or (composition.flash and not bounds_govern(call.bounds)):
-            raise ValueError(
-                f"{composition.spec} keeps position ids, in whose gaps transformers would see further samples in this "
-                f"packed row; {_WAY_OUT}"
-            )
+    gaps = kept and layout.samples is not None and call.positions.dim() == 2 and call.mask is None
+    unseen = composition.windowed or (composition.flash and not bounds_govern(call.bounds))
+    if gaps and unseen:
+        raise ValueError(
+            f"{composition.spec} keeps position ids, in whose gaps transformers would see further samples in this "
+            f"packed row; {_WAY_OUT}"
+        )
 
 
 def _check_told(composition: Composition, call: DecoderCall, prompt: Prompt, layout: Layout) -> None:
