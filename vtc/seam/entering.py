@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from vtc.calls.composite import turns_several_axes
 from vtc.calls.packing import block_mask
 from vtc.model.layout import Layout
 from vtc.ops.cut import Cut
@@ -39,7 +40,11 @@ class Entry:
         self._samples = None if layout.samples is None else on(valid.device, layout.samples)
 
     def positions(self, positions: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Position ids of segment 0, on as many axes as given, and their lag behind the logical ones."""
+        """Position ids of segment 0, on as many axes as given, and their lag behind the logical ones.
+
+        Packed samples of a model that turns its tokens on several axes get one more, which tells them and turns nothing:
+        some of these models don't look for samples in positions of one axis.
+        """
         cut, shift = self.cut, self.conversation.shift[0]
         batch, length = self.valid.shape
         if positions is None:
@@ -51,12 +56,15 @@ class Entry:
                 "call (in a later turn of a model with several position axes, model.generate makes them)"
             )
         if positions.dim() == 2:
-            return renumber(positions.expand(batch, -1), self.valid, cut, shift, self.renumbered, self._samples)
-        kept = (positions if cut.identity else cut.take(positions, dim=2)) - shift
-        if self._samples is None or len(positions) < 4:
-            return kept, shift
-        told, _ = renumber(positions[0].expand(batch, -1), self.valid, cut, shift, True, self._samples)
-        return torch.cat([told[None], kept[1:]]), shift  # the first axis turns nothing: samples are told by it
+            axis = positions.expand(batch, -1)
+            kept, lag = renumber(axis, self.valid, cut, shift, self.renumbered, self._samples)
+        else:
+            axis = positions[0].expand(batch, -1)
+            kept, lag = (positions if cut.identity else cut.take(positions, dim=2)) - shift, shift
+        if self._samples is None or (positions.dim() == 3 and len(positions) == 3) or not turns_several_axes(self.composition.parts.composite):
+            return kept, lag
+        told, _ = renumber(axis, self.valid, cut, shift, True, self._samples)
+        return torch.cat([told[None], kept.expand(3, -1, -1) if kept.dim() == 2 else kept[1:]]), lag
 
     def mask(self, mask2d: Tensor | None, positions: Tensor, gapped: bool, dtype: torch.dtype) -> Tensor | None:
         """The mask over all slots; None where there is no padding and nobody could misread gapped positions.

@@ -2,6 +2,7 @@
 
 import torch
 
+from vtc.calls.composite import turns_several_axes
 from vtc.calls.decoder import DecoderCall
 from vtc.calls.packing import bounds_govern, text_axis
 from vtc.model.layout import Layout
@@ -40,7 +41,8 @@ def check_packed(composition: Composition, call: DecoderCall, prompt: Prompt, la
         raise ValueError(f"an image of row {row} begins in one packed sample and ends in another; {_WAY_OUT}")
     outer = composition.reducer or composition.selector
     kept = outer is not None and outer.positions == "original" and call.positions is not None
-    gaps = kept and layout.samples is not None and call.positions.dim() == 2 and call.mask is None
+    one_axis = kept and call.positions.dim() == 2 and not turns_several_axes(composition.parts.composite)
+    gaps = one_axis and layout.samples is not None and call.mask is None
     unseen = composition.windowed or (composition.flash and not bounds_govern(call.bounds))
     if gaps and unseen:
         raise ValueError(
