@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from vtc.calls.roles import Key
 
-_BOUNDS = re.compile(r"cu_?seq")  # cu_seq_lens_q, cu_seq_lens_k
-_LONGEST = re.compile(r"max_?(seq_?)?len")  # max_length_q, max_length_k
+_BOUNDS = re.compile(r"^cu_?seq")  # cu_seq_lens_q, cu_seq_lens_k
+_LONGEST = re.compile(r"^max_?(seq_?)?len")  # max_length_q, max_length_k
 _WANTED = frozenset({"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"})
 _HIDDEN = -1e3  # numbers below are added to logits in order to hide a key
 
@@ -41,11 +41,22 @@ def bounds_of(bounds: Mapping[Key, Any], lengths: list[int]) -> dict[Key, Any]:
     return made
 
 
-def text_axis(positions: Any) -> Tensor | None:
-    """The axis of position ids [B, L] or [4, B, L] that transformers tells samples by; None where there is none."""
+def axes_turned(config: Any) -> int:
+    """On how many axes M-RoPE turns the tokens of a decoder with this config."""
+    rope = getattr(config, "rope_parameters", None)
+    return len(rope.get("mrope_section", "thw")) if isinstance(rope, dict) else 3
+
+
+def text_axis(positions: Any, config: Any) -> Tensor | None:
+    """The axis that transformers tells samples by; None where there is none.
+
+    Args:
+        positions: position ids [B, L], or [axes, B, L], where one more than M-RoPE turns by stands in front.
+        config: the decoder's.
+    """
     if not isinstance(positions, Tensor) or positions.dim() == 2:
         return positions
-    return positions[0] if positions.shape[0] == 4 else None
+    return positions[0] if positions.shape[0] == axes_turned(config) + 1 else None
 
 
 def samples_by_positions(axis: Tensor, flash: bool) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vtc.calls.composite import turns_several_axes
-from vtc.calls.packing import block_mask
+from vtc.calls.packing import axes_turned, block_mask
 from vtc.model.layout import Layout
 from vtc.ops.cut import Cut
 from vtc.ops.host import on
@@ -42,8 +42,8 @@ class Entry:
     def positions(self, positions: Tensor | None) -> tuple[Tensor, Tensor]:
         """Position ids of segment 0, on as many axes as given, and their lag behind the logical ones.
 
-        Packed samples of a model that turns its tokens on several axes get one more, which tells them and turns nothing:
-        some of these models don't look for samples in positions of one axis.
+        Packed samples of a model that turns its tokens on several axes get one more, which tells them and turns
+        nothing: some of these models don't look for samples in positions of one axis.
         """
         cut, shift = self.cut, self.conversation.shift[0]
         batch, length = self.valid.shape
@@ -61,10 +61,12 @@ class Entry:
         else:
             axis = positions[0].expand(batch, -1)
             kept, lag = (positions if cut.identity else cut.take(positions, dim=2)) - shift, shift
-        if self._samples is None or (positions.dim() == 3 and len(positions) == 3) or not turns_several_axes(self.composition.parts.composite):
+        axes = axes_turned(self.composition.decoder_config)
+        several = turns_several_axes(self.composition.parts.composite)
+        if self._samples is None or not several or positions.shape[:-2] == (axes,):
             return kept, lag
         told, _ = renumber(axis, self.valid, cut, shift, True, self._samples)
-        return torch.cat([told[None], kept.expand(3, -1, -1) if kept.dim() == 2 else kept[1:]]), lag
+        return torch.cat([told[None], kept.expand(axes, -1, -1) if kept.dim() == 2 else kept[1:]]), lag
 
     def mask(self, mask2d: Tensor | None, positions: Tensor, gapped: bool, dtype: torch.dtype) -> Tensor | None:
         """The mask over all slots; None where there is no padding and nobody could misread gapped positions.
@@ -86,6 +88,11 @@ class Entry:
         if old is None:
             old = cut.valid.new_ones(len(cut.valid), self.conversation.slots)
         return torch.cat([old, cut.valid], dim=1).to(torch.long if mask2d is None else mask2d.dtype)
+
+    @property
+    def apart(self) -> bool:
+        """Whether a mask has to keep samples of a row apart."""
+        return self._samples is not None and not self.composition.flash
 
     def seen(self, alive: Tensor) -> Tensor | None:
         """BoolTensor [B, slots]: what the last query sees of the tokens `alive`; None where no mask tells."""

@@ -164,7 +164,7 @@ class ForwardPass:
         self.layers = Layers(composition, conversation, self._cache, first, self.layout, text_counts, call.extras)
         seen = conversation.held_valid[0]
         alive = cut.valid if seen is None else torch.cat([seen.to(cut.valid.device), cut.valid], dim=1)
-        self.arrival.expect(call.positions, entry.seen(alive), len(cut), removes and cut.padded)
+        self.arrival.expect(call.positions, entry.seen(alive), len(cut), removes and cut.padded, entry.apart)
         return call
 
     def _decide(self, embeds: Tensor, several_axes: bool) -> list[Selection]:

@@ -50,9 +50,15 @@ def _found(composition: Composition, call: DecoderCall, prompt: Prompt, layout: 
         return samples_by_masks(call.mask, layout.shape[1])
     if composition.flash and bounds_govern(call.bounds):
         return samples_by_bounds(call, prompt, layout.shape)
-    if text_axis(call.positions) is None or not looks_for_samples(composition, call, prompt):
+    return told_by_positions(composition, call, prompt, layout)
+
+
+def told_by_positions(composition: Composition, call: DecoderCall, prompt: Prompt, layout: Layout) -> Tensor | None:
+    """LongTensor [B, L] on the host: the samples that transformers tells by positions; None where it does not."""
+    config = composition.decoder_config
+    if text_axis(call.positions, config) is None or not looks_for_samples(composition, call, prompt):
         return None
-    on_host = text_axis(prompt.early.read(call.positions))
+    on_host = text_axis(prompt.early.read(call.positions), config)
     assert on_host is not None
     return samples_by_positions(on_host.expand(*layout.shape), composition.flash)
 
