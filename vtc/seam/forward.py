@@ -23,15 +23,15 @@ from vtc.seam.checks.packed import check_packed
 from vtc.seam.checks.past import check_lengths, check_past, seen_before
 from vtc.seam.composition import Composition
 from vtc.seam.conversation import Conversation, Lease, conversation_of
-from vtc.seam.entering import Entry
-from vtc.seam.evidence import check_scores
+from vtc.seam.entry.entering import Entry
+from vtc.seam.entry.evidence import check_scores
+from vtc.seam.entry.samples import bounds_left, by_samples
+from vtc.seam.entry.selection import Selection, check_reduced, merge, reduced, select
 from vtc.seam.layers import Layers
 from vtc.seam.report import trace_of, trace_of_untouched
 from vtc.seam.restoring import restore_lengths
 from vtc.seam.revival import Revival
-from vtc.seam.samples import bounds_left, by_samples
 from vtc.seam.segments import Segment, cut_argument, visual_index
-from vtc.seam.selection import Selection, check_reduced, merge, reduced, select
 from vtc.tower.prompt import Prompt
 from vtc.tracing import Trace
 

@@ -7,7 +7,7 @@ from vtc.calls.decoder import DecoderCall
 from vtc.calls.packing import bounds_govern, text_axis
 from vtc.model.layout import Layout
 from vtc.seam.composition import Composition
-from vtc.seam.samples import samples_by_bounds, straddling, told_by_positions
+from vtc.seam.entry.samples import samples_by_bounds, straddling, told_by_positions
 from vtc.tower.prompt import Prompt
 
 _WAY_OUT = "give each sample a row of its own"

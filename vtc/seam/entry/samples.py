@@ -19,7 +19,7 @@ from vtc.calls.packing import (
 )
 from vtc.model.layout import Layout
 from vtc.seam.composition import Composition
-from vtc.seam.selection import Selection
+from vtc.seam.entry.selection import Selection
 from vtc.tower.prompt import Prompt
 
 
