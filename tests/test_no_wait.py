@@ -15,7 +15,7 @@ from torch import Tensor
 import vtc
 from vtc.adapters.llava import LlavaAdapter
 from vtc.ops import host
-from vtc.seam import selection as selecting
+from vtc.seam.entry import selection as selecting
 from vtc.seam.hooks import Seam
 from vtc.tower.prompt import Prompt
 

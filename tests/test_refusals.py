@@ -53,14 +53,6 @@ def test_a_mask_over_visual_tokens(spec):
         model(**inputs)
 
 
-def test_samples_packed_into_one_row():
-    model, inputs = batch("llava", "single")
-    length = inputs.pop("attention_mask").shape[1]
-    positions = torch.cat([torch.arange(length - 4), torch.arange(4)])[None]
-    with vtc.patched(model, "divprune:keep=0.5"), pytest.raises(ValueError, match="position_ids start again"):
-        model(**inputs, position_ids=positions, use_cache=False)
-
-
 def test_cropping_a_cache_into_an_image():
     model, inputs = batch("llava", "single")
     with vtc.patched(model, "divprune:keep=0.5"):

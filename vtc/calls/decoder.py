@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from vtc.calls import words
+from vtc.calls.packing import is_bound
 from vtc.calls.roles import Call, Key, Role, is_cache, real, whole
 
 
@@ -23,7 +24,13 @@ class DecoderCall(Call):
         plain = (bool, int, float, str, type(None))
         cls = type(self)
         rest = self.without(cls.embeds, cls.mask, cls.positions, cls.cache, cls.ids)
-        return {key: value for key, value in rest.items() if not isinstance(value, plain)}
+        left = {key: value for key, value in rest.items() if not isinstance(value, plain)}
+        return {key: value for key, value in left.items() if not is_bound(self.label(key))}
+
+    @property
+    def bounds(self) -> dict[Key, Any]:
+        """The arguments that tell the lengths of samples packed into a row, where there are any."""
+        return {key: value for key, value in self.named.items() if value is not None and is_bound(key)}
 
     @property
     def wants_attentions(self) -> bool:

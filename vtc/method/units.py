@@ -1,4 +1,7 @@
-"""What shares one budget: an image or a whole video, each frame of a video, or all images of a row."""
+"""What shares one budget: an image or a whole video, each frame of a video, or all images of a row.
+
+Where several samples are packed into a row, each stands for a row of its own.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -51,10 +54,12 @@ def units(layout: Layout, per: str) -> list[Unit]:
         for index, image in enumerate(layout.images)
     ]
     if per == "frame":
-        return _numbered([frame for unit in whole for frame in _frames(unit)])
+        return _numbered([frame for unit in whole for frame in _frames(unit)], layout)
     if per == "row":
-        rows = [[unit for unit in whole if unit.row == row] for row in range(layout.shape[0])]
-        return [_joined(row) for row in rows if row]
+        rows: dict[tuple[int, int], list[Unit]] = {}
+        for unit in whole:
+            rows.setdefault(layout.sample_of(unit.row, unit.positions), []).append(unit)
+        return [_joined(row) for row in rows.values()]
     return whole
 
 
@@ -91,11 +96,12 @@ def _joined(row: Sequence[Unit]) -> Unit:
     return Unit(images, (None,) * len(row), tuple(grids), kind, row[0].row, 0, positions)
 
 
-def _numbered(found: list[Unit]) -> list[Unit]:
+def _numbered(found: list[Unit], layout: Layout) -> list[Unit]:
     """The units with their place in the row."""
-    counts: dict[int, int] = {}
+    counts: dict[tuple[int, int], int] = {}
     numbered = []
     for unit in found:
-        numbered.append(replace(unit, ordinal=counts.get(unit.row, 0)))
-        counts[unit.row] = counts.get(unit.row, 0) + 1
+        owner = layout.sample_of(unit.row, unit.positions)
+        numbered.append(replace(unit, ordinal=counts.get(owner, 0)))
+        counts[owner] = counts.get(owner, 0) + 1
     return numbered

@@ -82,10 +82,28 @@ class Layout:
     Attributes:
         shape: (batch, length) of the sequence that was given.
         images: every image and video, row by row, in order.
+        samples: LongTensor [B, L] on the CPU: the sample of its row that each token belongs to, ascending; None: a row
+            is a sample.
     """
 
     shape: tuple[int, int]
     images: tuple[VisualInput, ...] = field(default=())
+    samples: Tensor | None = None
+
+    def sample_of(self, row: int, places: Tensor) -> tuple[int, int]:
+        """(row, sample within it) that tokens at some places of a row belong to."""
+        return row, 0 if self.samples is None else int(self.samples[row, places[0]])
+
+    def owners(self) -> list[tuple[int, int]]:
+        """(row, sample within it) of every sample."""
+        counts = [1] * self.shape[0] if self.samples is None else (self.samples.max(dim=1).values + 1).tolist()
+        return [(row, sample) for row, count in enumerate(counts) for sample in range(count)]
+
+    def end_of(self, row: int, sample: int) -> int:
+        """The place behind the last token of a sample."""
+        if self.samples is None:
+            return self.shape[1]
+        return int((self.samples[row] <= sample).sum())
 
     def tokens_per_row(self) -> list[int]:
         """Visual tokens in each row of the batch."""

@@ -79,11 +79,11 @@ class Cut:
         cut = self.to(values[0].device)
         return ops.compact(list(values), cut.index, cut.valid if cut.padded and not cut.identity else None)
 
-    def scatter(self, value: Tensor) -> Tensor:
+    def scatter(self, value: Tensor, samples: Tensor | None = None) -> Tensor:
         """Put tokens [B, n, ..] back where they came from in a sequence of the old length; zeros at dropped places.
 
         The last dropped place in front of a survivor, or at a row's end, gets the last survivor before it: what comes
-        next is predicted from there.
+        next is predicted from there. Where `samples` (LongTensor [B, L], ascending) are packed into a row, each is one.
         """
         cut = self.to(value.device)
         batch, count = cut.index.shape
@@ -95,6 +95,10 @@ class Cut:
         before_next[:, :-1] = alive[:, 1:]
         place = torch.arange(cut.length, device=value.device)
         last = torch.where(alive, place, -1).cummax(dim=1).values
+        if samples is not None:
+            samples = samples.to(value.device)
+            before_next[:, :-1] |= samples[:, 1:] != samples[:, :-1]
+            last = torch.where(samples.gather(1, last.clamp_min(0)) == samples, last, -1)
         slot = torch.where((alive | before_next) & (last >= 0), slot.gather(1, last.clamp_min(0)), count)
         padded = torch.cat([value, value.new_zeros(batch, 1, *value.shape[2:])], dim=1)
         flat = padded.flatten(0, 1).index_select(0, (slot + cut._offsets(count + 1)).flatten())

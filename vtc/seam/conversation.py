@@ -54,6 +54,7 @@ class Conversation:
         revived: per segment, LongTensor [B]: how many tokens came back so far.
         text_tail: tokens since the last visual one; these can be taken back.
         rope_offset: the model's M-RoPE offset that belongs to this conversation.
+        packed: whether rows hold several samples, so that nothing can follow.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Conversation:
         self.heads: dict[int, Heads] = {}
         self.revival: Revival | None = None
         self.revived: dict[int, Tensor] = {}
+        self.packed = False
         self.rope_offset: Tensor | None = None
         self.lease = lease
         self.text_tail = logical

@@ -17,20 +17,23 @@ from vtc.ops.cut import Cut
 from vtc.ops.following import followed
 from vtc.ops.host import on
 from vtc.seam.checks.arrival import Arrival
-from vtc.seam.checks.call import check_axes, check_call, check_turn, check_visible
+from vtc.seam.checks.call import check_call, check_turn, check_visible
 from vtc.seam.checks.notice import not_found
+from vtc.seam.checks.packed import check_packed
 from vtc.seam.checks.past import check_lengths, check_past, seen_before
 from vtc.seam.composition import Composition
 from vtc.seam.conversation import Conversation, Lease, conversation_of
-from vtc.seam.evidence import check_scores
+from vtc.seam.entry.entering import Entry
+from vtc.seam.entry.evidence import check_scores
+from vtc.seam.entry.samples import bounds_left, by_samples
+from vtc.seam.entry.selection import Selection, check_reduced, merge, reduced, select
 from vtc.seam.layers import Layers
 from vtc.seam.prompt.ending import PromptEnding
 from vtc.seam.prompt.view import behind_prompt
 from vtc.seam.report import trace_of, trace_of_untouched
 from vtc.seam.restoring import restore_lengths
 from vtc.seam.revival import Revival
-from vtc.seam.segments import Segment, cut_argument, renumber, visual_index
-from vtc.seam.selection import Selection, check_reduced, merge, reduced, select
+from vtc.seam.segments import Segment, cut_argument, visual_index
 from vtc.tower.prompt import Prompt
 from vtc.tracing import Trace
 
@@ -70,7 +73,8 @@ class ForwardPass:
         self._cache = call.cache if self.composition.counts_tokens else None
         conversation = conversation_of(self._cache)
         self.fresh = self.composition.adapter.fresh(call)
-        self.layout: Layout = self.composition.adapter.layout(self.prompt, (batch, length))
+        layout = self.composition.adapter.layout(self.prompt, (batch, length))
+        self.layout: Layout = by_samples(self.composition, call, self.prompt, layout)
         removes = self.composition.removes(self.layout)
         self.prompt.entered = True
         if self.composition.counts_tokens:
@@ -84,7 +88,8 @@ class ForwardPass:
             elif self.layout.images or self.fresh:
                 self.trace = trace_of_untouched(self.composition, self.prompt, self.layout, mask2d)
             return call
-        check_call(self.composition, call, self._cache, self.prompt.early)
+        check_call(self.composition, call, self._cache)
+        check_packed(self.composition, call, self.prompt, self.layout)
         check_tapped(self.composition.tapped)
         if conversation is None:
             old = 0 if self.fresh else tokens_in(self._cache)
@@ -94,7 +99,7 @@ class ForwardPass:
             conversation = Conversation(segments, old, seen, outside, batch, embeds.device, self.lease)
         if removes and self.composition.reads_text:
             self.prompt.ends = self.ending.of(self.prompt, self.layout, conversation.logical)
-        check_turn(self.composition, conversation, self.layout, self.prompt.ends)
+        check_turn(self.composition, conversation, self.layout, self.prompt.ends is not None)
         self._revived = conversation.revived
         valid = embeds.new_ones(batch, length, dtype=torch.bool)
         if mask2d is not None:
@@ -124,7 +129,8 @@ class ForwardPass:
             check_visible(self.layout, host)
             counts, right_aligned = host.sum(dim=1).tolist(), bool(host[:, -1].all())
             padded = min(counts) < valid.shape[1]
-            behind, answers = behind_prompt(host, self.prompt.ends, embeds.device)
+            ends = self.prompt.ends if composition.prunes else None
+            behind, answers = behind_prompt(host, ends, embeds.device)
         visual_counts = self.layout.tokens_per_row()
         text_counts = [n - v for n, v in zip(counts, visual_counts)]
         if removes:
@@ -140,8 +146,8 @@ class ForwardPass:
             cut = Cut.keep(alive, [t + v for t, v in zip(text_counts, visual_counts)])
         outer = composition.reducer or composition.selector
         packed = bool(self._selections) and outer is not None and outer.positions == "packed"
-        positions, shift = self._positions(call.positions, valid, cut, packed, conversation)
-        packed = packed and positions.dim() == 2  # several axes always keep their own
+        entry = Entry(composition, self.layout, conversation, valid, cut, packed)
+        positions, shift = entry.positions(call.positions)
         if not cut.identity:
             self._cut_extras(call, cut, visual, sum(visual_counts))
             call.embeds, visual = cut.take_all([merge(embeds, self._selections), visual])
@@ -149,7 +155,7 @@ class ForwardPass:
         if composition.counts_tokens:
             call.positions = positions
         if not conversation.outside:
-            call.mask = self._mask(mask2d, cut, packed, conversation)
+            call.mask = entry.mask(mask2d, positions, self._cache is None, embeds.dtype)
         if composition.prunes and removes:
             call.values.update({key: followed(value) for key, value in call.extras.items()})
         whole = Cut.whole(cut.valid, cut.padded)
@@ -168,8 +174,7 @@ class ForwardPass:
         self.layers = Layers(composition, conversation, self._cache, first, self.layout, *told)
         seen = conversation.held_valid[0]
         alive = cut.valid if seen is None else torch.cat([seen.to(cut.valid.device), cut.valid], dim=1)
-        known = None if conversation.outside else alive  # masks made outside are cut in the layers
-        self.arrival.expect(call.positions, known, len(cut), removes and cut.padded)
+        self.arrival.expect(call.positions, entry.seen(alive), len(cut), removes and cut.padded, entry.apart)
         return call
 
     def _decide(self, embeds: Tensor, several_axes: bool) -> list[Selection]:
@@ -191,34 +196,6 @@ class ForwardPass:
             return torch.ones(valid.shape, dtype=torch.bool)
         return self.prompt.early.read(mask2d)[:, -valid.shape[1] :].bool()
 
-    def _positions(
-        self, positions: Tensor | None, valid: Tensor, cut: Cut, packed: bool, conversation: Conversation
-    ) -> tuple[Tensor, Tensor]:
-        """Position ids of segment 0, on as many axes as given, and their lag behind the logical ones."""
-        shift = conversation.shift[0]
-        batch, length = valid.shape
-        if positions is None:
-            check_axes(self.composition, self.layout)
-            positions = torch.arange(length, device=valid.device)[None] + conversation.logical
-        if positions.shape[-1] != length:
-            raise ValueError(
-                f"position_ids of shape {tuple(positions.shape)} for {length} tokens; give one for each token of this "
-                "call (in a later turn of a model with several position axes, model.generate makes them)"
-            )
-        if positions.dim() == 3:
-            return (positions if cut.identity else cut.take(positions, dim=2)) - shift, shift
-        return renumber(positions.expand(batch, -1), valid, cut, shift, packed)
-
-    def _mask(self, mask2d: Tensor | None, cut: Cut, packed: bool, conversation: Conversation) -> Tensor | None:
-        """The 2-D mask over all slots, or None where there is no padding and nobody could misread gapped positions."""
-        old = conversation.held_valid[0]
-        gapped = self._cache is None and not packed and not cut.identity
-        if mask2d is None and old is None and not cut.padded and not gapped:
-            return None
-        if old is None:
-            old = cut.valid.new_ones(len(cut.valid), conversation.slots)
-        return torch.cat([old, cut.valid], dim=1).to(torch.long if mask2d is None else mask2d.dtype)
-
     def _cut_extras(self, call: DecoderCall, cut: Cut, visual: Tensor, left: int) -> None:
         """Reduce every further argument that is per token.
 
@@ -228,6 +205,7 @@ class ForwardPass:
             visual: BoolTensor [B, L]: True at visual tokens before the cut.
             left: visual tokens that survive.
         """
+        call.values.update(bounds_left(call, self.layout, self._selections))
         if extras := call.extras:
             index = visual_index(visual, cut, left)
             total, family = sum(len(image) for image in self.layout.images), self.composition.parts.family
@@ -298,6 +276,7 @@ class ForwardPass:
             conversation.revival.extend(first.in_slots, first.visual, layers.rotary)
         ends = [int(image.positions[-1]) for image in self.layout.images]
         conversation.add(layers.segments, ends, layers.recall.extra if layers.recall is not None else {})
+        conversation.packed = self.layout.samples is not None
         conversation.heads, conversation.rope_offset = layers.heads, rope_offset(self.composition.parts.composite)
         check_lengths(cache, conversation, self.composition)
         attach(cache, conversation)

@@ -11,8 +11,8 @@ from vtc.model.layout import Layout
 from vtc.ops.clock import Moment
 from vtc.ops.cut import Cut
 from vtc.seam.composition import Composition
+from vtc.seam.entry.selection import Selection, merged_into
 from vtc.seam.segments import Segment
-from vtc.seam.selection import Selection, merged_into
 from vtc.tower.prompt import Prompt
 from vtc.tracing import ImageTrace, Stage, Trace
 

@@ -30,7 +30,7 @@ def restore_lengths(output: Output, layers: Layers) -> None:
             f"vtc: {layers.composition.parts.family}'s decoder was entered with {len(cut)} tokens a row and gave "
             f"{there}, so its places are not known; run `vtc doctor`, or unpatch the model for this call"
         )
-    output.last = cut.scatter(last)
+    output.last = cut.scatter(last, layers.layout.samples)
     if output.states is not None:
         output.states = _restored(output.states, layers)
 
@@ -43,5 +43,5 @@ def _restored(states: tuple[Tensor, ...], layers: Layers) -> tuple[Tensor, ...]:
         if segment.within is not None and state.shape[1] == len(segment.within):  # recorded before tokens came back
             state = segment.within.put(before, state)
         before = state
-        restored.append((segment.base or segment).cut.scatter(state))
+        restored.append((segment.base or segment).cut.scatter(state, layers.layout.samples))
     return tuple(restored)

@@ -133,7 +133,9 @@ def _marked(cut: Cut, marks: Tensor | None) -> Tensor | None:
     return marks if marks is None or cut.identity else cut.take(marks) & cut.valid.to(marks.device)
 
 
-def renumber(positions: Tensor, valid: Tensor, cut: Cut, delta: Tensor, packed: bool) -> tuple[Tensor, Tensor]:
+def renumber(
+    positions: Tensor, valid: Tensor, cut: Cut, delta: Tensor, packed: bool, samples: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Positions of the survivors of `cut`, and the lag that this adds to the tokens of later calls.
 
     Args:
@@ -142,6 +144,8 @@ def renumber(positions: Tensor, valid: Tensor, cut: Cut, delta: Tensor, packed: 
         cut: what survives.
         delta: LongTensor [B, 1]: lag from earlier calls, subtracted from all.
         packed: number the survivors without gaps from the row's first position on; else each keeps its own.
+        samples: LongTensor [B, L]: each of a row's is numbered from that position on, and so is padding, so that no
+            token follows one of another; None: a row is a sample.
 
     Returns:
         Positions [B, n] and lag [B, 1] (with `delta`).
@@ -151,6 +155,12 @@ def renumber(positions: Tensor, valid: Tensor, cut: Cut, delta: Tensor, packed: 
     first = positions.masked_fill(~valid, torch.iinfo(torch.long).max).amin(dim=1, keepdim=True) - delta
     last = positions.masked_fill(~valid, torch.iinfo(torch.long).min).amax(dim=1, keepdim=True)
     rank = cut.valid.cumsum(dim=1) - 1
+    if samples is not None:
+        owner = cut.take(samples)
+        starts = torch.ones_like(cut.valid)
+        starts[:, 1:] = (owner[:, 1:] != owner[:, :-1]) | ~cut.valid[:, :-1]
+        rank = (rank - torch.where(starts, rank, 0).cummax(dim=1).values).clamp_min(0)
+        return first + rank, delta
     count = rank[:, -1:] + 1
     return (first + rank).clamp_min(0), last + 1 - (first + count)
 

@@ -94,6 +94,8 @@ class Observer:
         mask = call.mask
         if isinstance(mask, Tensor) and mask.dim() == 2:
             prompt.mask = mask
+        else:
+            prompt.blocks = mask
         prompt.ids = call.ids
         prompt.labels = call.labels if around is None or call.labels is not None else around.labels
         prompt.early.start(prompt.labels)

@@ -1,6 +1,7 @@
 """What the hooks see of a call before the decoder is entered."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -18,9 +19,11 @@ class Prompt:
         shows: whether it brings pixels, or features made of some.
         entered: whether the decoder was entered since.
         mask: the 2-D attention mask that the composite model was given, if any.
+        blocks: the mask of queries by keys, or one for each kind of layer, that it was given, if any.
         ids: the prompt's ids that it was given, if any.
         labels: LongTensor [B, L], what it is trained for, if given.
-        ends: how many of each row's tokens are the prompt; None where nothing stands behind, or nobody tells.
+        ends: (row, sample within it) -> the place where its prompt ends; None where nothing stands behind any, or
+            nobody tells.
         asked: BoolTensor [B, L] on the host: placeholders among the ids, of a call that shows; None where unknown.
         placeholders: (kind, BoolTensor [B, L]) of each visual input that was put into the sequence.
         features: kind -> the call that made the features.
@@ -31,9 +34,10 @@ class Prompt:
     shows: bool = False
     entered: bool = False
     mask: Tensor | None = None
+    blocks: Any = None
     ids: Tensor | None = None
     labels: Tensor | None = None
-    ends: list[int] | None = None
+    ends: dict[tuple[int, int], int] | None = None
     asked: Tensor | None = None
     placeholders: list[tuple[str, Tensor]] = field(default_factory=list)
     features: dict[str, Features] = field(default_factory=dict)

@@ -30,19 +30,23 @@ class Arrival:
         self._length: int | None = None
         self._positions: Tensor | None = None
         self._alive: Any = None
-        self._padded = self._turned = False
+        self._padded = self._turned = self._apart = False
 
-    def expect(self, positions: Tensor | None, alive: Tensor | None, length: int, padded: bool) -> None:
+    def expect(
+        self, positions: Tensor | None, alive: Tensor | None, length: int, padded: bool, apart: bool = False
+    ) -> None:
         """Say what the decoder was entered with.
 
         Args:
             positions: position ids [.., B, n]; None where the decoder takes none.
-            alive: BoolTensor [B, slots]: False at padding, of what was fed before and the new tokens; None where masks
-                cover other places.
+            alive: BoolTensor [B, slots]: False at padding, and at samples that the last query doesn't see, of what was
+                fed before and the new tokens; None where masks cover other places.
             length: n, new tokens of each row.
             padded: whether some are known to be padding.
+            apart: whether a mask has to keep samples of a row apart.
         """
         self._positions, self._alive, self._length, self._padded = positions, alive, length, padded
+        self._apart = apart
 
     def see_rotary(self, seen: Tensor) -> None:
         """Called with the positions [.., B, n] of each call of a rotary embedding of the decoder.
@@ -93,6 +97,11 @@ class Arrival:
         masks = [item for item in (mask.values() if isinstance(mask, dict) else [mask]) if isinstance(item, Tensor)]
         alive = self._alive
         host = alive is not None and alive.device.type == "cpu"
+        if mask is None and self._apart:
+            raise RuntimeError(
+                f"vtc: rows of {self.family} hold several samples, and its layer {layer} got no mask that keeps them "
+                f"apart; give each sample a row of its own, or {_WAY_OUT}"
+            )
         if mask is None and (self._padded or (host and not alive.all())):
             raise RuntimeError(
                 f"vtc: rows of {self.family} have padding among their {self._length} tokens, and its layer {layer} got "

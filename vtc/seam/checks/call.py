@@ -8,24 +8,21 @@ from vtc.calls.cache import has_fixed_length
 from vtc.calls.composite import turns_several_axes
 from vtc.calls.decoder import DecoderCall, always_gives_attentions, may_return_tuples
 from vtc.model.layout import Layout
-from vtc.ops.host import EarlyCopies
 from vtc.seam.composition import Composition
 from vtc.seam.conversation import Conversation
 from vtc.tower.prompt import Prompt
 
 
-def check_call(composition: Composition, call: DecoderCall, cache: Any, early: EarlyCopies) -> None:
+def check_call(composition: Composition, call: DecoderCall, cache: Any) -> None:
     """Refuse a call that a compressed decoder can't do.
 
     Args:
         composition: what the patch knows.
         call: the decoder's.
         cache: its cache, where that counts tokens.
-        early: what the host knows of its arguments.
 
     Raises:
-        ValueError: static caches, attention outputs, tuples as output, gradient checkpointing with a prune, packed
-            samples.
+        ValueError: static caches, attention outputs, tuples as output, gradient checkpointing with a prune.
     """
     config, decoder = composition.decoder_config, composition.parts.decoder
     if has_fixed_length(cache):
@@ -44,12 +41,6 @@ def check_call(composition: Composition, call: DecoderCall, cache: Any, early: E
         raise ValueError(
             f"{', '.join(prune.name for prune in composition.prunes)} can't run under gradient checkpointing, which "
             "calls layers again out of order; call model.gradient_checkpointing_disable() or use a selector"
-        )
-    positions = call.positions if cache is None and call.mask is None else None
-    if positions is not None and positions.dim() == 2 and (early.read(positions).diff(dim=1) < 0).any():
-        raise ValueError(
-            "position_ids start again within a row: samples packed into one row can't be compressed; give each "
-            "sample a row of its own"
         )
 
 
@@ -84,21 +75,25 @@ def check_entered(prompt: Prompt, call: DecoderCall, family: str) -> None:
         )
 
 
-def check_turn(
-    composition: Composition, conversation: Conversation, layout: Layout, ends: list[int] | None = None
-) -> None:
+def check_turn(composition: Composition, conversation: Conversation, layout: Layout, answers: bool) -> None:
     """Refuse a turn in which some rows bring images and others would bring back tokens of earlier ones.
 
     Args:
         composition: what the patch knows.
         conversation: what earlier calls left.
         layout: the images of the call.
-        ends: how many of each row's tokens are the prompt; None: all.
+        answers: whether tokens of the call stand behind its prompt.
 
     Raises:
-        ValueError: it is one, or tokens behind the prompt would choose anew what they see.
+        ValueError: it is one, or follows several samples in one row, or tokens behind the prompt would choose anew what
+            they see.
     """
-    if ends is not None and composition.reviver is not None:
+    if conversation.packed:
+        raise ValueError(
+            "this cache was filled with several samples packed into one row, and which of them goes on is not known; "
+            "give each sample a row of its own, or give use_cache=False"
+        )
+    if answers and composition.reviver is not None:
         name = composition.reviver.name
         raise ValueError(
             f"with {name} each token behind the prompt chooses anew what it sees, which one call of all of them can't "

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vtc.calls.generate import inputs_given
@@ -56,8 +55,8 @@ class PromptEnding(threading.local):
 
     # ---------------------------------------------------------------- what they told
 
-    def of(self, prompt: Prompt, layout: Layout, past: int) -> list[int] | None:
-        """How many of the tokens of a call, padding among them, are the prompt.
+    def of(self, prompt: Prompt, layout: Layout, past: int) -> dict[tuple[int, int], int] | None:
+        """The places in a call where prompts end.
 
         Args:
             prompt: what was seen of the call.
@@ -65,62 +64,70 @@ class PromptEnding(threading.local):
             past: tokens before the call.
 
         Returns:
-            One for each row; None where nobody tells, or nothing stands behind any.
+            (row, sample within it) -> place; None where nobody tells, or nothing stands behind any.
 
         Raises:
             ValueError: other rows than the call has, or a prompt that ends in front of a visual token.
             RuntimeError: `generate` runs, and its prompt was not seen.
         """
-        batch, length = layout.shape
+        whole = {owner: layout.end_of(*owner) for owner in layout.owners()}
         if self._told:
-            ends = [end - past for end in (self._told[-1] * batch if len(self._told[-1]) == 1 else self._told[-1])]
-            self._check(ends, layout, past)
+            told = dict(zip(whole, [end - past for end in self._for_rows(layout)]))
+            _check_pictures(told, layout, past)
         elif self._generating:
             if (end := self._generating[-1]) is None:
                 raise RuntimeError(
                     "vtc: generate runs, and where its prompt ends was not seen, so drafts could not be told from it; "
                     "run `vtc doctor`, or tell it by vtc.prompt_length(model, length)"
                 )
-            ends = [end - past] * batch
+            told = dict.fromkeys(whole, end - past)
         elif prompt.labels is not None:
-            ends = self._labelled(prompt.early.read(prompt.labels), layout)
+            told = self._labelled(prompt.early.read(prompt.labels), layout, whole)
         else:
             return None
-        ends = [min(end, length) for end in ends]
-        return None if min(ends) == length else ends
+        ends = {owner: min(told[owner], end) for owner, end in whole.items()}
+        return None if ends == whole else ends
 
-    def _check(self, ends: list[int], layout: Layout, past: int) -> None:
-        if len(ends) != layout.shape[0]:
+    def _for_rows(self, layout: Layout) -> list[int]:
+        """The lengths that were told, one for each row of a call."""
+        lengths, batch = self._told[-1], layout.shape[0]
+        if layout.samples is not None:
             raise ValueError(
-                f"vtc.prompt_length was given {len(ends)} lengths for {layout.shape[0]} rows; give one for each, or "
-                "one for all rows"
+                "vtc.prompt_length tells one prompt in a row, and a row of this call has several samples; give labels, "
+                "which tell each, or a row to each sample"
             )
-        for image in layout.images:
-            if ends[image.row] <= (last := int(image.positions[-1])):
-                raise ValueError(
-                    f"vtc.prompt_length says that the prompt of row {image.row} has {ends[image.row] + past} tokens, "
-                    f"and token {last + past} is a visual one; count padding and visual tokens, as input_ids has them"
-                )
+        if len(lengths) not in (1, batch):
+            raise ValueError(
+                f"vtc.prompt_length was given {len(lengths)} lengths for {batch} rows; give one for each, or one for "
+                "all rows"
+            )
+        return lengths * batch if len(lengths) == 1 else lengths
 
-    def _labelled(self, labels: Tensor, layout: Layout) -> list[int]:
-        """Prompts end in front of the first label; in rows where that stands before a picture, at the row's end.
+    def _labelled(
+        self, labels: Tensor, layout: Layout, whole: dict[tuple[int, int], int]
+    ) -> dict[tuple[int, int], int]:
+        """Prompts end in front of the first label; where that stands before a picture, with their row or sample.
 
         Raises:
             ValueError: there is not one label for each token.
         """
-        length = layout.shape[1]
         if tuple(labels.shape) != tuple(layout.shape):
             raise ValueError(
                 f"labels of shape {tuple(labels.shape)} for tokens of shape {tuple(layout.shape)} don't tell where the "
                 "prompt ends; give one for each token, or tell it by vtc.prompt_length(model, length)"
             )
-        wanted = labels != IGNORED
-        first = torch.where(wanted.any(dim=1), wanted.to(torch.uint8).argmax(dim=1), length).tolist()
+        ends, begin = {}, 0
+        for (row, sample), end in whole.items():
+            begin = begin if sample else 0
+            wanted = (labels[row, begin:end] != IGNORED).nonzero()
+            ends[row, sample] = begin + int(wanted[0]) if len(wanted) else end
+            begin = end
         for image in layout.images:
-            if first[image.row] <= int(image.positions[-1]):
-                first[image.row] = length
+            owner = layout.sample_of(image.row, image.positions)
+            if ends[owner] <= int(image.positions[-1]):
+                ends[owner] = whole[owner]
                 self._warn(image.row)
-        return first
+        return ends
 
     def _warn(self, row: int) -> None:
         if not self._warned:
@@ -131,6 +138,20 @@ class PromptEnding(threading.local):
                 "vtc.prompt_length(model, length)",
                 UserWarning,
                 stacklevel=2,
+            )
+
+
+def _check_pictures(ends: dict[tuple[int, int], int], layout: Layout, past: int) -> None:
+    """Refuse a prompt that ends in front of a visual token.
+
+    Raises:
+        ValueError: it does.
+    """
+    for image in layout.images:
+        if ends[image.row, 0] <= (last := int(image.positions[-1])):
+            raise ValueError(
+                f"vtc.prompt_length says that the prompt of row {image.row} has {ends[image.row, 0] + past} tokens, "
+                f"and token {last + past} is a visual one; count padding and visual tokens, as input_ids has them"
             )
 
 

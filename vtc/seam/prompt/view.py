@@ -1,6 +1,6 @@
 """A segment's prompt alone: what prunes see of it, and what they decide put back among all of its tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -96,13 +96,13 @@ def _tokens(cut: Cut, heads: Tensor) -> Tensor:
 
 
 def behind_prompt(
-    valid: Tensor, ends: Sequence[int] | None, device: torch.device
+    valid: Tensor, ends: Mapping[tuple[int, int], int] | None, device: torch.device
 ) -> tuple[Tensor | None, list[int] | None]:
     """Which tokens of a call stand behind the prompt.
 
     Args:
         valid: BoolTensor [B, L] on the host: tokens that are no padding.
-        ends: how many of each row's tokens are the prompt; None: all.
+        ends: (row, 0) -> the place where its prompt ends; None: nothing stands behind any.
         device: where the answer is wanted.
 
     Returns:
@@ -110,5 +110,6 @@ def behind_prompt(
     """
     if ends is None:
         return None, None
-    behind = valid & (torch.arange(valid.shape[1]) >= torch.tensor(ends)[:, None])
+    end = torch.tensor([ends[row, 0] for row in range(len(valid))])
+    behind = valid & (torch.arange(valid.shape[1]) >= end[:, None])
     return (on(device, behind), behind.sum(dim=1).tolist()) if behind.any() else (None, None)

@@ -116,14 +116,20 @@ class Evidence:
 
     def _text_places(self) -> list[tuple[int, Tensor]]:
         places = []
-        for row in (unit.row for unit in self.members):
-            end = max(int(image.positions[-1]) for image in self.layout.images if image.row == row)
-            ends = self.prompt.ends
-            after = torch.arange(end + 1, self.layout.shape[1] if ends is None else ends[row])
+        owners = [self.layout.sample_of(image.row, image.positions) for image in self.layout.images]
+        for owner in (self.layout.sample_of(unit.row, unit.positions) for unit in self.members):
+            row, shown = owner[0], zip(owners, self.layout.images)
+            end = max(int(image.positions[-1]) for other, image in shown if other == owner)
+            after = torch.arange(end + 1, self._end_of_prompt(owner))
             if self.prompt.mask is not None:
                 after = after[self.prompt.early.read(self.prompt.mask)[row, -self.layout.shape[1] :][after] != 0]
             places.append((row, after))
         return places
+
+    def _end_of_prompt(self, owner: tuple[int, int]) -> int:
+        """The place behind the last token of the prompt of a sample, (row, sample in it)."""
+        ends = self.prompt.ends
+        return self.layout.end_of(*owner) if ends is None else ends[owner]
 
     @cached_property
     def _maps(self) -> list[Tensor]:

@@ -19,7 +19,7 @@ from vtc.model.layout import Layout
 from vtc.ops.host import on
 from vtc.ops.mixing import main_target
 from vtc.seam.composition import Composition
-from vtc.seam.evidence import Evidence, Scores
+from vtc.seam.entry.evidence import Evidence, Scores
 from vtc.tower.prompt import Prompt
 from vtc.tower.sequences import Reduced
 

@@ -1,0 +1,1 @@
+"""What is decided, and made, where the decoder is entered."""
