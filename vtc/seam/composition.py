@@ -76,7 +76,7 @@ class Composition:
         watches = {id(prune): prune.watch(depth) for prune in prunes}
         prune_at = _prunes_by_layer(prunes, schedules, parts)
         _check_together(prunes, schedules, watches, adapter)
-        _check_implementation(prunes, watches, parts)
+        check_implementation(prunes, watches, parts)
         reducing_at = blocks_of(reducer, adapter) if reducer is not None else ()
         behind = [layer + 1 for layer, (prune, _) in prune_at.items() if prune.returns]
         needs = selector.needs(parts) if selector is not None else Needs()
@@ -116,13 +116,6 @@ class Composition:
     def flash(self) -> bool:
         """Whether the decoder's attention takes masks [B, S] only. Asked in each call: it may be changed."""
         return "flash" in (implementation(self.decoder_config) or "")
-
-    @cached_property
-    def tapped(self) -> tuple[nn.Module, ...]:
-        """The attention modules whose calls are handed to somebody."""
-        blocks = (module for block in self.heard_blocks for module in self.parts.blocks_at(block))
-        layers = (self.parts.layers[layer] for layer in self.heard_layers)
-        return tuple(self.adapter.attention(module) for module in (*blocks, *layers))
 
     @cached_property
     def rotary_modules(self) -> tuple[nn.Module, ...]:
@@ -257,8 +250,8 @@ def _windowed(adapter: Any) -> frozenset[int]:
     return frozenset(layer for layer, attention in found if getattr(attention, "sliding_window", everywhere))
 
 
-def _check_implementation(prunes: Sequence[Prune], watches: Mapping[int, Watch], parts: Parts) -> None:
-    """Refuse an attention implementation that can't do what a prune asks.
+def check_implementation(prunes: Sequence[Prune], watches: Mapping[int, Watch], parts: Parts) -> None:
+    """Refuse an attention implementation that can't do what a prune asks; it may be changed between calls.
 
     Raises:
         ValueError: it can't.
@@ -267,13 +260,13 @@ def _check_implementation(prunes: Sequence[Prune], watches: Mapping[int, Watch],
     if prunes and "flex" in used:
         names = ", ".join(prune.name for prune in prunes)
         raise ValueError(
-            f"{names} can't cut the block masks of flex_attention; load the model with attn_implementation='sdpa'"
+            f"{names} can't cut the block masks of flex_attention; call model.set_attn_implementation('sdpa')"
         )
     for prune in prunes:
         if watches[id(prune)].open and "flash" in used:
             raise ValueError(
-                f"{prune.name} opens the causal mask of a layer, which {used} can't; load the model with "
-                "attn_implementation='sdpa'"
+                f"{prune.name} opens the causal mask of a layer, which {used} can't; call "
+                "model.set_attn_implementation('sdpa')"
             )
 
 

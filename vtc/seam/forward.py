@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc.attention.tap import check_tapped
 from vtc.calls.cache import attach, mark_whole, tokens_in
 from vtc.calls.composite import rope_offset
 from vtc.calls.decoder import DecoderCall, LayerCall
@@ -20,7 +19,7 @@ from vtc.seam.checks.arrival import Arrival
 from vtc.seam.checks.call import check_axes, check_call, check_turn, check_visible
 from vtc.seam.checks.notice import not_found
 from vtc.seam.checks.past import check_lengths, check_past, seen_before
-from vtc.seam.composition import Composition
+from vtc.seam.composition import Composition, check_implementation
 from vtc.seam.conversation import Conversation, Lease, conversation_of
 from vtc.seam.evidence import check_scores
 from vtc.seam.layers import Layers
@@ -82,7 +81,7 @@ class ForwardPass:
                 self.trace = trace_of_untouched(self.composition, self.prompt, self.layout, mask2d)
             return call
         check_call(self.composition, call, self._cache, self.prompt.early)
-        check_tapped(self.composition.tapped)
+        check_implementation(self.composition.prunes, self.composition.watches, self.composition.parts)
         if conversation is None:
             old = 0 if self.fresh else tokens_in(self._cache)
             seen = seen_before(mask2d, old, length, embeds.device)
