@@ -19,7 +19,7 @@ from vtc.seam.checks.arrival import Arrival
 from vtc.seam.checks.call import check_axes, check_call, check_turn, check_visible
 from vtc.seam.checks.notice import not_found
 from vtc.seam.checks.past import check_lengths, check_past, seen_before
-from vtc.seam.composition import Composition, check_implementation
+from vtc.seam.composition import Composition
 from vtc.seam.conversation import Conversation, Lease, conversation_of
 from vtc.seam.evidence import check_scores
 from vtc.seam.layers import Layers
@@ -81,7 +81,7 @@ class ForwardPass:
                 self.trace = trace_of_untouched(self.composition, self.prompt, self.layout, mask2d)
             return call
         check_call(self.composition, call, self._cache, self.prompt.early)
-        check_implementation(self.composition.prunes, self.composition.watches, self.composition.parts)
+        self.composition.check_implementation()
         if conversation is None:
             old = 0 if self.fresh else tokens_in(self._cache)
             seen = seen_before(mask2d, old, length, embeds.device)
@@ -156,6 +156,7 @@ class ForwardPass:
             visual_counts=visual_counts,
         )
         self.layers = Layers(composition, conversation, self._cache, first, self.layout, text_counts, call.extras)
+        self.layers.asked = call.asked_for(all_of_them=self.layers.cut)  # a prune's places are not the decoder's
         seen = conversation.held_valid[0]
         alive = cut.valid if seen is None else torch.cat([seen.to(cut.valid.device), cut.valid], dim=1)
         known = None if conversation.outside else alive  # masks made outside are cut in the layers
