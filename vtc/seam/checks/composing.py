@@ -53,9 +53,9 @@ def check_sharing(
         prune, _ = prune_at.get(layer) or prune_at[layer - 1]
         sharer = next(sharer for sharer, source in sources.items() if source < layer <= sharer)
         raise ValueError(
-            f"{prune.name} changes which tokens there are in front of layer {layer}, and layer {sharer} of "
-            f"{parts.family} attends to the keys of layer {sources[sharer]}; let it act in front of "
-            f"{_ranges(free) or 'no layer: choose a selector such as divprune'}"
+            f"{prune.name} changes which tokens there are in front of layer {layer}, and the attention of layer "
+            f"{sharer} of {parts.family} takes the keys of layer {sources[sharer]}; let {prune.name} act in front of "
+            f"{_ranges(free) or 'none'} alone, or choose a selector such as 'divprune'"
         )
 
 
