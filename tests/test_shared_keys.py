@@ -13,7 +13,7 @@ from vtc.calls.sharing import sources_of_keys
 
 FAMILY = EVERY["gemma4_shared"]
 ROWS = [Row(((6, 12),), 2), Row(((8, 8),), 5), Row(((12, 4), (8, 8)), 3)]
-PRUNES = ("fastv:layer=1,keep=0.4", "fastv:layer=2,keep=0.4", "transprune:layers=(1,2),keeps=(0.7,0.4)")
+PRUNES = ("fastv:layer=1,keep=0.4", "fastv:layer=2,keep=0.4", "fastv:layer=1,keep=0.7+fastv:layer=2,keep=0.4")
 STEPS = 4
 
 
