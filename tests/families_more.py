@@ -2,7 +2,18 @@
 
 import transformers
 from tiny_base import Family
-from tiny_own import Ernie4_5VLMoe, Gemma4, Granite4Vision, Lfm2Vl, Llama4, MiniCPMV4_6, Molmo2, Qwen3_5, Qwen3VLMoe
+from tiny_own import (
+    Ernie4_5VLMoe,
+    Gemma4,
+    Gemma4Shared,
+    Granite4Vision,
+    Lfm2Vl,
+    Llama4,
+    MiniCPMV4_6,
+    Molmo2,
+    Qwen3_5,
+    Qwen3VLMoe,
+)
 from tiny_plain import (
     Aria,
     AyaVision,
@@ -39,7 +50,7 @@ PLAIN = (
     Aria,
     GotOcr2,
 )
-OWN = (Qwen3VLMoe, Qwen3_5, MiniCPMV4_6, Gemma4, Granite4Vision, Ernie4_5VLMoe, Lfm2Vl, Llama4)
+OWN = (Qwen3VLMoe, Qwen3_5, MiniCPMV4_6, Gemma4, Gemma4Shared, Granite4Vision, Ernie4_5VLMoe, Lfm2Vl, Llama4)
 VIDEOS = (
     LlavaOnevisionVideo,
     LlavaNextVideoVideo,

@@ -131,10 +131,10 @@ MUTANTS = (
         "torch.zeros_like(waiting.valid)",
     ),
     Mutant(
-        "configs are not given back",
-        "vtc/attention/tap.py",
-        "calls.set_implementation(config, name)\n        for module",
-        "pass\n        for module",
+        "registries are not given back",
+        "vtc/calls/interface.py",
+        "registry.__class__ = type(registry).__base__",
+        "pass",
     ),
     Mutant(
         "a prune's later stage counts from what is left",

@@ -410,7 +410,6 @@ def everything(model) -> dict:
             [list(getattr(module, hook)) for hook in hooks],
             sorted(vars(module)),
             getattr(getattr(module, "config", None), "_attn_implementation", None),
-            module in vtc.attention.tap._listeners,
         )
         for name, module in model.named_modules()
     }

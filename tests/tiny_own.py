@@ -129,6 +129,15 @@ class Gemma4(Family):
         return {"mm_token_type_ids": (input_ids == IMAGE).long()}
 
 
+class Gemma4Shared(Gemma4):
+    """As E2B and E4B: the last layer of each kind that makes keys leaves them to those behind."""
+
+    name = "gemma4_shared"
+
+    def config(self, text):
+        return super().config({"num_kv_shared_layers": 2} | text)
+
+
 class Granite4Vision(LlavaNext):
     """Anyres through window Q-Formers; features of several tower layers are added before decoder layers 0 to 4."""
 

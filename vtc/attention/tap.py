@@ -1,15 +1,13 @@
 """Seam 2: hand q and k of chosen attention modules to whoever asked, under every attention implementation.
 
-Every attention of transformers >= 5 goes through the attention interface that `config._attn_implementation` names.
-`vtc_<name>` delegates to `<name>` and tells the listeners of the calling module first. Modules nobody listens to run
-exactly as before; a model is switched over only while a method needs it.
+While a module is listened to, the registries of attention functions tell of every call (`vtc.calls.interface`); the
+listener stands on the module itself, so that both go together. Modules nobody listens to run exactly as before.
 """
 
-import copy
 import math
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 from vtc.attention.heads import Heads, choose_heads, spread_heads
 from vtc.attention.scores import Attention
 from vtc.calls import attention as calls
+from vtc.calls import interface
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,8 @@ class Change:
 
 Listener = Callable[[Attention, dict[str, Any]], Change | None]
 
-PREFIX = "vtc_"
+_LISTENER = "_vtc_listener"  # on an attention module
 
-_listeners: "weakref.WeakKeyDictionary[nn.Module, Listener]" = weakref.WeakKeyDictionary()
-_taps: dict[int, int] = {}
 _probing = threading.local()
 
 
@@ -64,56 +61,39 @@ class Tap:
         listeners: attention module -> called with the `Attention` and the interface's other keyword arguments.
 
     Raises:
-        ValueError: a module does not go through transformers' attention interface.
+        ValueError: a module does not go through transformers' attention interface, or has a listener.
     """
 
     def __init__(self, listeners: dict[nn.Module, Listener]):
-        self._modules = tuple(listeners)
-        configs: dict[int, tuple[Any, str]] = {}
         for module in listeners:
-            config = getattr(module, "config", None)
-            name = calls.implementation(config)
-            if name is None:
+            if calls.implementation(getattr(module, "config", None)) is None:
                 raise ValueError(
                     f"{type(module).__name__} does not use transformers' attention interface, so its attention cannot "
                     "be read; choose a method that reads no attention, such as 'divprune'"
                 )
-            configs[id(config)] = (config, name.removeprefix(PREFIX))
-        self._configs = list(configs.values())
-        for config, name in self._configs:
-            _register(name)
-            calls.set_implementation(config, PREFIX + name)
-            _taps[id(config)] = _taps.get(id(config), 0) + 1  # two models may share a config
-        _listeners.update(listeners)
+            if _listener_of(module) is not None:
+                raise ValueError(
+                    f"a {type(module).__name__} of this model is a part of another one, which is patched; call "
+                    "vtc.unpatch on that first"
+                )
+        self._modules = tuple(listeners)
+        found = interface.registries(listeners)
+        interface.open_registries(found, _attend)
+        self._close = weakref.finalize(self, interface.close_registries, found)  # also where a model is just dropped
+        self._close.atexit = False
+        for module, listener in listeners.items():
+            object.__setattr__(module, _LISTENER, listener)
 
     def close(self) -> None:
-        """Give the configs back and stop listening."""
-        for config, name in self._configs:
-            _taps[id(config)] -= 1
-            if not _taps[id(config)]:
-                del _taps[id(config)]
-                if calls.implementation(config) == PREFIX + name:  # else somebody set another since
-                    calls.set_implementation(config, name)
+        """Stop listening."""
         for module in self._modules:
-            _listeners.pop(module, None)
+            if _listener_of(module) is not None:
+                object.__delattr__(module, _LISTENER)
+        self._close()
 
 
-def check_tapped(modules: Iterable[nn.Module]) -> None:
-    """Refuse an attention implementation that was changed after `vtc.patch`.
-
-    Args:
-        modules: those with a listener.
-
-    Raises:
-        ValueError: it was.
-    """
-    for module in modules:
-        name = str(calls.implementation(module.config))
-        if not name.startswith(PREFIX):
-            raise ValueError(
-                f"the attention implementation was set to {name!r} after vtc.patch, which cut the method off; "
-                "call vtc.unpatch, set it, and patch again"
-            )
+def _listener_of(module: nn.Module) -> Listener | None:
+    return getattr(module, _LISTENER, None)
 
 
 @contextmanager
@@ -143,52 +123,39 @@ def probe(layer: nn.Module, attention: nn.Module, *args: Any, **kwargs: Any) -> 
     raise RuntimeError(f"{type(attention).__name__} did not pass transformers' attention interface while probed")
 
 
-def _register(name: str) -> None:
-    # Imported here: transformers' modelling modules take seconds, and `import vtc` is to stay fast.
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    if PREFIX + name in ALL_ATTENTION_FUNCTIONS:
-        return
-    if name in ALL_MASK_ATTENTION_FUNCTIONS:
-        AttentionMaskInterface.register(PREFIX + name, ALL_MASK_ATTENTION_FUNCTIONS[name])
-
-    def original(used: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
-        return calls.eager_function(module) if used == "eager" else ALL_ATTENTION_FUNCTIONS[used]
-
-    def attend(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
-    ) -> tuple[Tensor, Tensor | None]:
-        listener = _listeners.get(module)
-        if listener is None:
-            return original(name, module)(_as_before(name, module), query, key, value, mask, **kwargs)
-        given = calls.settings(module, query.shape[-1], kwargs)
-        attention = Attention(query, key, mask=mask, value=value, **vars(given))
-        if getattr(_probing, "module", None) is module:
-            raise _Probed(attention)
-        change = listener(attention, kwargs) or Change()
-        used = "sdpa" if change.mask is not None else name
-        mask = mask if change.mask is None else change.mask
-        owner, heads = _as_before(used, module), query.shape[1]
-        chosen = change.heads.index if change.heads is not None and change.heads.whole is None else None
-        if chosen is not None:
-            query, key, value = choose_heads(query, key, value, chosen)
-            owner = _View(module, used, num_key_value_groups=query.shape[1] // key.shape[1])
-        if change.bias is not None:
-            kwargs = calls.with_scaling(kwargs, attention.scaling)
-            query, key, value = _with_bias(query, key, value, attention.scaling, change.bias)
-        output, weights = original(used, module)(owner, query, key, value, mask, **kwargs)
-        output = output[..., : attention.value.shape[-1]]  # type: ignore[union-attr]
-        if chosen is not None:
-            output = spread_heads(output, chosen, heads)
-        elif change.heads is not None:
-            output = change.heads.hide(output)
-        if change.output is not None:
-            change.output(output)
-        return output, weights
-
-    AttentionInterface.register(PREFIX + name, calls.as_interface(attend))
+def _attend(function: Callable[..., Any], module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """What a module gets that calls the attention `function`, after those who listen to it have been told."""
+    listener = _listener_of(module)
+    if listener is None:
+        return function(module, *args, **kwargs)
+    (query, key, value, mask), more = calls.tensors(module, args, kwargs)
+    given = calls.settings(module, query.shape[-1], more)
+    attention = Attention(query, key, mask=mask, value=value, **vars(given))
+    if getattr(_probing, "module", None) is module:
+        raise _Probed(attention)
+    change = listener(attention, more)
+    if change is None:
+        return function(module, *args, **kwargs)
+    if change.mask is not None:
+        function, mask = interface.sdpa(), change.mask
+    owner: Any = module
+    heads, width = query.shape[1], value.shape[-1]
+    chosen = change.heads.index if change.heads is not None and change.heads.whole is None else None
+    if chosen is not None:
+        query, key, value = choose_heads(query, key, value, chosen)
+        owner = _View(module, num_key_value_groups=query.shape[1] // key.shape[1])
+    if change.bias is not None:
+        more = calls.with_scaling(more, attention.scaling)
+        query, key, value = _with_bias(query, key, value, attention.scaling, change.bias)
+    output, weights = function(owner, query, key, value, mask, **more)
+    output = output[..., :width]
+    if chosen is not None:
+        output = spread_heads(output, chosen, heads)
+    elif change.heads is not None:
+        output = change.heads.hide(output)
+    if change.output is not None:
+        change.output(output)
+    return output, weights
 
 
 def _with_bias(
@@ -211,24 +178,16 @@ def _with_bias(
 
 
 class _View:
-    """A module whose config still names the original implementation (flash attention reads it from there).
+    """A module of which some attributes are read otherwise.
 
     Args:
         module: the module.
-        name: the implementation.
-        **attributes: what else is to be read otherwise.
+        **attributes: what they are read as.
     """
 
-    def __init__(self, module: nn.Module, name: str, **attributes: Any):
+    def __init__(self, module: nn.Module, **attributes: Any):
         self.__dict__.update(attributes)
         self._module = module
-        config: Any = copy.copy(module.config)
-        calls.set_implementation(config, name)
-        self.config = config
 
     def __getattr__(self, attribute: str) -> Any:
         return getattr(self._module, attribute)
-
-
-def _as_before(name: str, module: nn.Module) -> nn.Module | _View:
-    return module if name in ("sdpa", "eager") else _View(module, name)

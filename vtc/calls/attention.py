@@ -1,7 +1,5 @@
 """How an attention module calls the attention interface that its config names."""
 
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,22 +42,26 @@ def _own(module: nn.Module, kwargs: dict[str, Any], name: str, *attributes: str)
     return next((value for a in attributes if (value := getattr(module, a, None)) is not None), None)
 
 
-def as_interface(attend: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of (module, query, key, value, mask, further arguments) in the form that the interface calls."""
+def tensors(
+    module: nn.Module, args: tuple, kwargs: dict[str, Any]
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor | None], dict[str, Any]]:
+    """Query, key, value and mask of a call of the interface by `module`, and its further arguments.
 
-    def interface(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        names = ("query", "key", "value", "attention_mask")
-        given = dict(zip(names, args)) | {name: kwargs.pop(name) for name in names[len(args) :] if name in kwargs}
-        if len(args) > len(names) or len(given) < len(names):
-            raise RuntimeError(
-                f"vtc: {type(module).__name__} called its attention with {len(args)} arguments by position and "
-                f"{', '.join(kwargs) or 'none'} by name, which vtc can't tell apart; run `vtc doctor`, or choose a "
-                "method that reads no attention, such as 'divprune'"
-            )
-        _check_order(module, given["query"])
-        return attend(module, *(given[name] for name in names), kwargs)
-
-    return interface
+    Raises:
+        RuntimeError: they can't be told apart.
+    """
+    names = ("query", "key", "value", "attention_mask")
+    more = dict(kwargs)
+    given = dict(zip(names, args)) | {name: more.pop(name) for name in names[len(args) :] if name in more}
+    if len(args) > len(names) or len(given) < len(names):
+        raise RuntimeError(
+            f"vtc: {type(module).__name__} called its attention with {len(args)} arguments by position and "
+            f"{', '.join(more) or 'none'} by name, which vtc can't tell apart; run `vtc doctor`, or choose a "
+            "method that reads no attention, such as 'divprune'"
+        )
+    _check_order(module, given["query"])
+    query, key, value, mask = (given[name] for name in names)
+    return (query, key, value, mask), more
 
 
 def _check_order(module: nn.Module, query: Tensor) -> None:
@@ -94,10 +96,3 @@ def implementation(config: Any) -> str | None:
 def set_implementation(config: Any, name: str) -> None:
     """Name another implementation in one config alone, without the checks and the sub-configs of the public setter."""
     setattr(config, _KEPT, name)
-
-
-def eager_function(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """Eager attention is a function that the module's own file defines."""
-    forward = inspect.unwrap(type(module).forward)
-    names = [word for word in forward.__code__.co_names if word.endswith("eager_attention_forward")]
-    return forward.__globals__[names[0]]

@@ -17,6 +17,7 @@ class DecoderCall(Call):
     mask = Role("attention_mask", like=words.is_mask, words=words.MASK)
     positions = Role("position_ids", like=whole(2, 3), words=words.POSITIONS)
     cache = Role("past_key_values", "cache", "cache_params", like=is_cache, words=words.CACHE, always=True)  # 5.24
+    tail = Role("logits_to_keep")
 
     @property
     def extras(self) -> dict[Key, Any]:
@@ -32,6 +33,20 @@ class DecoderCall(Call):
         """The arguments that tell the lengths of samples packed into a row, where there are any."""
         return {key: value for key, value in self.named.items() if value is not None and is_bound(key)}
 
+    def asked_for(self, all_of_them: bool) -> int | None:
+        """How many of its last states the decoder need give; None where all. Those that it leaves out it may not make.
+
+        Args:
+            all_of_them: ask for all from now on.
+        """
+        asked = self.tail
+        if not isinstance(asked, int) or not asked:
+            return None
+        if all_of_them:
+            self.tail = 0
+            return None
+        return asked
+
     @property
     def wants_attentions(self) -> bool:
         """Whether attention matrices are asked for in this call."""
@@ -46,6 +61,7 @@ class LayerCall(Call):
     positions = Role("position_ids", like=whole(2, 3), words=words.POSITIONS)
     cache = Role("past_key_values", "cache", "cache_params", like=is_cache, words=words.CACHE, always=True)  # 5.24
     rotary = Role("position_embeddings", like=lambda value: isinstance(value, tuple), words=words.ROTARY)
+    shared = Role("shared_kv_states")  # keys that one layer leaves to others: of the segment's tokens as it is
 
     def probing(self, hidden: Tensor) -> tuple[tuple, dict[str, Any]]:
         """The arguments with another hidden state, with which the layer touches no cache."""

@@ -39,12 +39,17 @@ class LayerArguments:
         self.composition, self.conversation, self.cache = composition, conversation, cache
         self.segments, self.rotary, self.has_images = segments, rotary, has_images
         self.family = composition.parts.family
+        self._held: dict[int, int | None] = {}
 
     def of(self, layer: int, call: LayerCall) -> LayerCall:
         """A layer's call with every argument but hidden state and cache cut to the segment that it is in."""
         recurrent = self.cache is None and layer in self.composition.recurrent
-        held = None if recurrent else keys_in_layer(self.cache, layer)
-        new = call.changed(self._argument, LayerCall.hidden, LayerCall.cache, LayerCall.mask, LayerCall.positions)
+        source = self.composition.sources_of_keys.get(layer, layer)
+        if source not in self._held:  # asked before its layer adds to them
+            self._held[source] = None if recurrent else keys_in_layer(self.cache, source)
+        held = self._held[source]
+        kept = LayerCall.hidden, LayerCall.cache, LayerCall.mask, LayerCall.positions, LayerCall.shared
+        new = call.changed(self._argument, *kept)
         assert isinstance(new, LayerCall)
         if call.has(LayerCall.positions):
             own, given = self.segments.now.positions, call.positions

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from vtc.calls.attention import implementation
+from vtc.calls.sharing import sources_of_keys
 from vtc.method.base import Method
 from vtc.method.kinds import split_kinds
 from vtc.method.prune import Prune, Watch
@@ -19,6 +20,7 @@ from vtc.method.visual_tokens import Needs
 from vtc.model.flops import BlockRun, Cost, weights_of
 from vtc.model.layout import Layout
 from vtc.model.parts import Parts
+from vtc.seam.checks.composing import check_implementation, check_sharing
 from vtc.tower.hooks import blocks_of
 from vtc.tower.listeners import blocks_heard
 
@@ -39,6 +41,7 @@ class Composition:
         boundaries: layers at which a segment begins, 0 among them.
         needs: what the selector reads of the tower.
         recurrent: decoder layers that keep no keys.
+        sources_of_keys: layer that makes no keys -> the one whose keys it attends to.
         heard_blocks, heard_layers: whose attention is handed to somebody.
     """
 
@@ -54,6 +57,7 @@ class Composition:
     boundaries: tuple[int, ...]
     needs: Needs
     recurrent: frozenset[int]
+    sources_of_keys: Mapping[int, int]
     heard_blocks: tuple[int, ...]
     heard_layers: tuple[int, ...]
 
@@ -76,9 +80,12 @@ class Composition:
         watches = {id(prune): prune.watch(depth) for prune in prunes}
         prune_at = _prunes_by_layer(prunes, schedules, parts)
         _check_together(prunes, schedules, watches, adapter)
-        _check_implementation(prunes, watches, parts)
+        check_implementation(prunes, watches, parts)
+        sources = sources_of_keys([adapter.find_attention(layer) for layer in parts.layers], _config(parts))
         reducing_at = blocks_of(reducer, adapter) if reducer is not None else ()
         behind = [layer + 1 for layer, (prune, _) in prune_at.items() if prune.returns]
+        boundaries = tuple(sorted({0, *prune_at, *(layer for layer in behind if layer < depth)}))
+        check_sharing(boundaries, prune_at, sources, parts)
         needs = selector.needs(parts) if selector is not None else Needs()
         return cls(
             spec=spec,
@@ -90,9 +97,10 @@ class Composition:
             watches=MappingProxyType(watches),
             prune_at=MappingProxyType(prune_at),
             reducing_at=reducing_at,
-            boundaries=tuple(sorted({0, *prune_at, *(layer for layer in behind if layer < depth)})),
+            boundaries=boundaries,
             needs=needs,
             recurrent=adapter.recurrent,
+            sources_of_keys=MappingProxyType(sources),
             heard_blocks=blocks_heard(needs, reducer is not None, len(parts.blocks)),
             heard_layers=_layers_heard(prunes, schedules, watches, prune_at, parts),
         )
@@ -110,19 +118,20 @@ class Composition:
     @property
     def decoder_config(self) -> Any:
         """The decoder's config; None where it has none."""
-        return getattr(self.parts.decoder, "config", None)
+        return _config(self.parts)
+
+    def check_implementation(self) -> None:
+        """Refuse an attention implementation, set since the patch, that can't do what a prune asks.
+
+        Raises:
+            ValueError: it can't.
+        """
+        check_implementation(self.prunes, self.watches, self.parts)
 
     @property
     def flash(self) -> bool:
         """Whether the decoder's attention takes masks [B, S] only. Asked in each call: it may be changed."""
         return "flash" in (implementation(self.decoder_config) or "")
-
-    @cached_property
-    def tapped(self) -> tuple[nn.Module, ...]:
-        """The attention modules whose calls are handed to somebody."""
-        blocks = (module for block in self.heard_blocks for module in self.parts.blocks_at(block))
-        layers = (self.parts.layers[layer] for layer in self.heard_layers)
-        return tuple(self.adapter.attention(module) for module in (*blocks, *layers))
 
     @cached_property
     def rotary_modules(self) -> tuple[nn.Module, ...]:
@@ -251,6 +260,10 @@ def _check_together(
                 )
 
 
+def _config(parts: Parts) -> Any:
+    return getattr(parts.decoder, "config", None)
+
+
 def _windowed(adapter: Any) -> frozenset[int]:
     """Layers of the decoder that see, and keep, only a window or chunk of the newest tokens."""
     config = getattr(adapter.parts.decoder, "config", None)
@@ -260,26 +273,6 @@ def _windowed(adapter: Any) -> frozenset[int]:
     everywhere = getattr(config, "sliding_window", None)
     found = enumerate(map(adapter.find_attention, adapter.parts.layers))
     return frozenset(layer for layer, attention in found if getattr(attention, "sliding_window", everywhere))
-
-
-def _check_implementation(prunes: Sequence[Prune], watches: Mapping[int, Watch], parts: Parts) -> None:
-    """Refuse an attention implementation that can't do what a prune asks.
-
-    Raises:
-        ValueError: it can't.
-    """
-    used = implementation(getattr(parts.decoder, "config", None)) or ""
-    if prunes and "flex" in used:
-        names = ", ".join(prune.name for prune in prunes)
-        raise ValueError(
-            f"{names} can't cut the block masks of flex_attention; load the model with attn_implementation='sdpa'"
-        )
-    for prune in prunes:
-        if watches[id(prune)].open and "flash" in used:
-            raise ValueError(
-                f"{prune.name} opens the causal mask of a layer, which {used} can't; load the model with "
-                "attn_implementation='sdpa'"
-            )
 
 
 def _layers_heard(

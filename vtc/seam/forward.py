@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc.attention.tap import check_tapped
 from vtc.calls.cache import attach, mark_whole, tokens_in
 from vtc.calls.composite import rope_offset
 from vtc.calls.decoder import DecoderCall, LayerCall
@@ -90,7 +89,7 @@ class ForwardPass:
             return call
         check_call(self.composition, call, self._cache)
         check_packed(self.composition, call, self.prompt, self.layout)
-        check_tapped(self.composition.tapped)
+        self.composition.check_implementation()
         if conversation is None:
             old = 0 if self.fresh else tokens_in(self._cache)
             seen = seen_before(mask2d, old, length, embeds.device)
@@ -172,6 +171,7 @@ class ForwardPass:
         )
         told = text_counts, answers, call.extras
         self.layers = Layers(composition, conversation, self._cache, first, self.layout, *told)
+        self.layers.asked = call.asked_for(all_of_them=self.layers.cut)  # a prune's places are not the decoder's
         seen = conversation.held_valid[0]
         alive = cut.valid if seen is None else torch.cat([seen.to(cut.valid.device), cut.valid], dim=1)
         self.arrival.expect(call.positions, entry.seen(alive), len(cut), removes and cut.padded, entry.apart)

@@ -51,8 +51,7 @@ class Seam:
         self._reducing: ReducerHooks | None = None
         adapter, reducer = composition.adapter, composition.reducer
         if reducer is not None:
-            blocks, tapped = composition.reducing_at, composition.tapped
-            self._reducing = ReducerHooks(reducer, blocks, adapter, self._encoding, tapped)
+            self._reducing = ReducerHooks(reducer, composition.reducing_at, adapter, self._encoding)
         self.observer = Observer(adapter, self._encoding, self._reducing)
         self._thread = threading.local()
         self._undo: list[Callable[[], None]] = []

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vtc.attention.tap import check_tapped
 from vtc.calls.outputs import Output, first_of, with_first
 from vtc.method.reducer import Reducer
 from vtc.tower.encoding import Encoding
@@ -22,7 +21,6 @@ class ReducerHooks:
         blocks: the tower blocks at which it is asked, as `blocks_of` tells them.
         adapter: of the model.
         encoding: the tower's pass in each thread.
-        tapped: the attention modules that have a listener.
     """
 
     def __init__(
@@ -31,10 +29,9 @@ class ReducerHooks:
         blocks: tuple[int, ...],
         adapter: Any,
         encoding: Encoding,
-        tapped: tuple[nn.Module, ...],
     ):
         self.reducer, self.blocks, self.adapter = reducer, blocks, adapter
-        self.encoding, self.tapped = encoding, tapped
+        self.encoding = encoding
 
     def start(self, hidden: Tensor) -> None:
         """Begin a run through the tower; `hidden` is its first block's input.
@@ -42,7 +39,6 @@ class ReducerHooks:
         Raises:
             ValueError: it can't be shortened.
         """
-        check_tapped(self.tapped)
         _check_called_once(self.adapter.tower, self.reducer)
         features, parts = self.encoding.features, self.adapter.parts
         maps = self.adapter.patches(features, features.shape)
