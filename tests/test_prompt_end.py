@@ -228,6 +228,36 @@ def test_a_selector_reads_the_question_and_not_the_answer():
         assert kept(model) == chosen
 
 
+def test_in_packed_rows_labels_tell_where_each_samples_question_ends():
+    family, model = EVERY["llava"], model_of("llava")
+    prompts = [family.inputs(model, [Row(((4, 4),), index)]) for index in (2, 11)]
+    ids = [torch.cat([x["input_ids"], torch.tensor([answer])], dim=1) for x, answer in zip(prompts, ANSWERS)]
+    positions = [torch.arange(row.shape[1])[None] for row in ids]
+    labels = [row.clone() for row in ids]
+    for own, prompt in zip(labels, prompts):
+        own[:, : prompt["input_ids"].shape[1]] = -100
+    with vtc.patched(model, "recoverable:keep=0.5"):
+        wanted = []
+        for prompt in prompts:
+            model(**prompt)
+            wanted += kept(model)
+        output = model(
+            input_ids=torch.cat(ids, dim=1),
+            position_ids=torch.cat(positions, dim=1),
+            pixel_values=torch.cat([prompt["pixel_values"] for prompt in prompts]),
+            labels=torch.cat(labels, dim=1),
+            use_cache=False,
+        )
+        assert kept(model) == wanted and output.loss.isfinite()
+        with pytest.raises(ValueError, match="several samples"), vtc.prompt_length(model, 30):
+            model(
+                input_ids=torch.cat(ids, dim=1),
+                position_ids=torch.cat(positions, dim=1),
+                pixel_values=torch.cat([prompt["pixel_values"] for prompt in prompts]),
+                use_cache=False,
+            )
+
+
 # ---------------------------------------------------------------- bad input
 
 
