@@ -21,6 +21,7 @@ from vtc.calls.composite import (
     placeholder_id,
 )
 from vtc.calls.decoder import DecoderCall
+from vtc.model.adapter import family_of
 from vtc.model.layout import Grid, Layout, VisualInput
 from vtc.model.parts import Parts
 from vtc.model.wrap import Wrap
@@ -55,7 +56,7 @@ class Adapter(Finder):
     def __init__(self, model: nn.Module):
         self.model = model
         self._ids_tell: dict[str, bool] = {}  # kind -> whether placeholders are the tokens of the config's id
-        self.family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+        self.family = family_of(model)
         composite = self.find_composite(model)
         decoder = self.find_decoder(composite)
         self.tower: Any = self.find_tower(composite)
@@ -77,6 +78,11 @@ class Adapter(Finder):
     def claims(cls, model: nn.Module) -> bool:
         """Whether `model` is this adapter's whatever family its config names."""
         return False
+
+    @property
+    def measures(self) -> bool:
+        """Whether which patches make a token is measured: there is no rule that is known to hold for the family."""
+        return not self.follows_patches and type(self).patches is Adapter.patches
 
     # ---------------------------------------------------------------- what a call tells
 
@@ -245,9 +251,11 @@ class Adapter(Finder):
         """
         tokens = self.token_counts(features, shape) if tokens is None else tokens
         count, total = shape[0] * shape[1], sum(tokens)
-        if not total or count % total:
+        if self.measures and features.measured is not None and len(features.measured) == total:
+            return list(features.measured.split(tokens))
+        if self.measures or not total or count % total:
             raise ValueError(
-                f"{self.family}: {count} patches of the vision tower do not map onto {total} visual tokens; "
+                f"{self.family}: how {count} patches of the vision tower map onto {total} visual tokens is not known; "
                 "choose a method that does not read the tower, such as 'divprune'"
             )
         cell, rows = count // total, torch.arange(count)

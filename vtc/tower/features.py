@@ -28,6 +28,7 @@ class Features:
         projected: what the projector was given, Tensor [sequences, P, C].
         cls: the CLS tokens in the same space, Tensor [sequences, C].
         tower: the run of a reducer through the tower.
+        measured: LongTensor [N, cell]: the tower's rows of each token, where no rule tells them and they were measured.
     """
 
     kind: str
@@ -42,6 +43,7 @@ class Features:
     projected: Tensor | None = None
     cls: Tensor | None = None
     tower: TowerRun | None = None
+    measured: Tensor | None = None
 
     @property
     def repeats(self) -> int:

@@ -14,6 +14,7 @@ from vtc.model.flops import BlockRun, lengths_of
 from vtc.tower.encoding import Encoding
 from vtc.tower.features import Features, attach_features, features_with, sizes_of
 from vtc.tower.hooks import ReducerHooks
+from vtc.tower.measuring import Measurements
 from vtc.tower.prompt import Prompt
 
 _CHUNKS = (
@@ -47,6 +48,7 @@ class Observer:
     def __init__(self, adapter: Any, encoding: Encoding, reducing: ReducerHooks | None):
         self.adapter, self.encoding, self.reducing = adapter, encoding, reducing
         self._thread = _Thread()
+        self._measurements = Measurements(adapter.parts, encoding)
 
     @property
     def prompt(self) -> Prompt:
@@ -152,6 +154,8 @@ class Observer:
         if features.tower is not None and sizes and sum(sizes) != sum(map(len, features.tower.maps)):
             family = self.adapter.parts.family
             raise ValueError(f"{family}: the tower's features are not the visual tokens that were expected")
+        if features.scores and self.adapter.measures:
+            features.measured = self._measurements.of(kind, args, kwargs, features.arguments)
         self.prompt.features[kind] = features
         self._thread.made[kind] = features
         attach_features(output, features)
