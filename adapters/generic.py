@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from vtc.adapters.cells import cells_of_grid, joined, means, runs_by_row, square_cells
 from vtc.adapters.finding import Finder, block_of_hidden_state, has_cls, layers_of, longest_list
-from vtc.adapters.seen import check_seen
+from vtc.adapters.grids import config_grid, pixel_grid, told_grid
+from vtc.adapters.seen import check_seen, origins
 from vtc.calls.cache import tokens_in
 from vtc.calls.composite import (
     IMAGE_SIZES,
@@ -19,15 +20,16 @@ from vtc.calls.composite import (
     features_method,
     grid_thw,
     placeholder_id,
+    takes_sizes,
 )
 from vtc.calls.decoder import DecoderCall
 from vtc.model.adapter import family_of
-from vtc.model.layout import Grid, Layout, VisualInput
+from vtc.model.layout import Grid, Layout, UnknownGrid, VisualInput
 from vtc.model.parts import Parts
 from vtc.model.wrap import Wrap
 from vtc.tower.features import Features
 from vtc.tower.observer import Observer
-from vtc.tower.prompt import Prompt, origins
+from vtc.tower.prompt import Prompt
 
 
 class Adapter(Finder):
@@ -124,7 +126,7 @@ class Adapter(Finder):
             found = _numbered([VisualInput(row, kind, at, ()) for row, at in split])
             images += [
                 replace(image, grids=self.grids(features, origin, len(image)), origin=origin)
-                for image, origin in zip(found, origins(found, features.repeats))
+                for image, origin in zip(found, origins(self.family, found, features))
             ]
         images.sort(key=lambda image: (image.row, int(image.positions[0])))
         return Layout(shape, tuple(_numbered(images)))
@@ -177,23 +179,15 @@ class Adapter(Finder):
         return images
 
     def grids(self, features: Features, index: int, tokens: int) -> tuple[Grid, ...]:
-        """The grid(s) behind the `tokens` of image `index`: from grid_thw, image sizes, or a square; else one row."""
-        arguments = features.arguments
-        thw = self._thw(features)
-        if thw is not None and index < len(thw):
-            t, h, w = thw[index].tolist()
-            merge = round((t * h * w / tokens) ** 0.5)
-            if merge and t * (h // merge) * (w // merge) == tokens:
-                return (Grid(0, t, h // merge, w // merge),)
-        sizes = arguments.get(IMAGE_SIZES)
-        if sizes is not None and index < len(sizes):
-            height, width = (int(side) for side in sizes[index])
-            cell = (height * width / tokens) ** 0.5
-            rows, columns = round(height / cell), round(width / cell)
-            if rows * columns == tokens:
-                return (Grid(0, 1, rows, columns),)
-        side = round(tokens**0.5)
-        return (Grid(0, 1, side, side),) if side * side == tokens else (Grid(0, 1, 1, tokens),)
+        """The grid(s) behind the `tokens` of image `index`: told by the call, or one that the config is known to make.
+
+        Else, an `UnknownGrid`.
+        """
+        grid = told_grid(features.arguments, features.kind, index, tokens)
+        if grid is None and not takes_sizes(self.parts.composite, features.kind):
+            grid = pixel_grid(features.shapes, tokens) if self.follows_patches else None
+            grid = grid or config_grid(self.parts.composite.config, tokens)
+        return (grid or UnknownGrid.of(tokens, self.family),)
 
     # ---------------------------------------------------------------- tower scores, per token
 

@@ -1,6 +1,7 @@
 """How a vision-language model is called, and how it puts visual features into the sequence."""
 
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +16,12 @@ MERGING = "inputs_merger"  # does at once what others do behind PLACEHOLDERS
 PACKING = "pack_image_features"
 #: Arguments of a features call: sides of pictures in pixels, grids in patches, pictures of each row.
 IMAGE_SIZES, IMAGE_GRID_HW, PICTURES_PER_ROW = "image_sizes", "image_grid_hw", "batch_num_images"
+#: Those that tell a picture's sides, in pixels or patches.
+SIDES = (IMAGE_SIZES, "spatial_shapes", "target_sizes")
 KINDS = ("image", "video")
+
+
+_SIZES = re.compile(r"grid|sizes|shapes|position_ids|patch_attention_mask")
 
 
 class CompositeCall(Call):
@@ -36,6 +42,12 @@ class CompositeCall(Call):
         pixels = any(is_real(value) and value.dim() > 1 and value.numel() > 0 for value in rest.values())
         return pixels or bool(self.ahead) or (self.embeds is not None and self.types is not None)
 
+    def facts(self, composite: nn.Module, kind: str) -> dict[str, Any]:
+        """What it says of the pictures of a kind, beside their pixels: what the method takes that makes features."""
+        names = inspect.signature(getattr(composite, features_method(kind), lambda: None)).parameters
+        told = {self.label(key): value for key, value in self.values.items() if not is_real(value)}
+        return {name: told[name] for name in names if told.get(name) is not None}
+
     def asked(self, ids: Tensor | None, types: Tensor | None, config: Any) -> Tensor | None:
         """BoolTensor [B, L] on the host: where it says that visual tokens stand; None where it does not tell.
 
@@ -47,6 +59,13 @@ class CompositeCall(Call):
         if ids is None:
             return None if types is None else types != 0
         return placeholders_in(ids, config)
+
+
+def takes_sizes(composite: nn.Module, kind: str) -> bool:
+    """Whether the method that makes features of a kind is told the sizes of pictures: they come in any."""
+    method = getattr(composite, features_method(kind), None)
+    names = inspect.signature(method).parameters if method is not None else ()
+    return any(_SIZES.search(name) for name in names)
 
 
 def _by_kind(value: Any) -> bool:

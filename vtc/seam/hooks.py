@@ -87,7 +87,7 @@ class Seam:
             wraps.append(Wrap(model, generate.PREFILL, before=observer.refuse_chunks))
         if composition.reviver is not None and hasattr(model, generate.MAKING_CACHES):
             wraps.append(Wrap(model, generate.MAKING_CACHES, before=self._refuse_drafts))
-        if composition.reducer is not None and hasattr(model, generate.ENCODING_AHEAD):
+        if hasattr(model, generate.ENCODING_AHEAD):
             wraps.append(Wrap(model, generate.ENCODING_AHEAD, before=observer.see_prompt))
         for wrap in wraps:
             self._undo.append(wrap.install())

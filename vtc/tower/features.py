@@ -1,11 +1,13 @@
 """One call that made visual features, and what was seen while it ran."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vtc.model.flops import BlockRun
+from vtc.tower.recognising import Imprint
 from vtc.tower.run import TowerRun
 
 
@@ -28,6 +30,9 @@ class Features:
         projected: what the projector was given, Tensor [sequences, P, C].
         cls: the CLS tokens in the same space, Tensor [sequences, C].
         tower: the run of a reducer through the tower.
+        shapes: name -> shape of each argument that is real numbers, such as pixels.
+        imprint: what the features are known by, where they were made ahead of the call that shows them.
+        shown: for each image of the sequence, which of the encoded images it is; None: told by the rows of the batch.
         measured: LongTensor [N, cell]: the tower's rows of each token, where no rule tells them and they were measured.
     """
 
@@ -43,7 +48,29 @@ class Features:
     projected: Tensor | None = None
     cls: Tensor | None = None
     tower: TowerRun | None = None
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    imprint: Imprint | None = None
+    shown: tuple[int, ...] | None = None
     measured: Tensor | None = None
+
+    def given(self, sizes: list[int], shown: tuple[int, ...]) -> "Features":
+        """The same for a call that is given the images `shown` of them, of `sizes` tokens.
+
+        What the tower saw of those that are shown can't be told from the rest, so it is left out if not all are.
+        """
+        if set(shown) == set(range(self.images)):
+            return replace(self, sizes=sizes, shown=shown)
+        told = (self.kind, sizes, self.images, self.arguments, self.packing)
+        return Features(*told, shapes=self.shapes, shape=self.shape, shown=shown)
+
+    def agrees(self, facts: dict[str, Any], shown: tuple[int, ...]) -> bool:
+        """Whether what a call says of the images `shown` is what was said when they were made."""
+        for name, value in facts.items():
+            before = self.arguments.get(name)
+            both = isinstance(before, Tensor) and isinstance(value, Tensor) and len(before) == self.images
+            if both and not torch.equal(before[list(shown)], value):
+                return False
+        return True
 
     @property
     def repeats(self) -> int:
