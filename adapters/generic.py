@@ -184,7 +184,7 @@ class Adapter(Finder):
         Else, an `UnknownGrid`.
         """
         grid = told_grid(features.arguments, features.kind, index, tokens)
-        if grid is None and not takes_sizes(self.parts.composite, features.kind):
+        if grid is None and not takes_sizes(self.tower):
             grid = pixel_grid(features.shapes, tokens) if self.follows_patches else None
             grid = grid or config_grid(self.parts.composite.config, tokens)
         return (grid or UnknownGrid.of(tokens, self.family),)

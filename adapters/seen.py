@@ -1,5 +1,6 @@
 """Whether what was seen of a call tells where its images are, and which of the encoded ones."""
 
+import torch
 from torch import Tensor
 
 from vtc.calls.composite import features_method
@@ -55,7 +56,7 @@ def origins(family: str, images: list[VisualInput], features: Features) -> list[
     if features.shown is not None and len(features.shown) == len(images):
         return list(features.shown)
     found = _by_rows(images, features.repeats)
-    if features.shown is not None and features.shown != _parts(images, found, features):
+    if features.shown is not None and images and not _as_made(images, found, features):
         raise RuntimeError(
             f"vtc: {family} was given the features of {features.kind}s in parts, and in another order than they were "
             "made in, so which is whose is not known; give them as they were made, or give the pixels"
@@ -79,9 +80,17 @@ def _by_rows(images: list[VisualInput], repeats: int) -> list[int]:
     return result
 
 
-def _parts(images: list[VisualInput], origins: list[int], features: Features) -> tuple[int, ...]:
-    """The parts (tiles, frames) of the images, in order, by their numbers when they were made: each image's in a row."""
-    size = sum(features.sizes) // len(features.sizes) if features.sizes else 1
-    lengths = {origin: len(image) // size for origin, image in zip(origins, images)}
-    starts = {origin: sum(lengths[before] for before in lengths if before < origin) for origin in lengths}
-    return tuple(starts[origin] + part for origin in origins for part in range(lengths[origin]))
+def _as_made(images: list[VisualInput], found: list[int], features: Features) -> bool:
+    """Whether the parts of images (tiles, rows of the batch) that were given make up the images `found`, in order."""
+    assert features.shown is not None
+    if set(features.shown) != set(range(features.images)):
+        return False
+    made = _places([(part, size) for part, size in zip(features.shown, features.sizes)])
+    return torch.equal(made, _places([(origin, len(image)) for origin, image in zip(found, images)]))
+
+
+def _places(spans: list[tuple[int, int]]) -> Tensor:
+    """LongTensor [N]: the tokens of spans (number, tokens), counted through all of them in the order of their numbers."""
+    lengths = dict(spans)
+    starts = {number: sum(lengths[before] for before in lengths if before < number) for number in lengths}
+    return torch.cat([torch.arange(starts[number], starts[number] + length) for number, length in spans])

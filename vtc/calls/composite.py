@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.calls import words
-from vtc.calls.roles import Call, Role, is_cache, real, whole
+from vtc.calls.roles import Call, Role, is_cache, parameters, real, whole
 
 PLACEHOLDERS = "get_placeholder_mask"
 MERGING = "inputs_merger"  # does at once what others do behind PLACEHOLDERS
@@ -61,11 +61,9 @@ class CompositeCall(Call):
         return placeholders_in(ids, config)
 
 
-def takes_sizes(composite: nn.Module, kind: str) -> bool:
-    """Whether the method that makes features of a kind is told the sizes of pictures: they come in any."""
-    method = getattr(composite, features_method(kind), None)
-    names = inspect.signature(method).parameters if method is not None else ()
-    return any(_SIZES.search(name) for name in names)
+def takes_sizes(tower: nn.Module | None) -> bool:
+    """Whether a vision tower is told the sizes of pictures: they come in any. True where there is none to be asked."""
+    return tower is None or any(_SIZES.search(name) for name in parameters(tower))
 
 
 def _by_kind(value: Any) -> bool:

@@ -78,8 +78,10 @@ def _joined(row: Sequence[Unit]) -> Unit:
         return row[0]
     first, start, grids = row[0].grids[0], 0, []
     alike = all(grid.known for unit in row for grid in unit.grids)
-    if alike and all(len(unit.grids) == 1 and replace(unit.grids[0], t=1) == replace(first, t=1) for unit in row) and (
-        not first.end
+    if (
+        alike
+        and all(len(unit.grids) == 1 and replace(unit.grids[0], t=1) == replace(first, t=1) for unit in row)
+        and (not first.end)
     ):
         grids = [replace(first, t=sum(unit.grids[0].t for unit in row))]
     else:

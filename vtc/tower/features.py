@@ -81,15 +81,26 @@ class Features:
 _MARK = "_vtc_features"
 
 
+@dataclass(frozen=True)
+class _Record:
+    """Features beside the output that they were made with; a copy of the output, or a saved one, goes without."""
+
+    features: Features
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
+
+
 def attach_features(output: Any, features: Features) -> None:
     """Leave `features` with the output of the call that made them."""
     if hasattr(output, "__dict__"):
-        object.__setattr__(output, _MARK, features)
+        object.__setattr__(output, _MARK, _Record(features))
 
 
 def features_with(output: Any) -> Features | None:
     """The features that `attach_features` left with an output."""
-    return getattr(output, _MARK, None)
+    record = getattr(output, _MARK, None)
+    return record.features if isinstance(record, _Record) else None
 
 
 def sizes_of(features: Any) -> list[int]:

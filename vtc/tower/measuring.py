@@ -45,7 +45,8 @@ class Measurements:
 
         Args:
             kind: "image" or "video".
-            args, kwargs: of the method that makes the features.
+            args: of the method that makes the features.
+            kwargs: of the same.
             arguments: those that are no real numbers, on the host.
         """
         composite = self.parts.composite
@@ -123,7 +124,8 @@ def measured_patches(
 
     Args:
         make: makes the features.
-        args, kwargs: what it is called with.
+        args: what it is called with.
+        kwargs: the same.
         blocks: of the tower.
         prefix: CLS rows in front of each sequence.
 
