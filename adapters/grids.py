@@ -24,6 +24,10 @@ def told_grid(arguments: dict[str, Any], kind: str, index: int, tokens: int) -> 
             height, width = (int(side) for side in sizes[index])
             if (grid := _even(height, width, tokens)) is not None:
                 return grid
+    places = arguments.get(f"{kind}_position_ids")
+    if isinstance(places, Tensor) and places.dim() == 3 and index < len(places):
+        width, height = (int(side) + 1 for side in places[index].amax(dim=0))
+        return _even(height, width, tokens)
     return None
 
 

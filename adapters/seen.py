@@ -90,7 +90,7 @@ def _as_made(images: list[VisualInput], found: list[int], features: Features) ->
 
 
 def _places(spans: list[tuple[int, int]]) -> Tensor:
-    """LongTensor [N]: the tokens of spans (number, tokens), counted through all of them in the order of their numbers."""
+    """LongTensor [N]: the tokens of spans (number, tokens), counted through all of them by number."""
     lengths = dict(spans)
     starts = {number: sum(lengths[before] for before in lengths if before < number) for number in lengths}
     return torch.cat([torch.arange(starts[number], starts[number] + length) for number, length in spans])

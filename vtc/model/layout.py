@@ -76,9 +76,9 @@ class UnknownGrid(Grid):
         if name in ("t", "h", "w", "frame", "tokens"):
             own = object.__getattribute__(self, "__dict__")
             raise ValueError(
-                f"{own['family']}: how the {own['w']} tokens of a picture lie in rows and columns is not known, as neither "
-                "its call nor the model's config tells; where its features were made elsewhere, give what tells it "
-                "beside mm_encoder_outputs (image_grid_thw, video_grid_thw, image_sizes) or give the pixels, or use a "
+                f"{own['family']}: how the {own['w']} tokens of a picture lie in rows and columns is not known, as "
+                "neither its call nor the model's config tells; where its features were made elsewhere, give what tells "
+                "it beside mm_encoder_outputs (image_grid_thw, video_grid_thw, image_sizes) or give the pixels, or use a "
                 "method that reads no grid, such as 'divprune'"
             )
         return object.__getattribute__(self, name)

@@ -92,9 +92,10 @@ class Observer:
             shown = known.imprint.find(pooled) if known is not None and known.imprint is not None else None
             if known is not None and shown is not None and known.agrees(facts, shown):
                 return known.given(sizes_of(pooled), shown)
-        if made is not None and made.imprint is not None and made.imprint.cuts(pooled):
-            raise ValueError(_CHUNKS)
         sizes = sizes_of(pooled)
+        smaller = made is not None and 0 < sum(sizes) < sum(made.sizes)
+        if smaller and made is not None and made.imprint is not None and made.imprint.cuts(pooled):
+            raise ValueError(_CHUNKS)
         return Features(kind, sizes=sizes, images=len(sizes), arguments=facts)
 
     def before_composite(self, call: CompositeCall, around: CompositeCall | None = None) -> None:
