@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vtc.adapters.generic import Adapter
 from vtc.calls.composite import IMAGE_SIZES, PACKING, PICTURES_PER_ROW, PackingCall, packing_arguments
-from vtc.model.layout import Grid, UnknownGrid
+from vtc.model.layout import Grid
 from vtc.tower.features import Features
 
 
@@ -33,10 +33,10 @@ class AnyresAdapter(Adapter):
             frames = tokens // pooled**2
             whole = features.shape[0] in (0, frames * features.images) and tokens - frames * pooled**2 in (0, 1)
             grid = Grid(0, frames, pooled, pooled, end=tokens - frames * pooled**2)
-            return (grid if whole else UnknownGrid.of(tokens, self.family),)
+            return (grid,) if whole else self.unknown_grid(features, tokens)
         features = self._with_packing(features)
         if features.packing is None or tokens != self._tokens(features)[index]:
-            return (UnknownGrid.of(tokens, self.family),)
+            return self.unknown_grid(features, tokens)
         count = self._crops(features)[index]
         patches = side * side
         if count == 1:

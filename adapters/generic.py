@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vtc.adapters.cells import cells_of_grid, joined, means, runs_by_row, square_cells
 from vtc.adapters.finding import Finder, block_of_hidden_state, has_cls, layers_of, longest_list
-from vtc.adapters.grids import config_grid, pixel_grid, told_grid
+from vtc.adapters.grids import config_grid, pixel_grid, told_grids
 from vtc.adapters.seen import check_seen, origins
 from vtc.calls.cache import tokens_in
 from vtc.calls.composite import (
@@ -179,15 +179,17 @@ class Adapter(Finder):
         return images
 
     def grids(self, features: Features, index: int, tokens: int) -> tuple[Grid, ...]:
-        """The grid(s) behind the `tokens` of image `index`: told by the call, or one that the config is known to make.
+        """The grid(s) behind the `tokens` of image `index`: told by the call, or known by the config; else unknown."""
+        told = told_grids(features.arguments, features.kind, index, tokens)
+        if told is not None or takes_sizes(self.tower):
+            return told or self.unknown_grid(features, tokens)
+        grid = pixel_grid(features.shapes, tokens) if self.follows_patches else None
+        grid = grid or config_grid(self.parts.composite.config, tokens)
+        return self.unknown_grid(features, tokens) if grid is None else (grid,)
 
-        Else, an `UnknownGrid`.
-        """
-        grid = told_grid(features.arguments, features.kind, index, tokens)
-        if grid is None and not takes_sizes(self.tower):
-            grid = pixel_grid(features.shapes, tokens) if self.follows_patches else None
-            grid = grid or config_grid(self.parts.composite.config, tokens)
-        return (grid or UnknownGrid.of(tokens, self.family),)
+    def unknown_grid(self, features: Features, tokens: int) -> tuple[Grid, ...]:
+        """What stands for the grid of an image where nothing tells it."""
+        return (UnknownGrid.of(tokens, self.family, features.kind),)
 
     # ---------------------------------------------------------------- tower scores, per token
 

@@ -10,8 +10,20 @@ from vtc.calls.composite import SIDES, grid_thw
 from vtc.model.layout import Grid
 
 
-def told_grid(arguments: dict[str, Any], kind: str, index: int, tokens: int) -> Grid | None:
-    """The grid of `tokens` of image `index` that the arguments of its features tell; None where they do not."""
+def told_grids(arguments: dict[str, Any], kind: str, index: int, tokens: int) -> tuple[Grid, ...] | None:
+    """The grids of `tokens` of image `index` that the arguments of its features tell; None where they do not."""
+    both = arguments.get(f"{kind}_grids")  # of a view of the whole, and of the joined tiles
+    if isinstance(both, Tensor) and both.dim() == 2 and both.shape[1] == 4 and index < len(both):
+        view, tiles = both[index].tolist()[:2], both[index].tolist()[2:]
+        if math.prod(view) + math.prod(tiles) == tokens:
+            whole = Grid(0, 1, *view, kind="thumbnail" if math.prod(tiles) else "image")
+            return (whole, Grid(len(whole), 1, *tiles, kind="tiles")) if math.prod(tiles) else (whole,)
+    grid = _told_grid(arguments, kind, index, tokens)
+    return None if grid is None else (grid,)
+
+
+def _told_grid(arguments: dict[str, Any], kind: str, index: int, tokens: int) -> Grid | None:
+    """One grid of all tokens, by a grid in patches, the picture's sides or the places of its patches."""
     thw = grid_thw(arguments, kind)
     if thw is not None and index < len(thw):
         t, h, w = thw[index].tolist()

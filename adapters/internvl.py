@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from vtc.adapters.cells import runs_by_row
 from vtc.adapters.generic import Adapter
 from vtc.adapters.grids import config_sides, tile_grids
-from vtc.model.layout import Grid, UnknownGrid
+from vtc.model.layout import Grid
 from vtc.tower.features import Features
 
 
@@ -21,7 +21,7 @@ class InternVLAdapter(Adapter):
         """A grid for each tile."""
         config = self.parts.composite.config
         found = tile_grids(config, self.cell(math.prod(config_sides(config))), tokens)
-        return found or (UnknownGrid.of(tokens, self.family),)
+        return found or self.unknown_grid(features, tokens)
 
     def token_counts(self, features: Features, shape: tuple[int, int]) -> list[int]:
         """Lengths of the runs of placeholders in the prompt."""

@@ -116,6 +116,10 @@ def tiles(places: Tensor) -> tuple[Grid, ...]:
     for number, tile in enumerate(found, 1):
         side = round(len(tile) ** 0.5)
         kind = "image" if len(found) == 1 else "tile" if number < len(found) else "thumbnail"
-        square = Grid(0, 1, side, side, kind=kind) if side * side == len(tile) else UnknownGrid.of(len(tile), "smolvlm")
+        square = (
+            Grid(0, 1, side, side, kind=kind)
+            if side * side == len(tile)
+            else UnknownGrid.of(len(tile), "smolvlm", "image")
+        )
         grids.append(square.moved(sum(map(len, grids))))
     return tuple(grids)

@@ -11,7 +11,7 @@ from torch import nn
 
 from vtc.adapters.generic import Adapter
 from vtc.adapters.grids import tile_grids
-from vtc.model.layout import Grid, UnknownGrid
+from vtc.model.layout import Grid
 from vtc.tower.features import Features
 
 
@@ -42,7 +42,7 @@ class UnmappedAdapter(Adapter):
         """Squares of llama4's tiles; the tokens of a resampler lie nowhere."""
         config = self.parts.composite.config
         if self.family in self._resampled:
-            return (UnknownGrid.of(tokens, self.family),)
+            return self.unknown_grid(features, tokens)
         ratio = getattr(getattr(config, "vision_config", None), "pixel_shuffle_ratio", None)
         tiles = tile_grids(config, round(1 / ratio**2), tokens) if ratio else None
         return tiles or super().grids(features, index, tokens)

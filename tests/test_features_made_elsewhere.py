@@ -1,4 +1,4 @@
-"""Features that were made ahead, copied, saved, rebuilt, offloaded: what stays is what stays from pixels, or it is refused.
+"""Features that were made ahead, copied, saved, rebuilt, offloaded: the same stays as from pixels, or it is refused.
 
 Right is what the same patch keeps of the same pictures, given as pixels to a model on one device.
 """
@@ -111,7 +111,7 @@ def test_features_made_before_the_patch_have_the_grid_of_the_call(family, spec):
         assert kept(model) == right
 
 
-@product(family=SIZED, spec=["stride:keep=0.5", "pool:keep=0.5", "divprune:keep=0.5,per=frame", "atp:keep=0.5"])
+@product(family=SIZED, spec=["stride:keep=0.5", "pool:keep=0.5", "frame_stride:keep=0.5", "atp:keep=0.5"])
 def test_a_grid_that_nobody_tells_is_refused(family, spec):
     model, inputs, pixels, kind, make = case(family)
     made = make()
@@ -119,7 +119,7 @@ def test_a_grid_that_nobody_tells_is_refused(family, spec):
     inputs.pop("batch_num_images", None)
     with (
         vtc.patched(model, spec),
-        pytest.raises(ValueError, match=r"rows and columns is not known.*image_sizes.*divpr"),
+        pytest.raises(ValueError, match=r"rows and columns is not known.*image_sizes"),
     ):
         model(**inputs, **{AHEAD: {kind: made}})
     with vtc.patched(model, "fastv:layer=1,keep=0.5"):

@@ -58,28 +58,30 @@ class Grid:
 
 @dataclass(frozen=True)
 class UnknownGrid(Grid):
-    """Tokens of which nobody told how they lie. Who asks for rows, columns or frames is refused.
+    """Tokens of which nobody told how they lie. Who asks for rows, columns or the frames of a video is refused.
 
     Attributes:
         family: for the sentence.
+        still: whether they are of a picture, which is one frame.
     """
 
     family: str = ""
+    still: bool = True
     known: ClassVar[bool] = False
 
     @classmethod
-    def of(cls, tokens: int, family: str) -> "UnknownGrid":
-        """All `tokens` of a picture."""
-        return cls(0, 1, 1, tokens, family=family)
+    def of(cls, tokens: int, family: str, kind: str) -> "UnknownGrid":
+        """All `tokens` of a picture or, by `kind`, a video."""
+        return cls(0, 1, 1, tokens, family=family, still=kind == "image")
 
     def __getattribute__(self, name: str) -> Any:
-        if name in ("t", "h", "w", "frame", "tokens"):
-            own = object.__getattribute__(self, "__dict__")
+        own = object.__getattribute__(self, "__dict__")
+        if name in ("h", "w", "frame", "tokens") or (name == "t" and not own["still"]):
             raise ValueError(
                 f"{own['family']}: how the {own['w']} tokens of a picture lie in rows and columns is not known, as "
-                "neither its call nor the model's config tells; where its features were made elsewhere, give what tells "
-                "it beside mm_encoder_outputs (image_grid_thw, video_grid_thw, image_sizes) or give the pixels, or use a "
-                "method that reads no grid, such as 'divprune'"
+                "neither its call nor the model's config tells; where its features were made elsewhere, give what "
+                "tells it beside mm_encoder_outputs (image_grid_thw, video_grid_thw, image_sizes) or give the pixels, "
+                "or use a method that reads no grid, such as 'divprune'"
             )
         return object.__getattribute__(self, name)
 
@@ -101,7 +103,7 @@ class UnknownGrid(Grid):
 
     def moved(self, start: int) -> Grid:
         """The same from another token on."""
-        return UnknownGrid(start, 1, 1, len(self), family=self.family)
+        return UnknownGrid(start, 1, 1, len(self), family=self.family, still=self.still)
 
 
 @dataclass(frozen=True)
