@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vtc.adapters.generic import Adapter
-from vtc.calls.composite import PACKING, PICTURES_PER_ROW, PackingCall, packing_arguments
+from vtc.calls.composite import IMAGE_SIZES, PACKING, PICTURES_PER_ROW, PackingCall, packing_arguments
 from vtc.model.layout import Grid
 from vtc.tower.features import Features
 
@@ -27,14 +27,17 @@ class AnyresAdapter(Adapter):
 
     def grids(self, features: Features, index: int, tokens: int) -> tuple[Grid, ...]:
         """Thumbnail and tiles of an image, from where the packing puts each patch; the frames of a video."""
-        if self._pools(features) and features.images:
-            frames = features.shape[0] // features.images
-            side = math.isqrt(tokens // frames)
-            return (Grid(0, frames, side, side, end=tokens - frames * side**2),)
-        if features.packing is None:
-            return super().grids(features, index, tokens)
-        count = self._crops(features)[index]
         side = self._side
+        if self._pools(features):
+            pooled = self._pooled_side
+            frames = tokens // pooled**2
+            whole = features.shape[0] in (0, frames * features.images) and tokens - frames * pooled**2 in (0, 1)
+            grid = Grid(0, frames, pooled, pooled, end=tokens - frames * pooled**2)
+            return (grid,) if whole else self.unknown_grid(features, tokens)
+        features = self._with_packing(features)
+        if features.packing is None or tokens != self._tokens(features)[index]:
+            return self.unknown_grid(features, tokens)
+        count = self._crops(features)[index]
         patches = side * side
         if count == 1:
             return (Grid(0, 1, side, side, end=tokens - patches),)
@@ -50,6 +53,28 @@ class AnyresAdapter(Adapter):
             features = replace(features, sizes=[size + 1 for size in features.sizes])
         return super()._split(mask, features, ids)
 
+    def _with_packing(self, features: Features) -> Features:
+        """With the packing as the family will call it, where it was not seen, and the call tells the sizes."""
+        if features.packing is not None or features.arguments.get(IMAGE_SIZES) is None:
+            return features
+        return replace(features, packing=((), self._packing_arguments(features.arguments)))
+
+    def _tokens(self, features: Features) -> list[int]:
+        """Tokens of each packed image."""
+        return list(map(len, self._pack(features, self._blank(features))))
+
+    def _blank(self, features: Features) -> list[Tensor]:
+        """Crops of zeros for each image."""
+        return [torch.zeros(count, self._side**2, 1) for count in self._crops(features)]
+
+    @property
+    def _pooled_side(self) -> int:
+        """Tokens along a side of a pooled frame."""
+        config: Any = self.parts.composite.config
+        if getattr(config, "spatial_pool_mode", None) == "conv":
+            return self._side // config.spatial_pool_stride
+        return math.isqrt(self._pool(torch.zeros(1, self._side**2, 1)).shape[1])
+
     @property
     def _side(self) -> int:
         """Patches along a side of a crop."""
@@ -58,8 +83,7 @@ class AnyresAdapter(Adapter):
 
     def _rows(self, features: Features, index: int, tokens: int) -> list[int]:
         """Lengths of the rows of tiles, newline included."""
-        crops = [torch.zeros(count, self._side**2, 1) for count in self._crops(features)]
-        values = self._pack(features, crops)[index][-tokens:, 0]
+        values = self._pack(features, self._blank(features))[index][-tokens:, 0]
         ends = values.isnan().nonzero().flatten() + 1
         return ends.diff(prepend=ends.new_zeros(1)).tolist()
 
@@ -100,8 +124,7 @@ class AnyresAdapter(Adapter):
                 f"{self.family} pools the frames of a video behind the tower, where a reducer inside it can't follow; "
                 "use a selector such as 'divprune'"
             )
-        if features.packing is None:
-            features = replace(features, packing=((), self._packing_arguments(features.arguments)))
+        features = self._with_packing(features)
         numbers = torch.arange(shape[0] * shape[1], dtype=torch.float64).view(*shape, 1)
         packed = self._pack(features, list(numbers.split(self._crops(features))))
         if any((image % 1 > 0).any() for image in packed):

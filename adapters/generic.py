@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from vtc.adapters.cells import cells_of_grid, joined, means, runs_by_row, square_cells
 from vtc.adapters.finding import Finder, block_of_hidden_state, has_cls, layers_of, longest_list
-from vtc.adapters.seen import check_seen
+from vtc.adapters.grids import config_grid, pixel_grid, told_grids
+from vtc.adapters.seen import check_seen, origins
 from vtc.calls.cache import tokens_in
 from vtc.calls.composite import (
     IMAGE_SIZES,
@@ -19,14 +20,16 @@ from vtc.calls.composite import (
     features_method,
     grid_thw,
     placeholder_id,
+    takes_sizes,
 )
 from vtc.calls.decoder import DecoderCall
-from vtc.model.layout import Grid, Layout, VisualInput
+from vtc.model.adapter import family_of
+from vtc.model.layout import Grid, Layout, UnknownGrid, VisualInput
 from vtc.model.parts import Parts
 from vtc.model.wrap import Wrap
 from vtc.tower.features import Features
 from vtc.tower.observer import Observer
-from vtc.tower.prompt import Prompt, origins
+from vtc.tower.prompt import Prompt
 
 
 class Adapter(Finder):
@@ -55,7 +58,7 @@ class Adapter(Finder):
     def __init__(self, model: nn.Module):
         self.model = model
         self._ids_tell: dict[str, bool] = {}  # kind -> whether placeholders are the tokens of the config's id
-        self.family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+        self.family = family_of(model)
         composite = self.find_composite(model)
         decoder = self.find_decoder(composite)
         self.tower: Any = self.find_tower(composite)
@@ -77,6 +80,11 @@ class Adapter(Finder):
     def claims(cls, model: nn.Module) -> bool:
         """Whether `model` is this adapter's whatever family its config names."""
         return False
+
+    @property
+    def measures(self) -> bool:
+        """Whether which patches make a token is measured: there is no rule that is known to hold for the family."""
+        return not self.follows_patches and type(self).patches is Adapter.patches
 
     # ---------------------------------------------------------------- what a call tells
 
@@ -118,7 +126,7 @@ class Adapter(Finder):
             found = _numbered([VisualInput(row, kind, at, ()) for row, at in split])
             images += [
                 replace(image, grids=self.grids(features, origin, len(image)), origin=origin)
-                for image, origin in zip(found, origins(found, features.repeats))
+                for image, origin in zip(found, origins(self.family, found, features))
             ]
         images.sort(key=lambda image: (image.row, int(image.positions[0])))
         return Layout(shape, tuple(_numbered(images)))
@@ -171,23 +179,17 @@ class Adapter(Finder):
         return images
 
     def grids(self, features: Features, index: int, tokens: int) -> tuple[Grid, ...]:
-        """The grid(s) behind the `tokens` of image `index`: from grid_thw, image sizes, or a square; else one row."""
-        arguments = features.arguments
-        thw = self._thw(features)
-        if thw is not None and index < len(thw):
-            t, h, w = thw[index].tolist()
-            merge = round((t * h * w / tokens) ** 0.5)
-            if merge and t * (h // merge) * (w // merge) == tokens:
-                return (Grid(0, t, h // merge, w // merge),)
-        sizes = arguments.get(IMAGE_SIZES)
-        if sizes is not None and index < len(sizes):
-            height, width = (int(side) for side in sizes[index])
-            cell = (height * width / tokens) ** 0.5
-            rows, columns = round(height / cell), round(width / cell)
-            if rows * columns == tokens:
-                return (Grid(0, 1, rows, columns),)
-        side = round(tokens**0.5)
-        return (Grid(0, 1, side, side),) if side * side == tokens else (Grid(0, 1, 1, tokens),)
+        """The grid(s) behind the `tokens` of image `index`: told by the call, or known by the config; else unknown."""
+        told = told_grids(features.arguments, features.kind, index, tokens)
+        if told is not None or takes_sizes(self.tower):
+            return told or self.unknown_grid(features, tokens)
+        grid = pixel_grid(features.shapes, tokens) if self.follows_patches else None
+        grid = grid or config_grid(self.parts.composite.config, tokens)
+        return self.unknown_grid(features, tokens) if grid is None else (grid,)
+
+    def unknown_grid(self, features: Features, tokens: int) -> tuple[Grid, ...]:
+        """What stands for the grid of an image where nothing tells it."""
+        return (UnknownGrid.of(tokens, self.family, features.kind),)
 
     # ---------------------------------------------------------------- tower scores, per token
 
@@ -245,9 +247,11 @@ class Adapter(Finder):
         """
         tokens = self.token_counts(features, shape) if tokens is None else tokens
         count, total = shape[0] * shape[1], sum(tokens)
-        if not total or count % total:
+        if self.measures and features.measured is not None and len(features.measured) == total:
+            return list(features.measured.split(tokens))
+        if self.measures or not total or count % total:
             raise ValueError(
-                f"{self.family}: {count} patches of the vision tower do not map onto {total} visual tokens; "
+                f"{self.family}: how {count} patches of the vision tower map onto {total} visual tokens is not known; "
                 "choose a method that does not read the tower, such as 'divprune'"
             )
         cell, rows = count // total, torch.arange(count)

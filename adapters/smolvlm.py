@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vtc.adapters.cells import runs
 from vtc.adapters.generic import Adapter
 from vtc.calls.composite import MERGING, PLACEHOLDERS
-from vtc.model.layout import Grid, Layout
+from vtc.model.layout import Grid, Layout, UnknownGrid
 from vtc.tower.features import Features
 from vtc.tower.prompt import Prompt
 
@@ -115,7 +115,11 @@ def tiles(places: Tensor) -> tuple[Grid, ...]:
     found = runs(places)
     for number, tile in enumerate(found, 1):
         side = round(len(tile) ** 0.5)
-        h, w = (side, side) if side * side == len(tile) else (1, len(tile))
         kind = "image" if len(found) == 1 else "tile" if number < len(found) else "thumbnail"
-        grids.append(Grid(sum(map(len, grids)), 1, h, w, kind=kind))
+        square = (
+            Grid(0, 1, side, side, kind=kind)
+            if side * side == len(tile)
+            else UnknownGrid.of(len(tile), "smolvlm", "image")
+        )
+        grids.append(square.moved(sum(map(len, grids))))
     return tuple(grids)

@@ -10,6 +10,9 @@ from typing import ClassVar
 from torch import nn
 
 from vtc.adapters.generic import Adapter
+from vtc.adapters.grids import tile_grids
+from vtc.model.layout import Grid
+from vtc.tower.features import Features
 
 
 class UnmappedAdapter(Adapter):
@@ -27,11 +30,22 @@ class UnmappedAdapter(Adapter):
 
     #: Of these, llama4 and granite4_vision make the features of all tiles as one list of tokens.
     _runs: ClassVar[tuple[str, ...]] = ("llama4", "granite4_vision")
+    #: And these ask the tower with learned queries.
+    _resampled: ClassVar[tuple[str, ...]] = ("aria",)
 
     @property
     def image_is_run(self) -> bool:  # type: ignore[override]
         """Whether the features do not tell where an image ends."""
         return self.family in self._runs
+
+    def grids(self, features: Features, index: int, tokens: int) -> tuple[Grid, ...]:
+        """Squares of llama4's tiles; the tokens of a resampler lie nowhere."""
+        config = self.parts.composite.config
+        if self.family in self._resampled:
+            return self.unknown_grid(features, tokens)
+        ratio = getattr(getattr(config, "vision_config", None), "pixel_shuffle_ratio", None)
+        tiles = tile_grids(config, round(1 / ratio**2), tokens) if ratio else None
+        return tiles or super().grids(features, index, tokens)
 
     def __init__(self, model: nn.Module):
         super().__init__(model)

@@ -58,6 +58,8 @@ def check_works_or_says_why_not(family, spec, name, new=NEW, compared=range):
         if why is not None:
             assert family.removesuffix("_video") in why or type(model).__name__ in why or "attention" in why
             return
+        if family in {"aria", "granite4_vision"} and "lie in rows and columns is not known" in str(error):
+            return  # a resampler, and a packing of its own
         # pooled video frames: known only once they are seen
         assert any(method_class(m.partition(":")[0]).kind == "reducer" for m in spec.split("+"))
         assert family in {"llava_onevision_video", "llava_next_video_video"} and "can't follow" in str(error)

@@ -1,6 +1,7 @@
 """How a vision-language model is called, and how it puts visual features into the sequence."""
 
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -8,14 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from vtc.calls import words
-from vtc.calls.roles import Call, Role, is_cache, real, whole
+from vtc.calls.roles import Call, Role, is_cache, parameters, real, whole
 
 PLACEHOLDERS = "get_placeholder_mask"
 MERGING = "inputs_merger"  # does at once what others do behind PLACEHOLDERS
 PACKING = "pack_image_features"
 #: Arguments of a features call: sides of pictures in pixels, grids in patches, pictures of each row.
 IMAGE_SIZES, IMAGE_GRID_HW, PICTURES_PER_ROW = "image_sizes", "image_grid_hw", "batch_num_images"
+#: Those that tell a picture's sides, in pixels or patches.
+SIDES = (IMAGE_SIZES, "spatial_shapes", "target_sizes")
 KINDS = ("image", "video")
+
+
+_SIZES = re.compile(r"grid|sizes|shapes|position_ids|patch_attention_mask")
 
 
 class CompositeCall(Call):
@@ -37,6 +43,12 @@ class CompositeCall(Call):
         pixels = any(is_real(value) and value.dim() > 1 and value.numel() > 0 for value in rest.values())
         return pixels or bool(self.ahead) or (self.embeds is not None and self.types is not None)
 
+    def facts(self, composite: nn.Module, kind: str) -> dict[str, Any]:
+        """What it says of the pictures of a kind, beside their pixels: what the method takes that makes features."""
+        names = inspect.signature(getattr(composite, features_method(kind), lambda: None)).parameters
+        told = {self.label(key): value for key, value in self.values.items() if not is_real(value)}
+        return {name: told[name] for name in names if told.get(name) is not None}
+
     def asked(self, ids: Tensor | None, types: Tensor | None, config: Any) -> Tensor | None:
         """BoolTensor [B, L] on the host: where it says that visual tokens stand; None where it does not tell.
 
@@ -48,6 +60,11 @@ class CompositeCall(Call):
         if ids is None:
             return None if types is None else types != 0
         return placeholders_in(ids, config)
+
+
+def takes_sizes(tower: nn.Module | None) -> bool:
+    """Whether a vision tower is told the sizes of pictures: they come in any. True where there is none to be asked."""
+    return tower is None or any(_SIZES.search(name) for name in parameters(tower))
 
 
 def _by_kind(value: Any) -> bool:

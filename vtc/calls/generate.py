@@ -37,6 +37,12 @@ def inputs_given(output: Any) -> Tensor | None:
     return found if isinstance(found, Tensor) and found.dim() in (2, 3) else None
 
 
+def encoded_ahead(args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What the model will be called with, as far as a call of `ENCODING_AHEAD` was told."""
+    given = args[1] if len(args) > 1 else kwargs.get(_ARGUMENTS)
+    return dict(given) if isinstance(given, dict) else {}
+
+
 def new_ids(args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
     """The ids [B, L] of a call of `ENCODING_AHEAD` that the cache does not hold yet; None where it has none."""
     prompt = args[0] if args else kwargs.get(_PROMPT)

@@ -82,17 +82,20 @@ def _joined(row: Sequence[Unit]) -> Unit:
     if len(row) == 1:
         return row[0]
     first, start, grids = row[0].grids[0], 0, []
-    if all(len(unit.grids) == 1 and replace(unit.grids[0], t=1) == replace(first, t=1) for unit in row) and (
-        not first.end
+    alike = all(grid.known for unit in row for grid in unit.grids)
+    if (
+        alike
+        and all(len(unit.grids) == 1 and replace(unit.grids[0], t=1) == replace(first, t=1) for unit in row)
+        and (not first.end)
     ):
         grids = [replace(first, t=sum(unit.grids[0].t for unit in row))]
     else:
         for unit in row:
-            grids += [replace(grid, start=start + grid.start) for grid in unit.grids]
+            grids += [grid.moved(start + grid.start) for grid in unit.grids]
             start += len(unit)
     images = tuple(index for unit in row for index in unit.images)
     positions = torch.cat([unit.positions for unit in row])
-    kind = "video" if grids[0].t > 1 else row[0].kind
+    kind = "video" if alike and grids[0].t > 1 else row[0].kind
     return Unit(images, (None,) * len(row), tuple(grids), kind, row[0].row, 0, positions)
 
 

@@ -1,6 +1,7 @@
 """Where in the sequence the visual tokens of each image or video are, and the grid behind them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,8 +30,19 @@ class Grid:
     kind: str = "image"
     front: int = 0
 
+    #: Whether rows and columns can be read.
+    known: ClassVar[bool] = True
+
     def __len__(self) -> int:
         return self.t * self.frame + self.end
+
+    def places(self) -> Tensor:
+        """LongTensor [N]: the tokens of its cells, in raster order."""
+        return self.tokens().flatten()
+
+    def moved(self, start: int) -> "Grid":
+        """The same grid, from another token on."""
+        return replace(self, start=start)
 
     @property
     def frame(self) -> int:
@@ -42,6 +54,56 @@ class Grid:
         frames = self.start + self.front + torch.arange(self.t) * self.frame
         rows = torch.arange(self.h) * (self.w + self.row_end)
         return frames[:, None, None] + rows[:, None] + torch.arange(self.w)
+
+
+@dataclass(frozen=True)
+class UnknownGrid(Grid):
+    """Tokens of which nobody told how they lie. Who asks for rows, columns or the frames of a video is refused.
+
+    Attributes:
+        family: for the sentence.
+        still: whether they are of a picture, which is one frame.
+    """
+
+    family: str = ""
+    still: bool = True
+    known: ClassVar[bool] = False
+
+    @classmethod
+    def of(cls, tokens: int, family: str, kind: str) -> "UnknownGrid":
+        """All `tokens` of a picture or, by `kind`, a video."""
+        return cls(0, 1, 1, tokens, family=family, still=kind == "image")
+
+    def __getattribute__(self, name: str) -> Any:
+        own = object.__getattribute__(self, "__dict__")
+        if name in ("h", "w", "frame", "tokens") or (name == "t" and not own["still"]):
+            raise ValueError(
+                f"{own['family']}: how the {own['w']} tokens of a picture lie in rows and columns is not known, as "
+                "neither its call nor the model's config tells; where its features were made elsewhere, give what "
+                "tells it beside mm_encoder_outputs (image_grid_thw, video_grid_thw, image_sizes) or give the pixels, "
+                "or use a method that reads no grid, such as 'divprune'"
+            )
+        return object.__getattribute__(self, name)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, UnknownGrid) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(vars(self).values()))
+
+    def __repr__(self) -> str:
+        return f"UnknownGrid({len(self)} tokens from {self.start} on)"
+
+    def __len__(self) -> int:
+        return vars(self)["w"]
+
+    def places(self) -> Tensor:
+        """LongTensor [N]: all of its tokens."""
+        return torch.arange(self.start, self.start + len(self))
+
+    def moved(self, start: int) -> Grid:
+        """The same from another token on."""
+        return UnknownGrid(start, 1, 1, len(self), family=self.family, still=self.still)
 
 
 @dataclass(frozen=True)
@@ -71,7 +133,7 @@ class VisualInput:
         """BoolTensor [N]: True at newline and CLS tokens, which stand for no place in the picture."""
         mask = torch.ones(len(self), dtype=torch.bool)
         for grid in self.grids:
-            mask[grid.tokens().flatten()] = False
+            mask[grid.places()] = False
         return mask
 
 

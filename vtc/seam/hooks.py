@@ -89,7 +89,7 @@ class Seam:
             wraps.append(Wrap(model, generate.PREFILL, before=observer.refuse_chunks))
         if composition.reviver is not None and hasattr(model, generate.MAKING_CACHES):
             wraps.append(Wrap(model, generate.MAKING_CACHES, before=self._refuse_drafts))
-        if composition.reducer is not None and hasattr(model, generate.ENCODING_AHEAD):
+        if hasattr(model, generate.ENCODING_AHEAD):
             wraps.append(Wrap(model, generate.ENCODING_AHEAD, before=observer.see_prompt))
         if composition.reads_text and hasattr(model, generate.GENERATE):
             wraps.append(Wrap(model, generate.GENERATE, before=self.ending.begin, finally_=self.ending.end))

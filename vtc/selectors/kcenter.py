@@ -110,5 +110,5 @@ def _pivot_places(visual: VisualTokens) -> Tensor:
     thumbnails = [grid for grid in visual.grids if grid.kind == "thumbnail"]
     places = torch.zeros_like(visual.separators)
     for grid in thumbnails or visual.grids:
-        places[grid.tokens().flatten()] = True
+        places[grid.places()] = True
     return places

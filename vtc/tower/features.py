@@ -1,11 +1,13 @@
 """One call that made visual features, and what was seen while it ran."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vtc.model.flops import BlockRun
+from vtc.tower.recognising import Imprint
 from vtc.tower.run import TowerRun
 
 
@@ -28,6 +30,10 @@ class Features:
         projected: what the projector was given, Tensor [sequences, P, C].
         cls: the CLS tokens in the same space, Tensor [sequences, C].
         tower: the run of a reducer through the tower.
+        shapes: name -> shape of each argument that is real numbers, such as pixels.
+        imprint: what the features are known by, where they were made ahead of the call that shows them.
+        shown: for each image of the sequence, which of the encoded images it is; None: told by the rows of the batch.
+        measured: LongTensor [N, cell]: the tower's rows of each token, where no rule tells them and they were measured.
     """
 
     kind: str
@@ -42,6 +48,29 @@ class Features:
     projected: Tensor | None = None
     cls: Tensor | None = None
     tower: TowerRun | None = None
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    imprint: Imprint | None = None
+    shown: tuple[int, ...] | None = None
+    measured: Tensor | None = None
+
+    def given(self, sizes: list[int], shown: tuple[int, ...]) -> "Features":
+        """The same for a call that is given the images `shown` of them, of `sizes` tokens.
+
+        What the tower saw of those that are shown can't be told from the rest, so it is left out if not all are.
+        """
+        if set(shown) == set(range(self.images)):
+            return replace(self, sizes=sizes, shown=shown)
+        told = (self.kind, sizes, self.images, self.arguments, self.packing)
+        return Features(*told, shapes=self.shapes, shape=self.shape, shown=shown)
+
+    def agrees(self, facts: dict[str, Any], shown: tuple[int, ...]) -> bool:
+        """Whether what a call says of the images `shown` is what was said when they were made."""
+        for name, value in facts.items():
+            before = self.arguments.get(name)
+            both = isinstance(before, Tensor) and isinstance(value, Tensor) and len(before) == self.images
+            if both and not torch.equal(before[list(shown)], value):
+                return False
+        return True
 
     @property
     def repeats(self) -> int:
@@ -52,15 +81,26 @@ class Features:
 _MARK = "_vtc_features"
 
 
+@dataclass(frozen=True)
+class _Record:
+    """Features beside the output that they were made with; a copy of the output, or a saved one, goes without."""
+
+    features: Features
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
+
+
 def attach_features(output: Any, features: Features) -> None:
     """Leave `features` with the output of the call that made them."""
     if hasattr(output, "__dict__"):
-        object.__setattr__(output, _MARK, features)
+        object.__setattr__(output, _MARK, _Record(features))
 
 
 def features_with(output: Any) -> Features | None:
     """The features that `attach_features` left with an output."""
-    return getattr(output, _MARK, None)
+    record = getattr(output, _MARK, None)
+    return record.features if isinstance(record, _Record) else None
 
 
 def sizes_of(features: Any) -> list[int]:

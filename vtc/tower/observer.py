@@ -7,14 +7,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from vtc.calls.composite import CompositeCall, FeaturesCall, is_real, placeholder_masks, token_asked_for
-from vtc.calls.generate import cuts_prompt, new_ids
+from vtc.calls.generate import cuts_prompt, encoded_ahead, new_ids
 from vtc.calls.outputs import Output
 from vtc.calls.tower import BlockCall
 from vtc.model.flops import BlockRun, lengths_of
+from vtc.ops.host import EarlyCopies
 from vtc.tower.encoding import Encoding
 from vtc.tower.features import Features, attach_features, features_with, sizes_of
 from vtc.tower.hooks import ReducerHooks
+from vtc.tower.measuring import Measurements
 from vtc.tower.prompt import Prompt
+from vtc.tower.recognising import Imprint
 
 _CHUNKS = (
     "prefill_chunk_size cuts images apart, and a compressed model must see each whole; leave it None (a compressed "
@@ -28,11 +31,13 @@ class _Thread(threading.local):
     Attributes:
         prompt: what was seen of the call that runs.
         made: the features that were made last, by kind.
+        told: those that `generate` was given last, with what it was told of them.
     """
 
     def __init__(self) -> None:
         self.prompt = Prompt()
         self.made: dict[str, Features] = {}
+        self.told: dict[str, Features] = {}
 
 
 class Observer:
@@ -47,6 +52,7 @@ class Observer:
     def __init__(self, adapter: Any, encoding: Encoding, reducing: ReducerHooks | None):
         self.adapter, self.encoding, self.reducing = adapter, encoding, reducing
         self._thread = _Thread()
+        self._measurements = Measurements(adapter.parts, encoding)
 
     @property
     def prompt(self) -> Prompt:
@@ -67,13 +73,30 @@ class Observer:
             ids, types = (None if t is None else prompt.early.of(t) for t in (call.ids, call.types))
             prompt.asked = call.asked(ids, types, self.adapter.parts.composite.config)
         for kind, output in (call.ahead or {}).items():
-            known = features_with(output)
-            sizes = sizes_of(Output(output).pooled)
-            made = self._thread.made.get(kind)
-            if known is None and made is not None and 0 < sum(sizes) < sum(made.sizes):
-                raise ValueError(_CHUNKS)
-            prompt.features[kind] = replace(known or Features(kind), sizes=sizes)
+            if output is not None:
+                prompt.features[kind] = self._given(kind, output, call, prompt.early)
         return prompt
+
+    def _given(self, kind: str, output: Any, call: CompositeCall, early: EarlyCopies) -> Features:
+        """The record of features that a call is given: what was seen of their making, where their values tell.
+
+        Else what the call says of them.
+
+        Raises:
+            ValueError: they are a part of those that were made.
+        """
+        pooled, made = Output(output).pooled, self._thread.made.get(kind)
+        told = call.facts(self.adapter.parts.composite, kind).items()
+        facts = {name: early.read(value) if isinstance(value, Tensor) else value for name, value in told}
+        for known in (features_with(output), made, self._thread.told.get(kind)):
+            shown = known.imprint.find(pooled) if known is not None and known.imprint is not None else None
+            if known is not None and shown is not None and known.agrees(facts, shown):
+                return known.given(sizes_of(pooled), shown)
+        sizes = sizes_of(pooled)
+        smaller = made is not None and 0 < sum(sizes) < sum(made.sizes)
+        if smaller and made is not None and made.imprint is not None and made.imprint.cuts(pooled):
+            raise ValueError(_CHUNKS)
+        return Features(kind, sizes=sizes, images=len(sizes), arguments=facts)
 
     def before_composite(self, call: CompositeCall, around: CompositeCall | None = None) -> None:
         """Called in front of the module that calls the decoder.
@@ -115,10 +138,19 @@ class Observer:
             raise ValueError(_CHUNKS)
 
     def see_prompt(self, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Called when `generate` makes features ahead of the first forward pass."""
+        """Called when `generate` makes features ahead of the first forward pass, or is given some.
+
+        It keeps to itself what it is told of those that it is given.
+        """
         ids = new_ids(args, kwargs)
         if ids is not None:
             self.prompt.ids = ids
+        call = CompositeCall((), encoded_ahead(args, kwargs), self.adapter.parts.composite)
+        for kind, output in (call.ahead or {}).items():
+            if output is not None and (pooled := Output(output).pooled) is not None:
+                told = self._given(kind, output, call, self.prompt.early)
+                if told.imprint is None:
+                    self._thread.told[kind] = replace(told, imprint=Imprint(pooled))
 
     def record_placeholders(self, output: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         """Called with what the model's search for placeholders returned."""
@@ -140,7 +172,8 @@ class Observer:
             for name, value in call.named.items()
             if not is_real(value)
         }
-        self.encoding.start(Features(kind, arguments=arguments, ids=self.prompt.ids))
+        shapes = {name: tuple(value.shape) for name, value in call.named.items() if is_real(value)}
+        self.encoding.start(Features(kind, arguments=arguments, ids=self.prompt.ids, shapes=shapes))
 
     def record_features(self, kind: str, output: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         """Called with what it returned.
@@ -156,6 +189,10 @@ class Observer:
         if features.tower is not None and sizes and sum(sizes) != sum(map(len, features.tower.maps)):
             family = self.adapter.parts.family
             raise ValueError(f"{family}: the tower's features are not the visual tokens that were expected")
+        if features.scores and self.adapter.measures:
+            features.measured = self._measurements.of(kind, args, kwargs, features.arguments)
+        if sizes and pooled is not None and not self.prompt.open:
+            features.imprint = Imprint(pooled)
         self.prompt.features[kind] = features
         self._thread.made[kind] = features
         attach_features(output, features)

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vtc.model.layout import Layout, VisualInput
+from vtc.model.layout import Layout
 from vtc.ops.host import EarlyCopies
 from vtc.tower.features import Features
 
@@ -57,19 +57,3 @@ class Prompt:
     def features_of(self, kind: str) -> Features:
         """The features of a kind; empty where nothing is known."""
         return self.features.get(kind) or Features(kind)
-
-
-def origins(images: list[VisualInput], repeats: int) -> list[int]:
-    """For each image of a batch, the number of the encoded image that it is.
-
-    `generate` repeats each row with its images for beams and several returned sequences; every group of `repeats` rows
-    then shows the same images.
-    """
-    result: list[int] = []
-    base = shown = group = 0
-    for image in images:
-        if image.row // repeats != group:
-            base, shown, group = base + shown, 0, image.row // repeats
-        result.append(base + image.ordinal)
-        shown = max(shown, image.ordinal + 1)
-    return result
