@@ -11,7 +11,7 @@ from torch import Tensor
 from vtc.attention.heads import Heads
 from vtc.attention.scores import Attention
 from vtc.attention.tap import probe
-from vtc.calls.cache import keys_in_layer
+from vtc.calls.cache import keys_in_layer, keys_with
 from vtc.calls.decoder import LayerCall
 from vtc.calls.outputs import first_of, with_first
 from vtc.calls.roles import Key
@@ -248,7 +248,7 @@ class Layers:
             seen = probe(module, attention, *args, **kwargs)
         if not old:
             return seen
-        return replace(seen, key=torch.cat([self.cache.layers[layer].keys, seen.key], dim=2))
+        return replace(seen, key=keys_with(self.cache, layer, seen.key, seen.value))
 
     def _shorten_extras(self, cut: Cut, before: Segment) -> None:
         """Shorten what the decoder's loop reads from its own arguments between layers (DeepStack rows)."""
