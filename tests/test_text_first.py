@@ -1,4 +1,4 @@
-"""Text that was cached before the first picture, around the length of a sliding window: what is compressed later goes on.
+"""Text that was cached before the first picture, about as long as a sliding window: what is compressed then is right.
 
 What is right is computed by the bare model, in one call over the whole conversation, without a cache, whose layers get
 masks made here: dropped tokens hidden, windows counted as the README says.
@@ -67,7 +67,9 @@ def compressed(model, name, turns, cache):
     length, logits, dropped = 0, [], [set() for _ in windows_of(model)]
     for ids, pixels in turns:
         mask = torch.ones(1, length + ids.shape[1], dtype=torch.long)
-        output = model(input_ids=ids, attention_mask=mask, **types_of(ids, name), **pixels, **{CACHE: cache}, use_cache=True)
+        output = model(
+            input_ids=ids, attention_mask=mask, **types_of(ids, name), **pixels, **{CACHE: cache}, use_cache=True
+        )
         logits.append(output.logits[0, -1])
         if pixels:
             (image,), places = vtc.trace(model).images, (ids[0] == model.config.image_token_id).nonzero()[:, 0]
@@ -103,7 +105,9 @@ def by_masks(model, name, turns, dropped, packed):
             return args, {**kwargs, "attention_mask": seen[None, None]}
 
         handles.append(layer.register_forward_pre_hook(masked, with_kwargs=True))
-    logits = model(input_ids=ids, position_ids=position[None], **types_of(ids, name), **pixels, use_cache=False).logits[0]
+    logits = model(input_ids=ids, position_ids=position[None], **types_of(ids, name), **pixels, use_cache=False).logits[
+        0
+    ]
     for handle in handles:
         handle.remove()
     ends = torch.tensor([ids.shape[1] for ids, _ in turns]).cumsum(0) - 1

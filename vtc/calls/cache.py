@@ -93,10 +93,12 @@ class Counter(Protocol):
     Attributes:
         logical: tokens that the user fed, removed ones included.
         slots: length of a mask's key axis.
+        rope_offset: M-RoPE offset of each row, [B, 1]; None: there is none.
     """
 
     logical: int
     slots: int
+    rope_offset: Tensor | None
 
     def window(self) -> bool:
         """Whether masks cover every slot, also where layers hold fewer keys."""
@@ -181,7 +183,7 @@ class CompressedCache:
 
 
 _classes: dict[type, type] = {}
-_WHOLE = "_vtc_whole"
+_WHOLE, _OFFSET = "_vtc_whole", "_vtc_offset"
 
 
 def counter_of(cache: Any) -> Any:
@@ -213,3 +215,17 @@ def mark_whole(cache: Any) -> None:
 def is_whole(cache: Any) -> bool:
     """Whether `mark_whole` saw a cache at its present length, or longer: it may have been cropped since."""
     return getattr(cache, _WHOLE, 0) >= tokens_in(cache)
+
+
+def put_offset(cache: Any, offset: Tensor) -> None:
+    """Keep the M-RoPE offset [B, 1] of a conversation with its cache."""
+    if (counter := counter_of(cache)) is not None:
+        counter.rope_offset = offset
+    elif hasattr(cache, "__dict__"):
+        object.__setattr__(cache, _OFFSET, offset)
+
+
+def offset_on(cache: Any) -> Tensor | None:
+    """What `put_offset` has left on a cache, if anything."""
+    counter = counter_of(cache)
+    return getattr(cache, _OFFSET, None) if counter is None else counter.rope_offset

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from vtc.attention.tap import check_tapped
 from vtc.calls.cache import attach, mark_whole, tokens_in
-from vtc.calls.composite import rope_offset
 from vtc.calls.decoder import DecoderCall, LayerCall
 from vtc.calls.outputs import Output
 from vtc.calls.rotary import RotaryCall
@@ -289,7 +288,7 @@ class ForwardPass:
             conversation.revival.extend(first.in_slots, first.visual, layers.rotary)
         ends = [int(image.positions[-1]) for image in self.layout.images]
         conversation.add(layers.segments, ends, layers.recall.extra if layers.recall is not None else {})
-        conversation.heads, conversation.rope_offset = layers.heads, rope_offset(self.composition.parts.composite)
+        conversation.heads = layers.heads
         check_lengths(cache, conversation, self.composition)
         attach(cache, conversation)
         self.lease.used = True
