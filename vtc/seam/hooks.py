@@ -17,6 +17,7 @@ from vtc.model.offsets import Offsets
 from vtc.model.wrap import Wrap
 from vtc.seam.checks.arrival import explain
 from vtc.seam.checks.call import check_entered
+from vtc.seam.checks.gaps import check_gaps
 from vtc.seam.checks.notice import Notices
 from vtc.seam.composition import Composition
 from vtc.seam.conversation import Lease, conversation_of
@@ -188,6 +189,8 @@ class Seam:
             self._offsets.before_decoder()
         running = ForwardPass(self.composition, prompt, self._lease)
         call = running.enter(call)
+        if running.layers is not None:
+            check_gaps(running.layers, running.fresh)
         if running.unseen is not None:
             running.trace = self._notices.unseen(prompt, running.layout.shape, running.unseen)
         self._publish(running)
