@@ -110,9 +110,9 @@ MUTANTS = (
     ),
     Mutant(
         "M-RoPE offsets of two conversations mix",
-        "vtc/seam/hooks.py",
-        "            set_rope_offset(module, conversation.rope_offset)",
-        "            pass",
+        "vtc/model/offsets.py",
+        "        set_rope_offset(self.composite, value)",
+        "        pass",
     ),
     Mutant(
         "moved tokens are not followed",

@@ -68,7 +68,8 @@ def transformers_names() -> set[str]:
     ]
     names = set(roles.names_of(*(value for value in calls if isinstance(value, type))))
     names |= {composite.PLACEHOLDERS, composite.MERGING, composite.PACKING, prepare.PREPARE}
-    names |= {generate.PREFILL, generate.MAKING_CACHES, generate.ENCODING_AHEAD}
+    names |= {generate.PREFILL, generate.MAKING_CACHES, generate.MAKING_POSITIONS}
+    names.add(generate.ENCODING_AHEAD)
     return (names | MORE) - PLAIN
 
 

@@ -1,5 +1,6 @@
 """What a cache of transformers tells about itself, and a cache that tells what it was fed instead of what it holds."""
 
+import copy
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
 
 #: Methods that a compressed cache has to answer otherwise: those that tell lengths, and the one that fills it.
 LENGTH, MASK_SIZES, UPDATE = "get_seq_length", "get_mask_sizes", "update"
+PREFETCH = "prefetch"
 
 
 def tokens_in(cache: "Cache | None") -> int:
@@ -39,13 +41,27 @@ def check_asked(cache: Any) -> None:
 
 
 def keys_in_layer(cache: "Cache | None", layer: int) -> int | None:
-    """Keys that a layer of the cache holds in memory; None where the layer keeps none (recurrent layers)."""
+    """Keys that a layer of the cache gives its attention beside new ones; None where it keeps none (recurrent layers).
+
+    By the layer's own answer: what it stores may be quantized, elsewhere, or more than it gives.
+    """
     if cache is None or layer >= len(cache.layers):
         return 0
-    keys = getattr(cache.layers[layer], "keys", None)
-    if keys is None:
-        return 0 if hasattr(cache.layers[layer], "keys") else None
-    return keys.shape[-2] if keys.numel() else 0
+    asked = cache.layers[layer]
+    if hasattr(asked, MASK_SIZES):
+        return asked.get_mask_sizes(0)[0]
+    return 0 if hasattr(asked, "keys") else None
+
+
+def keys_with(cache: "Cache", layer: int, keys: Tensor, values: Tensor) -> Tensor:
+    """The keys [B, H, S, d] that a layer's attention would get with new `keys` and `values`; the cache stays as it is.
+
+    A copy of the layer is updated: whatever it does to what it stores, it gives keys as its attention gets them.
+    """
+    asked = copy.copy(cache.layers[layer])
+    if hasattr(asked, PREFETCH):
+        asked.prefetch()  # an offloaded layer comes back just before its turn
+    return asked.update(keys, values)[0]
 
 
 def lengths_in(cache: Any) -> list[int | None]:
@@ -66,8 +82,9 @@ def has_state(cache: Any) -> bool:
 
 
 def has_fixed_length(cache: "Cache | None") -> bool:
-    """Whether it is a static cache: all layers of one length, given in advance."""
-    return cache is not None and getattr(cache, "is_compileable", False) and len(getattr(cache, "layers", [])) > 0
+    """Whether it is a static cache: layers whose length was given in advance."""
+    layers = (layer for layer in getattr(cache, "layers", ()) if hasattr(layer, MASK_SIZES))
+    return any(getattr(layer, "is_compileable", False) for layer in layers)
 
 
 class Counter(Protocol):
@@ -76,10 +93,12 @@ class Counter(Protocol):
     Attributes:
         logical: tokens that the user fed, removed ones included.
         slots: length of a mask's key axis.
+        rope_offset: M-RoPE offset of each row, [B, 1]; None: there is none.
     """
 
     logical: int
     slots: int
+    rope_offset: Tensor | None
 
     def window(self) -> bool:
         """Whether masks cover every slot, also where layers hold fewer keys."""
@@ -164,7 +183,7 @@ class CompressedCache:
 
 
 _classes: dict[type, type] = {}
-_WHOLE = "_vtc_whole"
+_WHOLE, _OFFSET = "_vtc_whole", "_vtc_offset"
 
 
 def counter_of(cache: Any) -> Any:
@@ -196,3 +215,17 @@ def mark_whole(cache: Any) -> None:
 def is_whole(cache: Any) -> bool:
     """Whether `mark_whole` saw a cache at its present length, or longer: it may have been cropped since."""
     return getattr(cache, _WHOLE, 0) >= tokens_in(cache)
+
+
+def put_offset(cache: Any, offset: Tensor) -> None:
+    """Keep the M-RoPE offset [B, 1] of a conversation with its cache."""
+    if (counter := counter_of(cache)) is not None:
+        counter.rope_offset = offset
+    elif hasattr(cache, "__dict__"):
+        object.__setattr__(cache, _OFFSET, offset)
+
+
+def offset_on(cache: Any) -> Tensor | None:
+    """What `put_offset` has left on a cache, if anything."""
+    counter = counter_of(cache)
+    return getattr(cache, _OFFSET, None) if counter is None else counter.rope_offset

@@ -30,11 +30,18 @@ class CompositeCall(Call):
     ids = Role("input_ids", like=whole(2), words=words.IDS, first=True)
     embeds = Role("inputs_embeds", like=real(3), words=r"embed")
     mask = Role("attention_mask", like=words.is_mask, words=words.MASK)
+    positions = Role("position_ids", like=whole(2, 3), words=words.POSITIONS)
     cache = Role("past_key_values", "cache", "cache_params", like=is_cache, words=words.CACHE, always=True)  # 5.24
     ahead = Role("mm_encoder_outputs", like=lambda value: _by_kind(value), sure=True)  # that `generate` made ahead
 
     labels = Role("labels")
     types = Role("mm_token_type_ids")  # not 0 at visual tokens
+
+    @property
+    def rows(self) -> int:
+        """Rows of its batch; 0 where it has neither ids nor embeddings."""
+        told = self.ids if self.embeds is None else self.embeds
+        return 0 if told is None else len(told)
 
     @property
     def shows(self) -> bool:

@@ -82,3 +82,9 @@ def may_return_tuples(config: Any) -> bool:
 def always_gives_attentions(config: Any) -> bool:
     """Whether a decoder's config asks for attention matrices in every call."""
     return bool(getattr(config, "output_attentions", False))
+
+
+def window_of(config: Any) -> int:
+    """The shortest window, or chunk, of a decoder's layers that have one; 0 where its config tells none."""
+    widths = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    return min((width for width in widths if width), default=0)

@@ -8,6 +8,7 @@ from torch import Tensor
 GENERATE = "generate"
 PREFILL = "_prefill"
 MAKING_CACHES = "_prepare_cache_for_generation"
+MAKING_POSITIONS = "_prepare_position_ids_for_generation"
 ENCODING_AHEAD = "_maybe_prepare_encoder_kwargs_for_generation"  # runs the tower before the first forward pass
 
 FINDING_INPUTS = "_prepare_model_inputs"  # tells ids from embeddings
@@ -45,9 +46,19 @@ def encoded_ahead(args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def new_ids(args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
     """The ids [B, L] of a call of `ENCODING_AHEAD` that the cache does not hold yet; None where it has none."""
-    prompt = args[0] if args else kwargs.get(_PROMPT)
-    given = (args[1] if len(args) > 1 else kwargs.get(_ARGUMENTS)) or {}
-    cache = next((given[name] for name in _CACHES if given.get(name) is not None), None)
+    prompt, cache = _prompt_and_cache(args, kwargs)
     if not isinstance(prompt, Tensor) or prompt.is_floating_point():
         return None
     return prompt[:, cache.get_seq_length() if cache is not None else 0 :]
+
+
+def continued(args: tuple, kwargs: dict[str, Any]) -> tuple[Any, int]:
+    """The cache that a call of `MAKING_POSITIONS` goes on with, or None, and the rows of its prompt."""
+    prompt, cache = _prompt_and_cache(args, kwargs)
+    return cache, len(prompt)
+
+
+def _prompt_and_cache(args: tuple, kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    prompt = args[0] if args else kwargs.get(_PROMPT)
+    given = (args[1] if len(args) > 1 else kwargs.get(_ARGUMENTS)) or {}
+    return prompt, next((given[name] for name in _CACHES if given.get(name) is not None), None)

@@ -53,6 +53,7 @@ class Conversation:
         revival: what was dropped and may come back; None: nothing may.
         revived: per segment, LongTensor [B]: how many tokens came back so far.
         text_tail: tokens since the last visual one; these can be taken back.
+        gaps: segments whose rows have different numbers of tokens behind others, with padding in between.
         rope_offset: the model's M-RoPE offset that belongs to this conversation.
         packed: whether rows hold several samples, so that nothing can follow.
     """
@@ -79,6 +80,7 @@ class Conversation:
         self.revived: dict[int, Tensor] = {}
         self.packed = False
         self.rope_offset: Tensor | None = None
+        self.gaps: frozenset[int] = frozenset()
         self.lease = lease
         self.text_tail = logical
 

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from vtc.calls.cache import attach, mark_whole, tokens_in
-from vtc.calls.composite import rope_offset
 from vtc.calls.decoder import DecoderCall, LayerCall
 from vtc.calls.outputs import Output
 from vtc.calls.rotary import RotaryCall
@@ -277,7 +276,7 @@ class ForwardPass:
         ends = [int(image.positions[-1]) for image in self.layout.images]
         conversation.add(layers.segments, ends, layers.recall.extra if layers.recall is not None else {})
         conversation.packed = self.layout.samples is not None
-        conversation.heads, conversation.rope_offset = layers.heads, rope_offset(self.composition.parts.composite)
+        conversation.heads = layers.heads
         check_lengths(cache, conversation, self.composition)
         attach(cache, conversation)
         self.lease.used = True

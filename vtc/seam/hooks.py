@@ -10,12 +10,14 @@ from torch import nn
 
 from vtc.attention.tap import Tap
 from vtc.calls import generate
-from vtc.calls.composite import CompositeCall, set_rope_offset
+from vtc.calls.composite import CompositeCall
 from vtc.calls.decoder import DecoderCall, LayerCall
 from vtc.calls.rotary import RotaryCall
+from vtc.model.offsets import Offsets
 from vtc.model.wrap import Wrap
 from vtc.seam.checks.arrival import explain
 from vtc.seam.checks.call import check_entered
+from vtc.seam.checks.gaps import check_gaps
 from vtc.seam.checks.notice import Notices
 from vtc.seam.composition import Composition
 from vtc.seam.conversation import Lease, conversation_of
@@ -57,6 +59,7 @@ class Seam:
         self._undo: list[Callable[[], None]] = []
         self._lease = Lease()
         self._notices = Notices(composition)
+        self._offsets = Offsets(composition.parts.composite)
 
     # ---------------------------------------------------------------- putting in and taking out
 
@@ -87,6 +90,11 @@ class Seam:
         wraps: list[Wrap] = composition.adapter.record(observer)
         if hasattr(model, generate.PREFILL):
             wraps.append(Wrap(model, generate.PREFILL, before=observer.refuse_chunks))
+        if self._offsets.needed and hasattr(model, generate.MAKING_POSITIONS):
+            offsets = self._offsets
+            wraps.append(
+                Wrap(model, generate.MAKING_POSITIONS, before=offsets.before_positions, after=offsets.after_positions)
+            )
         if composition.reviver is not None and hasattr(model, generate.MAKING_CACHES):
             wraps.append(Wrap(model, generate.MAKING_CACHES, before=self._refuse_drafts))
         if hasattr(model, generate.ENCODING_AHEAD):
@@ -158,13 +166,14 @@ class Seam:
         around, self._thread.given = getattr(self._thread, "given", None), None
         call = CompositeCall(args, kwargs, module)
         self.observer.before_composite(call, around)
-        conversation = conversation_of(call.cache)
-        if conversation is not None and conversation.rope_offset is not None:
-            set_rope_offset(module, conversation.rope_offset)
+        if self._offsets.needed:
+            self._offsets.before_call(call)
 
     def _after_composite(self, module: nn.Module, args: tuple, output: Any) -> None:
         prompt, self._thread.running = self.observer.prompt, None
         self.observer.after_composite()
+        if self._offsets.needed:
+            self._offsets.after_call()
         if output is not None and prompt.shows and not prompt.entered:
             self._tell_unseen(prompt, f"its {type(self.composition.parts.decoder).__name__} was not called as a module")
 
@@ -182,8 +191,12 @@ class Seam:
             if conversation_of(call.cache) is not None:
                 raise ValueError("call the whole model, not its decoder, to go on with a compressed cache")
             return None
+        if self._offsets.needed:
+            self._offsets.before_decoder()
         running = ForwardPass(self.composition, prompt, self._lease, self.ending)
         call = running.enter(call)
+        if running.layers is not None:
+            check_gaps(running.layers, running.fresh)
         if running.unseen is not None:
             running.trace = self._notices.unseen(prompt, running.layout.shape, running.unseen)
         self._publish(running)
@@ -198,6 +211,8 @@ class Seam:
             explain(sys.exc_info()[1], self.composition.spec, running.arrival)
             return None
         output = running.leave(output)
+        if self._offsets.needed:
+            self._offsets.keep(output, running.layout.shape[0], running.fresh or bool(running.layout.images))
         self._publish(running)
         return output
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from vtc.attention.heads import Heads
 from vtc.attention.scores import Attention
 from vtc.attention.tap import probe
-from vtc.calls.cache import keys_in_layer
+from vtc.calls.cache import keys_in_layer, keys_with
 from vtc.calls.decoder import LayerCall
 from vtc.calls.outputs import first_of, with_first
 from vtc.calls.roles import Key
@@ -283,7 +283,7 @@ class Layers:
         with torch.no_grad():
             seen = probe(module, attention, *args, **kwargs)
         if old:  # values of cached keys nobody asked for
-            seen = replace(seen, key=torch.cat([self.cache.layers[layer].keys, seen.key], dim=2), value=None)
+            seen = replace(seen, key=keys_with(self.cache, layer, seen.key, seen.value), value=None)
         return self._view(self.segments.base).attention(seen)
 
     def _shorten_extras(self, cut: Cut, before: Segment) -> None:

@@ -36,7 +36,8 @@ def layer_mask(
         return None
     if mask is not None and new.identity and held == mask.shape[-1] - new.length and (segment == 0 or not old):
         return mask
-    if mask is not None and mask.shape[-1] != old + new.length:
+    hidden = 0 if mask is None else old + new.length - mask.shape[-1]  # a window's mask begins where its keys do
+    if hidden and held != old - hidden:
         raise RuntimeError(
             f"vtc: a layer's attention mask of shape {tuple(mask.shape)} does not cover the {old} tokens that were fed "
             f"before and the {new.length} new ones, so which of its columns are dropped ones is not known; run "
@@ -50,7 +51,7 @@ def layer_mask(
         columns = torch.cat([before[:, before.shape[1] - held :].to(columns.device), columns], dim=1)
         visible = torch.cat([seen[:, seen.shape[1] - held :].to(columns.device), visible], dim=1)
     if mask is not None:
-        return cut_mask(mask, None if new.identity else new, columns, visible)
+        return cut_mask(mask, None if new.identity else new, columns - hidden, visible)
     if flash:
         return visible
     queries, keys = new.valid.shape[1], visible.shape[1]
