@@ -12,6 +12,7 @@ from families_more import MORE
 from packing import alone, blocks, counted, on_axes, packed, told_by_lengths, without
 
 import vtc
+from vtc.method.visual_tokens import Needs
 
 FLASH = flash_stand_in.NAME
 SELECTORS = ["divprune:keep=0.5", "hiprune:keep=0.5", "stride:keep=0.5,per=row", "tome:keep=0.5"]
@@ -23,6 +24,18 @@ class Kept(vtc.DivPrune):
     """As DivPrune, with the position ids that tokens had."""
 
     positions: ClassVar[str] = "original"
+
+
+@dataclass
+class Asked(vtc.DivPrune):
+    """As DivPrune, and remembers the questions that it was shown."""
+
+    def needs(self, parts):
+        return Needs(text=True)
+
+    def select(self, visual, k):
+        self.questions = getattr(self, "questions", []) + [ids.tolist() for ids in visual.question]
+        return super().select(visual, k)
 
 
 def rows_of(family):
@@ -146,6 +159,17 @@ def test_a_mask_of_one_sample_with_padding_is_not_packed(no_grad):
             assert_close(model(**whole, **more, use_cache=False).logits[:, 3:], logits_alone(model, [sample]))
 
 
+def test_padding_that_sees_everything_links_no_samples(no_grad):
+    model, each, whole, lengths = prepared("llava")
+    whole = without(whole, "input_ids") | {"input_ids": torch.nn.functional.pad(whole["input_ids"], (2, 0))}
+    mask = torch.nn.functional.pad(blocks(lengths), (2, 0, 2, 0))
+    mask[:, :, :2] = True
+    positions = torch.nn.functional.pad(counted(lengths), (2, 0))
+    with vtc.patched(model, "stride:keep=0.5,per=row"):
+        packed = model(**whole, attention_mask=mask, position_ids=positions, use_cache=False).logits
+        assert_close(packed[:, 2:], logits_alone(model, each))
+
+
 @pytest.mark.parametrize("family", ["qwen3_vl", "llava", "gemma3"])
 @pytest.mark.parametrize("form", ["positions", "lengths alone"])
 def test_lengths_of_flash_attention(family, form, no_grad):
@@ -203,9 +227,15 @@ def test_methods_that_keep_positions_under_flash(no_grad):
 
 def test_the_question_is_the_sample_s(no_grad):
     model, each, whole, lengths = prepared("llava")
-    with vtc.patched(model, vtc.Recoverable(keep=0.4)):
-        packed = model(**whole, position_ids=counted(lengths), use_cache=False).logits
-        assert_close(packed, logits_alone(model, each))
+    asked = Asked(keep=0.5)
+    with vtc.patched(model, asked):
+        model(**whole, position_ids=counted(lengths), use_cache=False)
+    behind = []
+    for sample, images in zip(each, (1, 0, 2), strict=True):
+        ids = sample["input_ids"][0].tolist()
+        after = [place for place, token in enumerate(ids) if token == model.config.image_token_id][-1:]
+        behind += [ids[after[0] + 1 :]] * images if images else []
+    assert asked.questions == behind
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
