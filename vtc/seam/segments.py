@@ -159,7 +159,7 @@ def renumber(
         owner = cut.take(samples)
         starts = torch.ones_like(cut.valid)
         starts[:, 1:] = (owner[:, 1:] != owner[:, :-1]) | ~cut.valid[:, :-1]
-        rank = (rank - torch.where(starts, rank, 0).cummax(dim=1).values).clamp_min(0)
+        rank = rank - torch.where(starts, rank, -1).cummax(dim=1).values
         return first + rank, delta
     count = rank[:, -1:] + 1
     return (first + rank).clamp_min(0), last + 1 - (first + count)
