@@ -156,7 +156,7 @@ class ForwardPass:
             visual_counts=visual_counts,
         )
         self.layers = Layers(composition, conversation, self._cache, first, self.layout, text_counts, call.extras)
-        self.layers.asked = call.asked_for(all_of_them=self.layers.cut)  # a prune's places are not the decoder's
+        call.ask_for_all()
         seen = conversation.held_valid[0]
         alive = cut.valid if seen is None else torch.cat([seen.to(cut.valid.device), cut.valid], dim=1)
         known = None if conversation.outside else alive  # masks made outside are cut in the layers
