@@ -77,15 +77,6 @@ def test_a_copy_of_a_patched_model():
         copy.deepcopy(model)
 
 
-def test_another_attention_implementation_after_patching():
-    model, inputs = EVERY["llava"].build(), batch("llava", "single")[1]
-    with vtc.patched(model, "fastv:layer=2"):
-        model.set_attn_implementation("eager")
-        with pytest.raises(ValueError, match=r"set to .eager. after vtc\.patch"):
-            model(**inputs)
-    assert model.config.text_config._attn_implementation == "eager"
-
-
 def test_two_models_with_one_config():
     family, inputs = EVERY["llava"], batch("llava", "single")[1]
     one = family.build()

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from contract import EVERY, model_of
+from contract import ATTENTIONS, EVERY, check_rows, model_of
 from families import Row
 
 import vtc
@@ -110,6 +110,12 @@ def test_steps_are_what_the_whole_would_give_anew(spec, attention):
             longer["attention_mask"] = torch.ones_like(longer["input_ids"])
             longer |= FAMILY.extras(longer["input_ids"], longer["attention_mask"])
             assert model(**longer, use_cache=False).logits[:, -1, 16:].argmax(-1) + 16 == tokens[:, step]
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("spec", ["divprune:keep=0.5", *PRUNES])
+def test_rows_are_generated_as_each_alone(spec, attention):
+    check_rows(FAMILY, model_of(FAMILY.name, attention), spec, ROWS, STEPS)
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])

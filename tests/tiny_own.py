@@ -130,12 +130,13 @@ class Gemma4(Family):
 
 
 class Gemma4Shared(Gemma4):
-    """As E2B and E4B: the last layer of each kind that makes keys leaves them to those behind."""
+    """As E2B and E4B: the last layer of each kind that makes keys leaves them to those behind; images are causal."""
 
     name = "gemma4_shared"
+    needs_4d_mask = False
 
     def config(self, text):
-        return super().config({"num_kv_shared_layers": 2} | text)
+        return super().config({"num_kv_shared_layers": 2, "use_bidirectional_attention": None} | text)
 
 
 class Granite4Vision(LlavaNext):

@@ -33,19 +33,10 @@ class DecoderCall(Call):
         """The arguments that tell the lengths of samples packed into a row, where there are any."""
         return {key: value for key, value in self.named.items() if value is not None and is_bound(key)}
 
-    def asked_for(self, all_of_them: bool) -> int | None:
-        """How many of its last states the decoder need give; None where all. Those that it leaves out it may not make.
-
-        Args:
-            all_of_them: ask for all from now on.
-        """
-        asked = self.tail
-        if not isinstance(asked, int) or not asked:
-            return None
-        if all_of_them:
+    def ask_for_all(self) -> None:
+        """Have the decoder give all its states: some leave out early, by place, those that no logit needs."""
+        if isinstance(self.tail, int) and self.tail:
             self.tail = 0
-            return None
-        return asked
 
     @property
     def wants_attentions(self) -> bool:

@@ -1,7 +1,7 @@
 """Index arithmetic on batched sequences: one index reduces everything that is per token."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -45,10 +45,6 @@ class Cut:
 
     def __len__(self) -> int:
         return self.index.shape[1]
-
-    def end(self, count: int) -> "Cut":
-        """The last `count` of the survivors, or all where these are fewer."""
-        return replace(self, index=self.index[:, -count:], valid=self.valid[:, -count:], identity=False)
 
     def ordered(self, source: Tensor) -> "Cut":
         """The same number of tokens where others stand: at place i that of place `source[:, i]` [B, length]."""

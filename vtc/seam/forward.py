@@ -170,7 +170,7 @@ class ForwardPass:
         )
         told = text_counts, answers, call.extras
         self.layers = Layers(composition, conversation, self._cache, first, self.layout, *told)
-        self.layers.asked = call.asked_for(all_of_them=self.layers.cut)  # a prune's places are not the decoder's
+        call.ask_for_all()
         seen = conversation.held_valid[0]
         alive = cut.valid if seen is None else torch.cat([seen.to(cut.valid.device), cut.valid], dim=1)
         self.arrival.expect(call.positions, entry.seen(alive), len(cut), removes and cut.padded, entry.apart)

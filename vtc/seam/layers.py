@@ -50,7 +50,6 @@ class Layers:
         heads: layer -> the heads that it computes, where these are not all.
         recall: what brings dropped tokens back; None where none are, or the call has images of its own.
         heard: layers whose attention was seen in this call.
-        asked: how many of its last states the decoder was asked for; None: all.
         dropping: (index of the segment behind, tokens, visual tokens left of each row), of a prune that revives.
     """
 
@@ -85,7 +84,6 @@ class Layers:
         self._ends = [ends.get(row, -1) for row in range(layout.shape[0])]  # the instruction begins behind
         self._tail = max(layout.shape[1] - 1 - min(ends.values(), default=0), 1)
         self.heard: set[int] = set()
-        self.asked: int | None = None
         self._reached: dict[int, list[int]] = {}
         self._resting: tuple[Cut, Tensor] | None = None
         self._layer, self._hidden, self._tables = 0, first.visual, None

@@ -14,7 +14,7 @@ def restore_lengths(output: Output, layers: Layers) -> None:
         layers: of its call.
 
     Raises:
-        RuntimeError: it has no states, or of another number of tokens than the decoder was entered with and asked for.
+        RuntimeError: it has no states, or of another number of tokens than the decoder was entered with.
     """
     if layers.recall is not None:  # new tokens come behind those that were brought back
         new = layers.segments.first.in_entry.length
@@ -24,8 +24,6 @@ def restore_lengths(output: Output, layers: Layers) -> None:
     if all(segment.cut.identity for segment in layers.segments):
         return
     last, cut = output.last, layers.segments.base.cut
-    if last is not None and layers.asked is not None and last.shape[1] == layers.asked:
-        cut = cut.end(layers.asked)
     if last is None or last.shape[1] != len(cut):
         there = "nothing" if last is None else f"a tensor of shape {tuple(last.shape)}"
         raise RuntimeError(
