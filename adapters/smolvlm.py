@@ -1,5 +1,6 @@
 """SmolVLM and Idefics3: the tiles of a picture stand one behind the other, with marks between them."""
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from vtc.adapters.cells import runs
 from vtc.adapters.generic import Adapter
+from vtc.adapters.grids import config_sides, tile_grids
 from vtc.calls.composite import MERGING, PLACEHOLDERS
 from vtc.model.layout import Grid, Layout, UnknownGrid
 from vtc.tower.features import Features
@@ -40,6 +42,12 @@ class SmolVLMAdapter(Adapter):
         """Pictures of a call, with a grid for each tile."""
         layout = super().layout(prompt, shape)
         return replace(layout, images=tuple(replace(i, grids=tiles(i.positions)) for i in layout.images))
+
+    def grids(self, features: Features, index: int, tokens: int) -> tuple[Grid, ...]:
+        """A square for each tile: all are of one size."""
+        config = self._composite.config
+        found = tile_grids(config, self.cell(math.prod(config_sides(config))), tokens)
+        return found or self.unknown_grid(features, tokens)
 
     def _split(self, mask: Tensor, features: Features, ids: Tensor | None) -> list[tuple[int, Tensor]]:
         """The pictures of each row, told by the ids; else its tiles."""
