@@ -11,7 +11,7 @@ from torch import nn
 from vtc.attention.tap import Tap
 from vtc.calls import generate
 from vtc.calls.composite import CompositeCall, set_rope_offset
-from vtc.calls.decoder import DecoderCall, LayerCall
+from vtc.calls.decoder import DecoderCall, LayerCall, calls_layers_again
 from vtc.calls.rotary import RotaryCall
 from vtc.model.wrap import Wrap
 from vtc.seam.checks.arrival import explain
@@ -178,6 +178,8 @@ class Seam:
             return None
         running = ForwardPass(self.composition, prompt, self._lease)
         call = running.enter(call)
+        if running.layers is not None and calls_layers_again(module):
+            running.layers.cut_ahead(call)
         if running.unseen is not None:
             running.trace = self._notices.unseen(prompt, running.layout.shape, running.unseen)
         self._publish(running)

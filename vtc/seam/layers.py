@@ -12,7 +12,7 @@ from vtc.attention.heads import Heads
 from vtc.attention.scores import Attention
 from vtc.attention.tap import probe
 from vtc.calls.cache import keys_in_layer
-from vtc.calls.decoder import LayerCall
+from vtc.calls.decoder import DecoderCall, LayerCall
 from vtc.calls.outputs import first_of, with_first
 from vtc.calls.roles import Key
 from vtc.calls.rotary import RotaryCall
@@ -81,13 +81,23 @@ class Layers:
         self.heard: set[int] = set()
         self._reached: dict[int, list[int]] = {}
         self._resting: tuple[Cut, Tensor] | None = None
+        self._cut_ahead = False
         self._layer, self._hidden, self._tables = 0, first.visual, None
         self._seen: dict[tuple[int, torch.device], tuple[Tensor, ...]] = {}
 
     @property
     def cut(self) -> bool:
         """Whether what the layers are called with is cut between them."""
-        return bool(self.composition.prunes) or self.conversation.outside
+        return bool(self.composition.prunes) or (self.conversation.outside and not self._cut_ahead)
+
+    def cut_ahead(self, call: DecoderCall) -> None:
+        """Cut here, in the decoder's own call, the masks that were made outside of it.
+
+        Layers that run once more in backward get what they were called with, and by then nobody knows any more how to
+        cut that. As they keep no keys meanwhile, one mask fits all of them.
+        """
+        if self.conversation.outside:
+            call.mask, self._cut_ahead = self.arguments.masks(call.mask, 0), True
 
     def prunes_ahead(self, layer: int) -> bool:
         """Whether what happens in `layer` may matter to a prune of this call."""

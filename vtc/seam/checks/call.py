@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vtc.calls.cache import has_fixed_length
 from vtc.calls.composite import turns_several_axes
-from vtc.calls.decoder import DecoderCall, always_gives_attentions, may_return_tuples
+from vtc.calls.decoder import DecoderCall, always_gives_attentions, calls_layers_again, may_return_tuples
 from vtc.model.layout import Layout
 from vtc.ops.host import EarlyCopies
 from vtc.seam.composition import Composition
@@ -40,7 +40,7 @@ def check_call(composition: Composition, call: DecoderCall, cache: Any, early: E
         )
     if may_return_tuples(config):
         raise ValueError("the decoder's config says return_dict=False, which hides its outputs; set it to True")
-    if composition.prunes and decoder.training and getattr(decoder, "gradient_checkpointing", False):
+    if composition.prunes and calls_layers_again(decoder):
         raise ValueError(
             f"{', '.join(prune.name for prune in composition.prunes)} can't run under gradient checkpointing, which "
             "calls layers again out of order; call model.gradient_checkpointing_disable() or use a selector"
