@@ -13,6 +13,8 @@ from vtc.calls import generate
 from vtc.calls.composite import CompositeCall, set_rope_offset
 from vtc.calls.decoder import DecoderCall, LayerCall, calls_layers_again
 from vtc.calls.rotary import RotaryCall
+from vtc.model.compiled import forget_compiled
+from vtc.model.staying import Stays
 from vtc.model.wrap import Wrap
 from vtc.seam.checks.arrival import explain
 from vtc.seam.checks.call import check_entered
@@ -22,6 +24,7 @@ from vtc.seam.conversation import Lease, conversation_of
 from vtc.seam.forward import ForwardPass
 from vtc.seam.layers import Layers
 from vtc.seam.listeners import decoder_listeners, module_hooks
+from vtc.model.marks import mark
 from vtc.tower.encoding import Encoding
 from vtc.tower.hooks import ReducerHooks
 from vtc.tower.listeners import tower_hooks, tower_listeners
@@ -30,7 +33,7 @@ from vtc.tower.prompt import Prompt
 from vtc.tracing import Trace
 
 
-class Seam:
+class Seam(Stays):
     """The hooks that one patch puts into one model.
 
     Args:
@@ -64,15 +67,24 @@ class Seam:
             self._install_observer()
             self._install_tower()
             self._install_decoder()
+            self._undo += mark(self.composition.adapter.model, self.composition.parts, self)
+            forget_compiled()
         except BaseException:
             self.remove()
             raise
 
     def remove(self) -> None:
-        """Take every hook out and give configs and methods back."""
-        while self._undo:
-            self._undo.pop()()
+        """Take every hook out and give configs and methods back, also those behind one that can't be."""
         self._lease.active = False
+        failed: list[Exception] = []
+        while self._undo:
+            try:
+                self._undo.pop()()
+            except Exception as error:
+                failed.append(error)
+        forget_compiled()
+        if failed:
+            raise failed[0]
 
     def _install_observer(self) -> None:
         composition, observer = self.composition, self.observer
