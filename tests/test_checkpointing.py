@@ -1,4 +1,4 @@
-"""Gradient checkpointing: a selector's gradients are those without it, whether hooks run once more in backward or not."""
+"""Gradient checkpointing: a selector's gradients are those without it, also where hooks run again in backward."""
 
 import functools
 

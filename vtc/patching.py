@@ -7,10 +7,10 @@ from typing import Any
 from torch import nn
 
 from vtc import spec as specs
+from vtc.model.marks import seam_in, seam_on
 from vtc.model.wrappers import adapter_in
 from vtc.seam.composition import Composition
 from vtc.seam.hooks import Seam
-from vtc.model.marks import seam_in, seam_on
 from vtc.tested import warn_once
 from vtc.tracing import Trace
 

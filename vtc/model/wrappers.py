@@ -1,4 +1,4 @@
-"""The vision-language model inside of what somebody put around it: PEFT, DDP, torch.compile, any module that holds it."""
+"""The vision-language model inside of what somebody put around it: PEFT, DDP, torch.compile, any module."""
 
 from collections.abc import Iterator
 from typing import Any

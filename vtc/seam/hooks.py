@@ -12,19 +12,21 @@ from vtc.attention.tap import Tap
 from vtc.calls import generate
 from vtc.calls.composite import CompositeCall, set_rope_offset
 from vtc.calls.decoder import DecoderCall, LayerCall, calls_layers_again
+from vtc.calls.outputs import Output
 from vtc.calls.rotary import RotaryCall
 from vtc.model.compiled import forget_compiled
+from vtc.model.marks import mark
 from vtc.model.staying import Stays
 from vtc.model.wrap import Wrap
 from vtc.seam.checks.arrival import explain
-from vtc.seam.checks.call import check_entered
+from vtc.seam.checks.call import check_entered, check_no_replica
 from vtc.seam.checks.notice import Notices
+from vtc.seam.checks.rebuilt import KeysSeen
 from vtc.seam.composition import Composition
 from vtc.seam.conversation import Lease, conversation_of
 from vtc.seam.forward import ForwardPass
 from vtc.seam.layers import Layers
 from vtc.seam.listeners import decoder_listeners, module_hooks
-from vtc.model.marks import mark
 from vtc.tower.encoding import Encoding
 from vtc.tower.hooks import ReducerHooks
 from vtc.tower.listeners import tower_hooks, tower_listeners
@@ -57,6 +59,7 @@ class Seam(Stays):
         self._thread = threading.local()
         self._undo: list[Callable[[], None]] = []
         self._lease = Lease()
+        self._keys_seen = KeysSeen()
         self._notices = Notices(composition)
 
     # ---------------------------------------------------------------- putting in and taking out
@@ -161,6 +164,7 @@ class Seam(Stays):
             self._tell_unseen(prompt, f"the {type(self.composition.parts.composite).__name__} inside was not called")
 
     def _before_composite(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        check_no_replica(module)
         around, self._thread.given = getattr(self._thread, "given", None), None
         call = CompositeCall(args, kwargs, module)
         self.observer.before_composite(call, around)
@@ -188,6 +192,7 @@ class Seam(Stays):
             if conversation_of(call.cache) is not None:
                 raise ValueError("call the whole model, not its decoder, to go on with a compressed cache")
             return None
+        self._keys_seen.check(call.cache)
         running = ForwardPass(self.composition, prompt, self._lease)
         call = running.enter(call)
         if running.layers is not None and calls_layers_again(module):
@@ -206,6 +211,8 @@ class Seam(Stays):
             explain(sys.exc_info()[1], self.composition.spec, running.arrival)
             return None
         output = running.leave(output)
+        if running.layers is not None and running.layers.has_images:
+            self._keys_seen.note(Output(output).cache)
         self._publish(running)
         return output
 

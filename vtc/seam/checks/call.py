@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vtc.calls.cache import has_fixed_length
 from vtc.calls.composite import turns_several_axes
@@ -50,6 +50,19 @@ def check_call(composition: Composition, call: DecoderCall, cache: Any, early: E
         raise ValueError(
             "position_ids start again within a row: samples packed into one row can't be compressed; give each "
             "sample a row of its own"
+        )
+
+
+def check_no_replica(module: nn.Module) -> None:
+    """Refuse a copy that torch.nn.DataParallel made, whose hooks are those of the original's parts.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if getattr(module, "_is_replica", False):
+        raise ValueError(
+            "torch.nn.DataParallel calls copies of a patched model, whose own parts vtc does not see; use "
+            "torch.nn.parallel.DistributedDataParallel, or call vtc.unpatch"
         )
 
 
