@@ -41,6 +41,6 @@ class KeysSeen:
         if seen and (there[:, None] == torch.cat([known.to(there.device) for known in seen])).all(dim=-1).any():
             raise RuntimeError(
                 f"vtc: this {type(cache).__name__} was made of the keys of a compressed cache, and what was removed "
-                "from that is not known here; go on with the compressed cache itself (copy.deepcopy and pickle keep what it "
-                "knows), or start the conversation anew with its whole prompt"
+                "from that is not known here; go on with the compressed cache itself (copy.deepcopy and pickle keep "
+                "what it knows), or start the conversation anew with its whole prompt"
             )
