@@ -36,6 +36,11 @@ class Held(nn.Module):
         return self.seeing(**inputs)
 
 
+def goes_together(cell):
+    """lazyllm needs layers without a window."""
+    return not (cell["family"] == "gemma3" and cell["spec"].startswith("lazyllm"))
+
+
 WRAPPERS = {
     "peft": lora,
     "peft over everything": lambda model: lora(model, "q_proj", "k_proj", "fc1", "linear_1"),
@@ -46,13 +51,17 @@ WRAPPERS = {
 }
 
 
+def ours(hook):
+    """Whether a hook is of vtc; transformers puts in some of its own in a first call."""
+    return getattr(hook, "func", hook).__module__.startswith("vtc")
+
+
 def clean(model):
     """What a patch would leave: hooks, attributes of instances, the names of attention implementations."""
     return [
         (
             name,
-            len(module._forward_hooks),
-            len(module._forward_pre_hooks),
+            sum(map(ours, (*module._forward_hooks.values(), *module._forward_pre_hooks.values()))),
             sorted(key for key in vars(module) if key.startswith(("_vtc", "get_", "_prefill", "_prepare"))),
             getattr(getattr(module, "config", None), "_attn_implementation", None),
         )
@@ -60,17 +69,22 @@ def clean(model):
     ]
 
 
+def kept(model):
+    """What the trace says of tokens; adapters have weights, and cost."""
+    return str(vtc.trace(model)).split("prefill")[0]
+
+
 def fresh(family):
     model = EVERY[family].build()
     return model, EVERY[family].inputs(model, scenario(EVERY[family], "ragged"))
 
 
-@product(family=FAMILIES, spec=SPECS, around=WRAPPERS, each="value")
+@product(family=FAMILIES, spec=SPECS, around=WRAPPERS, where=goes_together, each="value")
 @torch.no_grad()
 def test_a_wrapper_is_patched_and_given_back(family, spec, around):
     model, inputs = fresh(family)
     with vtc.patched(model, spec):
-        want, tokens, trace = model(**inputs).logits, greedy(model, inputs), str(vtc.trace(model)).split("selection")[0]
+        want, tokens, trace = model(**inputs).logits, greedy(model, inputs), kept(model)
     outer = WRAPPERS[around](model)
     before = clean(model)
     assert vtc.patch(outer, spec) is outer
@@ -78,7 +92,7 @@ def test_a_wrapper_is_patched_and_given_back(family, spec, around):
         vtc.patch(model, spec)
     calls = outer if "compiled" not in around else model  # compiling takes a minute: see below
     torch.testing.assert_close(calls(**inputs).logits, want)
-    assert str(vtc.trace(outer)).split("selection")[0] == trace == str(vtc.trace(model)).split("selection")[0]
+    assert kept(outer) == trace == kept(model)
     if hasattr(calls, "generate"):
         assert torch.equal(calls.generate(**inputs, max_new_tokens=4, do_sample=False), tokens)
     vtc.unpatch(outer)
@@ -88,7 +102,7 @@ def test_a_wrapper_is_patched_and_given_back(family, spec, around):
             vtc.unpatch(module)
 
 
-@product(family=FAMILIES, spec=SPECS, around=("peft", "compiled", "held"), each="value")
+@product(family=FAMILIES, spec=SPECS, around=("peft", "compiled", "held"), where=goes_together, each="value")
 @torch.no_grad()
 def test_what_is_put_around_a_patched_model(family, spec, around):
     model, inputs = fresh(family)
@@ -116,7 +130,7 @@ def test_after_merging(spec):
     merged = outer.merge_and_unload()
     torch.testing.assert_close(merged(**inputs).logits, want)
     vtc.unpatch(merged)
-    assert not any(seen[1] or seen[2] for seen in clean(merged) if "vtc" in str(seen))
+    assert not any(seen[1] for seen in clean(merged)) and "vtc" not in str(clean(merged))
     with vtc.patched(lora(merged), spec) as again:
         merged = again.merge_and_unload()
     with pytest.raises(ValueError, match="not patched"):
@@ -223,7 +237,7 @@ def replica(module):
     return new
 
 
-@product(family=FAMILIES, spec=SPECS, each="value")
+@product(family=FAMILIES, spec=SPECS, where=goes_together, each="value")
 def test_replicas_are_refused(family, spec):
     model, inputs = batch(family, "single")
     with vtc.patched(model, spec), torch.no_grad():

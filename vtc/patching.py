@@ -9,6 +9,7 @@ from torch import nn
 from vtc import spec as specs
 from vtc.model.marks import seam_in, seam_on
 from vtc.model.wrappers import adapter_in
+from vtc.seam.checks.heads import warn_of_head
 from vtc.seam.composition import Composition
 from vtc.seam.hooks import Seam
 from vtc.tested import warn_once
@@ -33,7 +34,8 @@ def patch(model: nn.Module, *methods: specs.Spec, **fields: Any) -> nn.Module:
         TypeError: an argument of the wrong type.
 
     Warns:
-        UserWarning: in the first call of a process, where transformers is newer than what was tested.
+        UserWarning: in the first call of a process, where transformers is newer than what was tested; where the model
+            has a head that reads every place of the sequence, dropped ones too.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model={model!r} is a {type(model).__name__}; give a loaded vision-language model")
@@ -51,6 +53,7 @@ def patch(model: nn.Module, *methods: specs.Spec, **fields: Any) -> nn.Module:
         raise ValueError(
             f"a part of this model is patched already ({inside.composition.spec}); call vtc.unpatch on it first"
         )
+    warn_of_head(composition)
     Seam(composition).install()
     return model
 

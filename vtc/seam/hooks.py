@@ -20,7 +20,7 @@ from vtc.model.staying import Stays
 from vtc.model.wrap import Wrap
 from vtc.seam.checks.arrival import explain
 from vtc.seam.checks.call import check_entered, check_no_replica
-from vtc.seam.checks.notice import Notices
+from vtc.seam.checks.notice import Notices, merged_outside
 from vtc.seam.checks.rebuilt import KeysSeen
 from vtc.seam.composition import Composition
 from vtc.seam.conversation import Lease, conversation_of
@@ -197,6 +197,7 @@ class Seam(Stays):
         call = running.enter(call)
         if running.layers is not None and calls_layers_again(module):
             running.layers.cut_ahead(call)
+        running.unseen = running.unseen or merged_outside(prompt, running.layout)
         if running.unseen is not None:
             running.trace = self._notices.unseen(prompt, running.layout.shape, running.unseen)
         self._publish(running)
