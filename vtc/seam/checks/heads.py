@@ -24,8 +24,9 @@ def warn_of_head(composition: Composition) -> None:
         return
     warnings.warn(
         f"vtc: {type(model).__name__} has a head of its own, which gets zeros at the places of visual tokens that "
-        f"{composition.spec} drops: what it gives there, such as a vector, is the same for all of them (or no number, "
-        "where it is normalised) and stands for nothing. Use what it gives at text and at kept tokens alone: vtc.trace(model).images[i].kept(layer)",
+        f"{composition.spec} drops: what it gives there, such as a vector, stands for nothing (it is the same for all "
+        "of them, or no number where it is normalised). Use what it gives at text and at kept tokens alone: "
+        "vtc.trace(model).images[i].kept(layer)",
         UserWarning,
         stacklevel=3,
     )
