@@ -23,7 +23,7 @@ MORE = {
     *("softcap", "_attn_implementation_internal", "_attn_implementation", "pixel_values", "pixel_values_videos"),
 }
 #: Words that are everybody's: roles go by them, and so do other things.
-PLAIN = {"cache", "images", "scaling", "softcap", "cu_seqlens", "token_id", "pixel_values", "image_features"}
+PLAIN = {"cache", "labels", "images", "scaling", "softcap", "cu_seqlens", "token_id", "pixel_values", "image_features"}
 
 
 def sources(*folders: str) -> Iterator[Path]:

@@ -24,7 +24,10 @@ RELEASES = {
 }
 
 #: What runs on each: contract, decode, turns, videos, training; and on the newest what is around the library.
-TESTS = ("contract", "generate", "prune_decode", "prune_turns", "refusals", "video_families", "families", "smolvlm")
+TESTS = (
+    *("contract", "generate", "prune_decode", "prune_turns", "refusals", "video_families", "families", "smolvlm"),
+    "checkpointing",
+)
 AROUND = ("eval", "eval_models", "ask", "demo_comparing", "recipe", "doctor", "warnings", "trace")
 
 

@@ -7,20 +7,21 @@ from typing import Any
 from torch import Tensor, nn
 
 from vtc import spec as specs
-from vtc.model.adapter import adapter_class
+from vtc.model.marks import seam_in, seam_on
+from vtc.model.wrappers import adapter_in
+from vtc.seam.checks.heads import warn_of_head
 from vtc.seam.composition import Composition
 from vtc.seam.hooks import Seam
 from vtc.tested import warn_once
 from vtc.tracing import Trace
-
-_MARK, _PART = "_vtc_seam", "_vtc_part"  # on a patched model, and on its decoder
 
 
 def patch(model: nn.Module, *methods: specs.Spec, **fields: Any) -> nn.Module:
     """Compress the visual tokens of `model` from now on.
 
     Args:
-        model: a vision-language model of transformers, already loaded.
+        model: a vision-language model of transformers, already loaded; or what holds one: a PEFT model, a compiled one,
+            DistributedDataParallel, a module of your own. Each of them, and the model inside, is patched then.
         *methods: a spec such as "divprune", "divprune:keep=0.25+fastv:layer=2", or methods such as `DivPrune(keep=64)`.
         **fields: fields of the method where one is named, e.g. `keep=0.25`.
 
@@ -33,12 +34,13 @@ def patch(model: nn.Module, *methods: specs.Spec, **fields: Any) -> nn.Module:
         TypeError: an argument of the wrong type.
 
     Warns:
-        UserWarning: in the first call of a process, where transformers is newer than what was tested.
+        UserWarning: in the first call of a process, where transformers is newer than what was tested; where the model
+            has a head that reads every place of the sequence, dropped ones too.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model={model!r} is a {type(model).__name__}; give a loaded vision-language model")
     warn_once()
-    if (seam := _seam_of(model)) is not None:
+    if (seam := seam_in(model)) is not None:
         spec = seam.composition.spec
         raise ValueError(f"this {type(model).__name__} is patched already ({spec}); call vtc.unpatch first")
     if not methods:
@@ -46,45 +48,43 @@ def patch(model: nn.Module, *methods: specs.Spec, **fields: Any) -> nn.Module:
     if len(methods) > 1 and fields:
         raise ValueError(f"{', '.join(fields)}=… beside several methods is ambiguous; put each field into its method")
     parsed = specs.parse(methods[0], **fields) if len(methods) == 1 else specs.parse(methods)
-    adapter = adapter_class(model)(model)
-    composition = Composition.of(adapter, parsed, specs.to_string(parsed))
-    if (inside := getattr(composition.parts.decoder, _PART, None)) is not None:
+    composition = Composition.of(adapter_in(model), parsed, specs.to_string(parsed))
+    if (inside := seam_on(composition.parts.decoder)) is not None:
         raise ValueError(
             f"a part of this model is patched already ({inside.composition.spec}); call vtc.unpatch on it first"
         )
-    seam = Seam(composition)
-    seam.install()
-    object.__setattr__(model, _MARK, seam)
-    object.__setattr__(composition.parts.decoder, _PART, seam)
+    warn_of_head(composition)
+    Seam(composition).install()
     return model
 
 
 def unpatch(model: nn.Module) -> nn.Module:
     """Give the model back exactly as it was before `patch`.
 
+    Args:
+        model: what was given to `patch`, what holds it, or the model in it.
+
     Raises:
         ValueError: the model is not patched.
     """
-    seam = _seam_of(model)
+    seam = seam_in(model)
     if seam is None:
         raise ValueError(
             f"this {type(model).__name__} is not patched; call vtc.patch(model, 'divprune', keep=0.25) first"
         )
     seam.remove()
-    object.__delattr__(model, _MARK)
-    object.__delattr__(seam.composition.parts.decoder, _PART)
     return model
 
 
 @contextmanager
 def patched(model: nn.Module, *methods: specs.Spec, **fields: Any) -> Iterator[nn.Module]:
     """`patch` for the length of a `with` block; the model is given back also after an exception."""
-    patch(model, *methods, **fields)
+    seam = seam_in(patch(model, *methods, **fields))
     try:
         yield model
     finally:
-        if _seam_of(model) is not None:
-            unpatch(model)
+        for there in {seam, seam_in(model)} - {None}:  # others, where the block patched it anew
+            there.remove()
 
 
 def trace(model: nn.Module) -> Trace:
@@ -93,7 +93,7 @@ def trace(model: nn.Module) -> Trace:
     Raises:
         ValueError: the model is not patched, or has not run yet.
     """
-    seam = _seam_of(model)
+    seam: Seam | None = seam_in(model)
     if seam is None:
         raise ValueError(f"this {type(model).__name__} is not patched, so there is no trace; call vtc.patch first")
     if seam.trace is None:
@@ -119,12 +119,8 @@ def prompt_length(model: nn.Module, length: int | Sequence[int] | Tensor) -> Ite
             that ends in front of a visual token.
         TypeError: `length` is no whole number.
     """
-    seam = _seam_of(model)
+    seam = seam_in(model)
     if seam is None:
         raise ValueError(f"this {type(model).__name__} is not patched, so nobody asks; call vtc.patch first")
     with seam.ending.told(length):
         yield
-
-
-def _seam_of(module: nn.Module) -> Seam | None:
-    return getattr(module, _MARK, None)

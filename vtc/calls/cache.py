@@ -64,6 +64,12 @@ def keys_with(cache: "Cache", layer: int, keys: Tensor, values: Tensor) -> Tenso
     return asked.update(keys, values)[0]
 
 
+def keys_of_last_layer(cache: Any) -> Tensor | None:
+    """The keys [B, H, n, d] of the last layer of a cache that keeps some; None where none does."""
+    kept = (getattr(layer, "keys", None) for layer in reversed(getattr(cache, "layers", ())))
+    return next((keys for keys in kept if isinstance(keys, Tensor) and keys.dim() == 4 and keys.numel()), None)
+
+
 def lengths_in(cache: Any) -> list[int | None]:
     """Tokens that each layer of the cache counts, by its own answer; None where a layer counts none."""
     return [_own_length(layer) for layer in getattr(cache, "layers", ())]
@@ -175,6 +181,10 @@ class CompressedCache:
         super().batch_repeat_interleave(repeats)  # type: ignore[misc]
         self._vtc.choose_rows(torch.arange(self._vtc.rows()).repeat_interleave(repeats))
 
+    def __reduce__(self) -> tuple:
+        """Its class is made at run time, so copies and pickles name the class that it was mixed into."""
+        return _made_again, (type(self).__mro__[2],), self.__dict__
+
     def reset(self) -> None:
         """Empty the cache; it is an ordinary one again."""
         super().reset()  # type: ignore[misc]
@@ -199,11 +209,20 @@ def attach(cache: Any, counter: Counter) -> None:
     """
     if not isinstance(cache, CompressedCache):
         check_asked(cache)
-        cls = type(cache)
-        if cls not in _classes:
-            _classes[cls] = type(f"Compressed{cls.__name__}", (CompressedCache, cls), {})
-        cache.__class__ = _classes[cls]
+        cache.__class__ = _compressed(type(cache))
     cache._vtc = counter
+
+
+def _compressed(cls: type) -> type:
+    """The class `cls` with `CompressedCache` mixed in."""
+    if cls not in _classes:
+        _classes[cls] = type(f"Compressed{cls.__name__}", (CompressedCache, cls), {})
+    return _classes[cls]
+
+
+def _made_again(cls: type) -> Any:
+    """A compressed cache without anything in it, to be filled by `copy` or `pickle`."""
+    return object.__new__(_compressed(cls))
 
 
 def mark_whole(cache: Any) -> None:

@@ -29,9 +29,12 @@ class Wrap:
     def install(self) -> Callable[[], None]:
         """Put it around the method; what is returned takes it away again."""
         owner, name, original = self.owner, self.name, getattr(self.owner, self.name)
+        watching = [self]
 
         @functools.wraps(original)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if not watching:
+                return original(*args, **kwargs)
             self.before(args, kwargs)
             try:
                 output = original(*args, **kwargs)
@@ -42,6 +45,14 @@ class Wrap:
 
         own = vars(owner).get(name)  # set on the instance by somebody else
         object.__setattr__(owner, name, wrapper)
-        if own is None:
-            return lambda: object.__delattr__(owner, name)
-        return lambda: object.__setattr__(owner, name, own)
+
+        def undo() -> None:
+            watching.clear()  # somebody may have put something around it, and goes on to call it
+            if vars(owner).get(name) is not wrapper:
+                return
+            if own is None:
+                object.__delattr__(owner, name)
+            else:
+                object.__setattr__(owner, name, own)
+
+        return undo

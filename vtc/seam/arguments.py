@@ -55,7 +55,7 @@ class LayerArguments:
             own, given = self.segments.now.positions, call.positions
             packed = len(self.segments) > 1 and own is not None and isinstance(given, Tensor)
             new.positions = own if packed else self._argument("positions", given)
-        mask = self._masks(call.mask, held)
+        mask = self.masks(call.mask, held)
         if layer in self.composition.open_layers and self.has_images:
             seen = self.conversation.held_valid[self.segments.index]
             mask = opened_mask(mask, self.segments.now, seen, held or 0)
@@ -63,10 +63,10 @@ class LayerArguments:
             new.mask = mask
         return new
 
-    def _masks(self, mask: Any, held: int | None) -> Any:
+    def masks(self, mask: Any, held: int | None) -> Any:
         """A mask, or one for each kind of layer, made once for all layers that hold as many keys."""
         if isinstance(mask, dict):
-            return {kind: self._masks(item, held) for kind, item in mask.items()}
+            return {kind: self.masks(item, held) for kind, item in mask.items()}
         done, key = self.segments.now.done, (id(mask), held)
         if key not in done:
             index, flash = self.segments.index, self.composition.flash

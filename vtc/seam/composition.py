@@ -20,13 +20,14 @@ from vtc.method.visual_tokens import Needs
 from vtc.model.flops import BlockRun, Cost, weights_of
 from vtc.model.layout import Layout
 from vtc.model.parts import Parts
+from vtc.model.staying import Stays
 from vtc.seam.checks.composing import check_implementation, check_sharing
 from vtc.tower.hooks import blocks_of
 from vtc.tower.listeners import blocks_heard
 
 
 @dataclass(frozen=True, eq=False)
-class Composition:
+class Composition(Stays):
     """The methods of one patch, laid out over one model.
 
     Attributes:
@@ -104,9 +105,6 @@ class Composition:
             heard_blocks=blocks_heard(needs, reducer is not None, len(parts.blocks)),
             heard_layers=_layers_heard(prunes, schedules, watches, prune_at, parts),
         )
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Composition":
-        raise ValueError(f"a patched model ({self.spec}) can't be copied; call vtc.unpatch, copy it, and patch both")
 
     # ---------------------------------------------------------------- the model
 

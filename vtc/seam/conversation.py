@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from uuid import uuid4
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ from vtc.seam.segments import Segments
 
 
 class Lease:
-    """What all caches of one patch share, and their copies.
+    """What all caches of one patch share, their copies, and those that come back from a file into its process.
 
     Attributes:
         active: whether the patch is still in place.
@@ -23,8 +25,27 @@ class Lease:
     active = True
     used = False
 
+    def __init__(self) -> None:
+        self._key = uuid4().hex
+        _leases[self._key] = self
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "Lease":
         return self
+
+    def __reduce__(self) -> tuple:
+        return _lease, (self._key,)
+
+
+_leases: "WeakValueDictionary[str, Lease]" = WeakValueDictionary()
+
+
+def _lease(key: str) -> Lease:
+    """The lease of a patch of this process; one that is over where there is none."""
+    found = _leases.get(key)
+    if found is None:
+        found = Lease()
+        found.active = False
+    return found
 
 
 class Conversation:
@@ -126,7 +147,7 @@ class Conversation:
         """
         if not self.lease.active:
             raise RuntimeError(
-                "this cache was filled by a compressed model that has been unpatched since; "
+                "this cache was filled by a compressed model that has been unpatched since, or in another process; "
                 "start a new conversation, or patch the model again and feed the prompt anew"
             )
 

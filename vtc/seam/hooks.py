@@ -11,14 +11,19 @@ from torch import nn
 from vtc.attention.tap import Tap
 from vtc.calls import generate
 from vtc.calls.composite import CompositeCall
-from vtc.calls.decoder import DecoderCall, LayerCall
+from vtc.calls.decoder import DecoderCall, LayerCall, calls_layers_again
+from vtc.calls.outputs import Output
 from vtc.calls.rotary import RotaryCall
+from vtc.model.compiled import forget_compiled
+from vtc.model.marks import mark
 from vtc.model.offsets import Offsets
+from vtc.model.staying import Stays
 from vtc.model.wrap import Wrap
 from vtc.seam.checks.arrival import explain
-from vtc.seam.checks.call import check_entered
+from vtc.seam.checks.call import check_entered, check_no_replica
 from vtc.seam.checks.gaps import check_gaps
-from vtc.seam.checks.notice import Notices
+from vtc.seam.checks.notice import Notices, merged_outside
+from vtc.seam.checks.rebuilt import KeysSeen
 from vtc.seam.composition import Composition
 from vtc.seam.conversation import Lease, conversation_of
 from vtc.seam.forward import ForwardPass
@@ -33,7 +38,7 @@ from vtc.tower.prompt import Prompt
 from vtc.tracing import Trace
 
 
-class Seam:
+class Seam(Stays):
     """The hooks that one patch puts into one model.
 
     Args:
@@ -58,6 +63,7 @@ class Seam:
         self._thread = threading.local()
         self._undo: list[Callable[[], None]] = []
         self._lease = Lease()
+        self._keys_seen = KeysSeen()
         self._notices = Notices(composition)
         self._offsets = Offsets(composition.parts.composite)
 
@@ -69,15 +75,24 @@ class Seam:
             self._install_observer()
             self._install_tower()
             self._install_decoder()
+            self._undo += mark(self.composition.adapter.model, self.composition.parts, self)
+            forget_compiled()
         except BaseException:
             self.remove()
             raise
 
     def remove(self) -> None:
-        """Take every hook out and give configs and methods back."""
-        while self._undo:
-            self._undo.pop()()
+        """Take every hook out and give configs and methods back, also those behind one that can't be."""
         self._lease.active = False
+        failed: list[Exception] = []
+        while self._undo:
+            try:
+                self._undo.pop()()
+            except Exception as error:
+                failed.append(error)
+        forget_compiled()
+        if failed:
+            raise failed[0]
 
     def _install_observer(self) -> None:
         composition, observer = self.composition, self.observer
@@ -163,6 +178,7 @@ class Seam:
             self._tell_unseen(prompt, f"the {type(self.composition.parts.composite).__name__} inside was not called")
 
     def _before_composite(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        check_no_replica(module)
         around, self._thread.given = getattr(self._thread, "given", None), None
         call = CompositeCall(args, kwargs, module)
         self.observer.before_composite(call, around)
@@ -193,10 +209,14 @@ class Seam:
             return None
         if self._offsets.needed:
             self._offsets.before_decoder()
+        self._keys_seen.check(call.cache)
         running = ForwardPass(self.composition, prompt, self._lease, self.ending)
         call = running.enter(call)
         if running.layers is not None:
             check_gaps(running.layers, running.fresh)
+            if calls_layers_again(module):
+                running.layers.cut_ahead(call)
+        running.unseen = running.unseen or merged_outside(prompt, running.layout)
         if running.unseen is not None:
             running.trace = self._notices.unseen(prompt, running.layout.shape, running.unseen)
         self._publish(running)
@@ -213,6 +233,8 @@ class Seam:
         output = running.leave(output)
         if self._offsets.needed:
             self._offsets.keep(output, running.layout.shape[0], running.fresh or bool(running.layout.images))
+        if running.layers is not None and running.layers.has_images:
+            self._keys_seen.note(Output(output).cache)
         self._publish(running)
         return output
 

@@ -12,7 +12,7 @@ from vtc.attention.heads import Heads
 from vtc.attention.scores import Attention
 from vtc.attention.tap import probe
 from vtc.calls.cache import keys_in_layer, keys_with
-from vtc.calls.decoder import LayerCall
+from vtc.calls.decoder import DecoderCall, LayerCall
 from vtc.calls.outputs import first_of, with_first
 from vtc.calls.roles import Key
 from vtc.calls.rotary import RotaryCall
@@ -20,10 +20,10 @@ from vtc.method.prune import Decision, Memory, Prune, Rows, check_decision
 from vtc.model.layout import Layout
 from vtc.ops.cut import Cut
 from vtc.ops.following import Following
-from vtc.ops.host import on
 from vtc.seam.arguments import LayerArguments
 from vtc.seam.composition import Composition
 from vtc.seam.conversation import Conversation
+from vtc.seam.prompt.rows import PromptRows
 from vtc.seam.prompt.view import PromptView
 from vtc.seam.recall import Recall
 from vtc.seam.revival import Tokens
@@ -45,6 +45,7 @@ class Layers:
 
     Attributes:
         segments: those of the layers that ran.
+        prompts: what prunes see of them.
         memory: id of a prune -> its own store.
         rotary: the calls of the decoder's rotary embeddings.
         heads: layer -> the heads that it computes, where these are not all.
@@ -68,8 +69,7 @@ class Layers:
         self.segments = Segments(first, conversation.shift)
         self.layout = layout
         self.text_counts = text_counts
-        self._asking = text_counts if answers is None else [t - a for t, a in zip(text_counts, answers)]
-        self._views: dict[int, PromptView] = {}
+        self.prompts = PromptRows(composition, layout, text_counts, answers)
         self.extras = extras
         self.has_images = any(first.visual_counts)
         self.memory: dict[int, Memory] = defaultdict(dict)
@@ -80,19 +80,25 @@ class Layers:
         if conversation.revival is not None and composition.reviver is not None and not self.has_images:
             self.recall = Recall(composition, conversation, self.segments, self.rotary)
         self.arguments = LayerArguments(composition, conversation, cache, self.segments, self.rotary, self.has_images)
-        ends = {image.row: int(image.positions[-1]) for image in layout.images}  # the last of a row counts
-        self._ends = [ends.get(row, -1) for row in range(layout.shape[0])]  # the instruction begins behind
-        self._tail = max(layout.shape[1] - 1 - min(ends.values(), default=0), 1)
         self.heard: set[int] = set()
         self._reached: dict[int, list[int]] = {}
         self._resting: tuple[Cut, Tensor] | None = None
+        self._cut_ahead = False
         self._layer, self._hidden, self._tables = 0, first.visual, None
-        self._seen: dict[tuple[int, torch.device], tuple[Tensor, ...]] = {}
 
     @property
     def cut(self) -> bool:
         """Whether what the layers are called with is cut between them."""
-        return bool(self.composition.prunes) or self.conversation.outside
+        return bool(self.composition.prunes) or (self.conversation.outside and not self._cut_ahead)
+
+    def cut_ahead(self, call: DecoderCall) -> None:
+        """Cut here, in the decoder's own call, the masks that were made outside of it.
+
+        Layers that run once more in backward get what they were called with, and by then nobody knows any more how to
+        cut that. As they keep no keys meanwhile, one mask fits all of them.
+        """
+        if self.conversation.outside:
+            call.mask, self._cut_ahead = self.arguments.masks(call.mask, 0), True
 
     def prunes_ahead(self, layer: int) -> bool:
         """Whether what happens in `layer` may matter to a prune of this call."""
@@ -131,16 +137,7 @@ class Layers:
     @property
     def view(self) -> PromptView:
         """The prompt in the layer that runs."""
-        return self._view(self.segments.now)
-
-    def _view(self, segment: Segment) -> PromptView:
-        if id(segment) not in self._views:  # which lives as long as the segments do
-            self._views[id(segment)] = PromptView(segment, self._counted(segment.visual_counts))
-        return self._views[id(segment)]
-
-    def _counted(self, visual_counts: list[int]) -> list[int]:
-        """Tokens of each row's prompt, with so many visual ones."""
-        return [text + visual for text, visual in zip(self._asking, visual_counts)]
+        return self.prompts.view(self.segments.now)
 
     def rows(self, prune: Prune) -> Rows:
         """The sequence in the layer that runs."""
@@ -149,35 +146,7 @@ class Layers:
     def _rows(
         self, prune: Prune, segment: Segment, hidden: Tensor, probe: Callable[[], Attention] | None = None
     ) -> Rows:
-        visual, valid, instruction, origin = self._marks(segment, hidden.device)
-        tables, view = self._tables, self._view(segment)
-        plain = isinstance(tables, tuple) and len(tables) == 2 and all(t.dim() == 3 for t in tables)
-        return Rows(
-            layer=self._layer,
-            hidden=view.of(hidden),
-            visual=visual,
-            valid=valid,
-            instruction=instruction,
-            probe=probe,
-            stage=sum(layer < self._layer for layer in self.composition.schedules[id(prune)]),
-            tail=min(self._tail, visual.shape[1]),
-            images=self.layout.images,
-            origin=origin,
-            packed=prune.positions == "packed" and segment.positions is not None,
-            rotary=(view.of(tables[0]), view.of(tables[1])) if plain else None,
-        )
-
-    def _marks(self, segment: Segment, device: torch.device) -> tuple[Tensor, ...]:
-        """Which tokens of a segment are visual, valid, instruction, and where they come from: each [B, n]."""
-        key = id(segment), device
-        if key not in self._seen:
-            cut = segment.cut.to(device).then(prompt := self._view(segment).cut.to(device))
-            instruction = cut.valid & (cut.index > on(device, self._ends)[:, None])
-            instruction[:, -1] = True
-            visual = segment.visual.to(device)
-            visual = visual if prompt.identity else prompt.take(visual) & prompt.valid
-            self._seen[key] = visual, cut.valid, instruction, cut.index
-        return self._seen[key]
+        return self.prompts.rows(prune, segment, self._layer, hidden, self._tables, probe)
 
     # ---------------------------------------------------------------- prunes
 
@@ -185,7 +154,7 @@ class Layers:
         """Start the segment of `layer`: decide, cut, and return the hidden state of the survivors."""
         before, prune = self.segments.base, self.composition.prune_at.get(layer, (None, 0))[0]
         cut, counts, decision = Cut.whole(before.cut.valid, before.cut.padded), before.visual_counts, None
-        view, chosen = self._view(before), None
+        view, chosen = self.prompts.view(before), None
         visual = alive = before.visual.to(hidden.device)
         if self.has_images and prune is not None:
             counts = self._counts(prune, before)
@@ -214,15 +183,8 @@ class Layers:
             return cut.take(hidden)
         self.segments.now.into = decision.into
         self._shorten_extras(cut, before)
-        self._shorten_memories(cut if view.cut.identity else self._cut_in(view, before, chosen, counts), view.cut)
+        self._shorten_memories(cut if view.cut.identity else self.prompts.cut(before, chosen, counts), view.cut)
         return slots.take(hidden)
-
-    def _cut_in(self, view: PromptView, before: Segment, chosen: Decision, counts: list[int]) -> Cut:
-        """The cut that a decision about the prompt makes in it."""
-        visual = self._marks(before, chosen.alive.device)[0]
-        valid = view.cut.valid.to(visual.device)
-        cut = Cut.keep(valid & (~visual | chosen.alive), self._counted(counts))
-        return cut if chosen.source is None else cut.ordered(chosen.source)
 
     def _shorten_memories(self, cut: Cut, before: Cut) -> None:
         """Cut what prunes keep for each token of the prompt; `before`: where its tokens were."""
@@ -282,7 +244,7 @@ class Layers:
             seen = probe(module, attention, *args, **kwargs)
         if old:  # values of cached keys nobody asked for
             seen = replace(seen, key=keys_with(self.cache, layer, seen.key, seen.value), value=None)
-        return self._view(self.segments.base).attention(seen)
+        return self.prompts.view(self.segments.base).attention(seen)
 
     def _shorten_extras(self, cut: Cut, before: Segment) -> None:
         """Shorten what the decoder's loop reads from its own arguments between layers (DeepStack rows)."""

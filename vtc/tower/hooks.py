@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from vtc.calls.outputs import Output, first_of, with_first
 from vtc.method.reducer import Reducer
+from vtc.model.staying import Stays
 from vtc.tower.encoding import Encoding
 from vtc.tower.placement import Move
 from vtc.tower.run import TowerRun
 
 
-class ReducerHooks:
+class ReducerHooks(Stays):
     """What a reducer does to the modules of one model.
 
     Args:

@@ -11,6 +11,7 @@ from vtc.calls.generate import cuts_prompt, encoded_ahead, new_ids
 from vtc.calls.outputs import Output
 from vtc.calls.tower import BlockCall
 from vtc.model.flops import BlockRun, lengths_of
+from vtc.model.staying import Stays
 from vtc.ops.host import EarlyCopies
 from vtc.tower.encoding import Encoding
 from vtc.tower.features import Features, attach_features, features_with, sizes_of
@@ -40,7 +41,7 @@ class _Thread(threading.local):
         self.told: dict[str, Features] = {}
 
 
-class Observer:
+class Observer(Stays):
     """Takes note of what a call of the model tells. Its methods are hooks, and what adapters put around methods.
 
     Args:

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vtc.calls.cache import has_fixed_length
 from vtc.calls.composite import turns_several_axes
-from vtc.calls.decoder import DecoderCall, always_gives_attentions, may_return_tuples
+from vtc.calls.decoder import DecoderCall, always_gives_attentions, calls_layers_again, may_return_tuples
 from vtc.model.layout import Layout
 from vtc.seam.composition import Composition
 from vtc.seam.conversation import Conversation
@@ -37,10 +37,23 @@ def check_call(composition: Composition, call: DecoderCall, cache: Any) -> None:
         )
     if may_return_tuples(config):
         raise ValueError("the decoder's config says return_dict=False, which hides its outputs; set it to True")
-    if composition.prunes and decoder.training and getattr(decoder, "gradient_checkpointing", False):
+    if composition.prunes and calls_layers_again(decoder):
         raise ValueError(
             f"{', '.join(prune.name for prune in composition.prunes)} can't run under gradient checkpointing, which "
             "calls layers again out of order; call model.gradient_checkpointing_disable() or use a selector"
+        )
+
+
+def check_no_replica(module: nn.Module) -> None:
+    """Refuse a copy that torch.nn.DataParallel made, whose hooks are those of the original's parts.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if getattr(module, "_is_replica", False):
+        raise ValueError(
+            "torch.nn.DataParallel calls copies of a patched model, whose own parts vtc does not see; use "
+            "torch.nn.parallel.DistributedDataParallel, or call vtc.unpatch"
         )
 
 

@@ -18,6 +18,21 @@ def not_found(family: str) -> str:
     return f"pictures were given, and vtc did not see where {family} puts them ({PLACEHOLDERS} found none)"
 
 
+def merged_outside(prompt: Prompt, layout: Layout) -> str | None:
+    """Why nothing is compressed in a call that brings embeddings alone; None where it is another one, or a step.
+
+    Args:
+        prompt: what was seen of the call.
+        layout: of the decoder's.
+    """
+    if not prompt.open or prompt.shows or prompt.ids is not None or layout.images or layout.shape[1] < 2:
+        return None
+    return (
+        "inputs_embeds came without input_ids, pixels or mm_token_type_ids, so whether and where visual features "
+        "were put into them is not known (give the ids and the pixels in their place)"
+    )
+
+
 class Notices:
     """What one patch has said; each reason is given once.
 
