@@ -62,7 +62,7 @@ def covering(cells: Sequence[Cell], strength: int = 2, salt: str = "") -> list[i
 
 def text(value: Any) -> str:
     """What stands for a value in ids and checksums; values that differ have to differ in it."""
-    return str(value)
+    return getattr(value, "__name__", None) or str(value)  # that of a function, whose address each process has its own
 
 
 #: Marks what `make test` leaves out.
