@@ -227,10 +227,11 @@ def test_rows_of_the_transformation_sum_to_one_and_mass_is_conserved(
     assert_close(ops.merge(constant, mixing, rows), constant[:, :rows])
 
 
-def test_all_anchors_and_no_temperature_change_nothing() -> None:
+@pytest.mark.parametrize("tau", [1e-4, 0.1, 10.0])
+def test_all_anchors_change_nothing(tau: float) -> None:
     keys = rows_of("random", 2, 7, 4, 0)
     everything = torch.arange(7).expand(2, -1)
-    mixing, sizes = transform(*spread(keys, everything, 1e-4, 4), torch.ones(2, 7), 7)
+    mixing, sizes = transform(*spread(keys, everything, tau, 4), torch.ones(2, 7), 7)
     assert_close(dense(mixing, 7, 7), torch.eye(7).expand(2, -1, -1))
     assert_close(sizes, torch.ones(2, 7))
 
