@@ -159,7 +159,7 @@ class LlavaPackageAdapter(Adapter):
             return Layout(shape)
         joined = str(getattr(self.parts.composite.config, "mm_patch_merge_type", "flat")).startswith("spatial")
         images: list[VisualInput] = []
-        for row, index, positions in prepared.shown():
+        for row, index, positions in prepared.spans():
             ordinal = sum(image.row == row for image in images)
             grids = grids_of(prepared.patch[row, positions], prepared.per_crop, joined)
             images.append(VisualInput(row, "image", positions, grids, ordinal, origin=index))

@@ -70,7 +70,7 @@ class Prepared(Features):
         )
         return replace(self, image=image, patch=patch, text_ids=text_ids, labels=None)
 
-    def shown(self) -> Iterator[tuple[int, int, Tensor]]:
+    def spans(self) -> Iterator[tuple[int, int, Tensor]]:
         """(row, image, its places LongTensor [N]) of every image in the sequence, row by row."""
         for row, image in enumerate(self.image):
             for index in image[image >= 0].unique_consecutive().tolist():

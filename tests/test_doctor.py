@@ -22,7 +22,7 @@ from vtc.eval.cli import main
 from vtc.eval.doctor import by_hand, checks, examination, installed, subject, tiny
 from vtc.eval.doctor.table import verdict
 from vtc.ops.cut import Cut
-from vtc.seam import forward
+from vtc.seam.entry import entering
 from vtc.seam.hooks import Seam
 from vtc.tracing import ImageTrace
 
@@ -246,8 +246,8 @@ def one_too_few(folder: Path, monkeypatch) -> None:
 
 def positions_lag(folder: Path, monkeypatch) -> None:
     """Survivors are renumbered, and what is generated behind them is not."""
-    plain = forward.renumber
-    monkeypatch.setattr(forward, "renumber", lambda *args: (plain(*args)[0], args[3]))
+    plain = entering.renumber
+    monkeypatch.setattr(entering, "renumber", lambda *args: (plain(*args)[0], args[3]))
 
 
 def misnamed(folder: Path, monkeypatch) -> None:

@@ -56,7 +56,13 @@ def filled(cache):
     return new
 
 
-@product(family=("llava", "qwen2_vl", "gemma3"), spec=SPECS, by=(by_torch, by_pickle, copy.deepcopy), each="value")
+@product(
+    family=("llava", "qwen2_vl", "gemma3"),
+    spec=SPECS,
+    by=(by_torch, by_pickle, copy.deepcopy),
+    where=lambda cell: cell["family"] != "gemma3" or "lazyllm" not in cell["spec"],  # which windows forbid
+    each="value",
+)
 @torch.no_grad()
 def test_what_comes_back_goes_on_as_before(family, spec, by):
     model, inputs = batch(family, "single")
