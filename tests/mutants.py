@@ -104,7 +104,7 @@ MUTANTS = (
     ),
     Mutant(
         "rotary tables keep the old positions",
-        "vtc/seam/arguments.py",
+        "vtc/seam/cutting/arguments.py",
         "if positions is None or not self.composition.packs_inside:",
         "if True:",
     ),
@@ -144,7 +144,7 @@ MUTANTS = (
     ),
     Mutant(
         "an opened layer stays causal",
-        "vtc/seam/arguments.py",
+        "vtc/seam/cutting/arguments.py",
         "if layer in self.composition.open_layers and self.has_images:",
         "if False:",
     ),

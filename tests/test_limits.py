@@ -3,7 +3,6 @@
 import functools
 
 import pytest
-import torch
 
 import vtc
 from vtc.eval import embedded

@@ -21,7 +21,7 @@ from vtc.model.flops import BlockRun, Cost, weights_of
 from vtc.model.layout import Layout
 from vtc.model.parts import Parts
 from vtc.model.staying import Stays
-from vtc.seam.checks.composing import check_implementation, check_sharing
+from vtc.seam.composing import check_implementation, check_sharing
 from vtc.tower.hooks import blocks_of
 from vtc.tower.listeners import blocks_heard
 

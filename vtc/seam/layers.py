@@ -20,9 +20,9 @@ from vtc.method.prune import Decision, Memory, Prune, Rows, check_decision
 from vtc.model.layout import Layout
 from vtc.ops.cut import Cut
 from vtc.ops.following import Following
-from vtc.seam.arguments import LayerArguments
 from vtc.seam.composition import Composition
 from vtc.seam.conversation import Conversation
+from vtc.seam.cutting.arguments import LayerArguments
 from vtc.seam.prompt.rows import PromptRows
 from vtc.seam.prompt.view import PromptView
 from vtc.seam.recall import Recall

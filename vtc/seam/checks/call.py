@@ -5,7 +5,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from vtc.calls.cache import has_fixed_length
-from vtc.calls.composite import turns_several_axes
 from vtc.calls.decoder import DecoderCall, always_gives_attentions, calls_layers_again, may_return_tuples
 from vtc.model.layout import Layout
 from vtc.seam.composition import Composition
@@ -54,19 +53,6 @@ def check_no_replica(module: nn.Module) -> None:
         raise ValueError(
             "torch.nn.DataParallel calls copies of a patched model, whose own parts vtc does not see; use "
             "torch.nn.parallel.DistributedDataParallel, or call vtc.unpatch"
-        )
-
-
-def check_axes(composition: Composition, layout: Layout) -> None:
-    """Refuse a call with pictures that brings no positions, where the model turns its tokens on several axes.
-
-    Raises:
-        RuntimeError: it is one.
-    """
-    if layout.images and turns_several_axes(composition.parts.composite):
-        raise RuntimeError(
-            f"vtc: {composition.parts.family} turns its tokens by positions on several axes, and none came with a call "
-            "that has pictures; run `vtc doctor`, or unpatch the model for this call"
         )
 
 

@@ -8,7 +8,6 @@ from vtc.calls.packing import axes_turned, block_mask
 from vtc.model.layout import Layout
 from vtc.ops.cut import Cut
 from vtc.ops.host import on
-from vtc.seam.checks.call import check_axes
 from vtc.seam.composition import Composition
 from vtc.seam.conversation import Conversation
 from vtc.seam.segments import renumber
@@ -102,3 +101,16 @@ class Entry:
             return alive
         owner = self.cut.take(self._samples)
         return alive & (owner == owner[:, -1:])
+
+
+def check_axes(composition: Composition, layout: Layout) -> None:
+    """Refuse a call with pictures that brings no positions, where the model turns its tokens on several axes.
+
+    Raises:
+        RuntimeError: it is one.
+    """
+    if layout.images and turns_several_axes(composition.parts.composite):
+        raise RuntimeError(
+            f"vtc: {composition.parts.family} turns its tokens by positions on several axes, and none came with a call "
+            "that has pictures; run `vtc doctor`, or unpatch the model for this call"
+        )

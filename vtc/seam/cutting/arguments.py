@@ -11,7 +11,7 @@ from vtc.ops.cut import map_tensors, token_dim
 from vtc.ops.following import Following
 from vtc.seam.composition import Composition
 from vtc.seam.conversation import Conversation
-from vtc.seam.masks import layer_mask, opened_mask
+from vtc.seam.cutting.masks import layer_mask, opened_mask
 from vtc.seam.segments import Segments, check_seen_through, cut_argument
 
 
