@@ -14,10 +14,10 @@ def told_grids(arguments: dict[str, Any], kind: str, index: int, tokens: int) ->
     """The grids of `tokens` of image `index` that the arguments of its features tell; None where they do not."""
     both = arguments.get(f"{kind}_grids")  # of a view of the whole, and of the joined tiles
     if isinstance(both, Tensor) and both.dim() == 2 and both.shape[1] == 4 and index < len(both):
-        view, tiles = both[index].tolist()[:2], both[index].tolist()[2:]
-        if math.prod(view) + math.prod(tiles) == tokens:
-            whole = Grid(0, 1, *view, kind="thumbnail" if math.prod(tiles) else "image")
-            return (whole, Grid(len(whole), 1, *tiles, kind="tiles")) if math.prod(tiles) else (whole,)
+        height, width, rows, columns = both[index].tolist()
+        if height * width + rows * columns == tokens:
+            whole = Grid(0, 1, height, width, kind="thumbnail" if rows * columns else "image")
+            return (whole, Grid(len(whole), 1, rows, columns, kind="tiles")) if rows * columns else (whole,)
     grid = _told_grid(arguments, kind, index, tokens)
     return None if grid is None else (grid,)
 

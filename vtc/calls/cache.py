@@ -47,18 +47,18 @@ def keys_in_layer(cache: "Cache | None", layer: int) -> int | None:
     """
     if cache is None or layer >= len(cache.layers):
         return 0
-    asked = cache.layers[layer]
+    asked: Any = cache.layers[layer]
     if hasattr(asked, MASK_SIZES):
         return asked.get_mask_sizes(0)[0]
     return 0 if hasattr(asked, "keys") else None
 
 
-def keys_with(cache: "Cache", layer: int, keys: Tensor, values: Tensor) -> Tensor:
+def keys_with(cache: "Cache", layer: int, keys: Tensor, values: Tensor | None) -> Tensor:
     """The keys [B, H, S, d] that a layer's attention would get with new `keys` and `values`; the cache stays as it is.
 
     A copy of the layer is updated: whatever it does to what it stores, it gives keys as its attention gets them.
     """
-    asked = copy.copy(cache.layers[layer])
+    asked: Any = copy.copy(cache.layers[layer])
     if hasattr(asked, PREFETCH):
         asked.prefetch()  # an offloaded layer comes back just before its turn
     return asked.update(keys, values)[0]

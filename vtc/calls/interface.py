@@ -33,17 +33,17 @@ def registries(modules: Iterable[nn.Module]) -> list[Any]:
     return list({id(ALL_ATTENTION_FUNCTIONS): ALL_ATTENTION_FUNCTIONS, **own}.values())
 
 
-def _heard_class(cls: type, attend: Attend) -> type:
+def _heard_class(cls: Any, attend: Attend) -> type:
     """A class of registries, with the layout of `cls`, that give their functions with `attend` in front."""
 
     def heard(function: Callable[..., Any]) -> Callable[..., Any]:
         return function if plain(function) is not function else functools.partial(attend, function)
 
     def __getitem__(self: Any, name: str) -> Callable[..., Any]:
-        return heard(cls.__getitem__(self, name))  # type: ignore[attr-defined]
+        return heard(cls.__getitem__(self, name))
 
     def get_interface(self: Any, name: str, default: Callable[..., Any]) -> Callable[..., Any]:
-        return heard(cls.get_interface(self, name, default))  # type: ignore[attr-defined]
+        return heard(cls.get_interface(self, name, default))
 
     return type(cls.__name__, (cls,), {"__getitem__": __getitem__, "get_interface": get_interface})
 

@@ -183,7 +183,8 @@ class Layers:
             return cut.take(hidden)
         self.segments.now.into = decision.into
         self._shorten_extras(cut, before)
-        self._shorten_memories(cut if view.cut.identity else self.prompts.cut(before, chosen, counts), view.cut)
+        inside = cut if view.cut.identity or chosen is None else self.prompts.cut(before, chosen, counts)
+        self._shorten_memories(inside, view.cut)
         return slots.take(hidden)
 
     def _shorten_memories(self, cut: Cut, before: Cut) -> None:

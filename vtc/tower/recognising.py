@@ -70,7 +70,8 @@ class _Same:
         self._version = None if tensor.is_inference() else tensor._version
 
     def holds(self, value: Any) -> bool:
-        return self._version is not None and self.tensor() is value and value._version == self._version
+        same = isinstance(value, Tensor) and self.tensor() is value
+        return self._version is not None and same and value._version == self._version
 
 
 def _mark(part: Tensor) -> Tensor:

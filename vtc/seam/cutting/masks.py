@@ -37,7 +37,7 @@ def layer_mask(
     if mask is not None and new.identity and held == mask.shape[-1] - new.length and (segment == 0 or not old):
         return mask
     hidden = 0 if mask is None else old + new.length - mask.shape[-1]  # a window's mask begins where its keys do
-    if hidden and held != old - hidden:
+    if mask is not None and hidden and held != old - hidden:
         raise RuntimeError(
             f"vtc: a layer's attention mask of shape {tuple(mask.shape)} does not cover the {old} tokens that were fed "
             f"before and the {new.length} new ones, so which of its columns are dropped ones is not known; run "
