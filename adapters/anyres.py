@@ -35,7 +35,7 @@ class AnyresAdapter(Adapter):
             grid = Grid(0, frames, pooled, pooled, end=tokens - frames * pooled**2)
             return (grid,) if whole else self.unknown_grid(features, tokens)
         features = self._with_packing(features)
-        if features.packing is None or tokens != self._tokens(features)[index]:
+        if features.packing is None or self._tokens(features)[index : index + 1] != [tokens]:
             return self.unknown_grid(features, tokens)
         count = self._crops(features)[index]
         patches = side * side

@@ -97,6 +97,21 @@ def test_without_being_told_the_rows_last_token_ends_the_prompt(spec):
             assert torch.equal(model(**longer).logits, logits)
 
 
+@pytest.mark.parametrize("spec", ["token_skip:keep=0.5", "token_skip:keep=0.25", "fastv:layer=1+token_skip:keep=0.5"])
+@pytest.mark.parametrize("answer", [[60], [60, 61, 62], [100] * 12])
+def test_where_several_layers_in_a_row_are_skipped(spec, answer):
+    family = EVERY["llava"]
+    model = family.build(num_hidden_layers=9)
+    inputs = family.inputs(model, [Row(((4, 4),), 2)])
+    length = inputs["input_ids"].shape[1]
+    with vtc.patched(model, spec):
+        wanted, _ = step_by_step(model, inputs, answer)
+        with vtc.prompt_length(model, length):
+            told = model(**answered(inputs, [answer])).logits[0, length - 1 :]
+        torch.testing.assert_close(told, wanted, atol=5e-4, rtol=1e-4)
+        assert torch.equal(greedy(model, inputs, 4, use_cache=False), greedy(model, inputs, 4))
+
+
 def test_an_answer_that_is_not_told_from_the_prompt_changes_its_prediction():
     model, family = model_of("llava"), EVERY["llava"]
     inputs = family.inputs(model, [Row(((4, 4),), 2)])

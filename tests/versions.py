@@ -26,7 +26,8 @@ RELEASES = {
 #: What runs on each: contract, decode, turns, videos, training; and on the newest what is around the library.
 TESTS = (
     *("contract", "generate", "prune_decode", "prune_turns", "refusals", "video_families", "families", "smolvlm"),
-    "checkpointing",
+    *("checkpointing", "prompt_end", "packed", "turns", "neighbours", "text_first", "quantized_cache", "shared_keys"),
+    *("features_made_elsewhere", "measured_patches", "wrappers", "told", "past_elsewhere"),
 )
 AROUND = ("eval", "eval_models", "ask", "demo_comparing", "recipe", "doctor", "warnings", "trace")
 

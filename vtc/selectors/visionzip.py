@@ -112,6 +112,10 @@ class VisionZip(Selector):
     their target. Newline tokens are dropped, and patches that were cut off as padding stay out (the released code keeps
     them). Towers without CLS: attention received, mean over heads and queries. https://arxiv.org/abs/2412.04467
 
+    Its limit is not the identity, as published: CLS takes a token's place, the order of the tokens is another one, and
+    a contextual token is a sum. With one token fewer than all, 92.6 % of the bundled benchmark's 270 answers are right,
+    where the untouched model has 94.8 %.
+
     Budget: the paper's totals (192, 128 or 64 for LLaVA-1.5's 576) are dominant, CLS included, plus contextual; with
     tiles they hold per crop (128, 64 or 32 of 576) whatever the number of crops. Here `keep` holds for the image and is
     shared out over its crops in proportion to their tokens: keep=1/9 is 64 of each 576. A crop whose part is 1 keeps

@@ -62,7 +62,9 @@ class PromptRows:
         """
         visual, valid, instruction, origin = self._marks(segment, hidden.device)
         view = self.view(segment)
-        plain = isinstance(tables, tuple) and len(tables) == 2 and all(t.dim() == 3 for t in tables)
+        length = len(segment.cut)  # in front of a layer those of the one before may be of fewer tokens
+        plain = isinstance(tables, tuple) and len(tables) == 2
+        plain = plain and all(t.dim() == 3 and t.shape[1] == length for t in tables)
         return Rows(
             layer=layer,
             hidden=view.of(hidden),
