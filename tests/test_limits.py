@@ -11,7 +11,7 @@ from vtc.method.registry import method_class, shipped
 pytestmark = pytest.mark.usefixtures("no_grad")
 
 #: Rules as published whose limit is not the identity; their docstrings say so.
-PUBLISHED = {"visionzip", "recoverable"}
+PUBLISHED = {"visionzip"}
 #: Those that have no budget in tokens, or act on videos alone.
 OTHERS = {"none", "todre_stage2", "evs", "frame_stride", "holitom"}
 NAMES = sorted({*shipped()} - OTHERS)
@@ -50,8 +50,7 @@ def spec_of(name: str, keep: int) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_one_token_fewer_changes_little_or_the_docstring_says_so(name):
     near, far = distance(spec_of(name, 255)), distance(spec_of(name, 32))
-    print(name, near, far)
     if name in PUBLISHED:
         assert "limit is not the identity" in " ".join(str(method_class(name).__doc__).split())
     else:
-        assert near < max(0.1 * far, 1e-3)
+        assert near < max(0.05 * far, 1e-3)
