@@ -23,13 +23,18 @@ RELEASES = {
     "newest": ("transformers", "torch"),
 }
 
-#: What runs on each: contract, decode, turns, videos, training; and on the newest what is around the library.
+#: What runs on each: contract, decode, turns, videos, training; on the oldest and the newest what hangs on them most;
+#: and on the newest what is around the library.
 TESTS = (
     *("contract", "generate", "prune_decode", "prune_turns", "refusals", "video_families", "families", "smolvlm"),
-    *("checkpointing", "prompt_end", "packed", "turns", "neighbours", "text_first", "quantized_cache", "shared_keys"),
+    "checkpointing",
+)
+EDGES = (
+    *("prompt_end", "packed", "turns", "neighbours", "text_first", "quantized_cache", "shared_keys"),
     *("features_made_elsewhere", "measured_patches", "wrappers", "told", "past_elsewhere"),
 )
 AROUND = ("eval", "eval_models", "ask", "demo_comparing", "recipe", "doctor", "warnings", "trace")
+MORE = {"oldest": EDGES, "between": (), "newest": (*EDGES, *AROUND)}
 
 
 def python(name: str) -> Path:
@@ -49,7 +54,7 @@ def make(name: str) -> None:
 
 def run(name: str) -> int:
     """The chosen tests in an environment; their exit status."""
-    tests = [f"tests/test_{part}.py" for part in (*TESTS, *(AROUND if name == "newest" else ()))]
+    tests = [f"tests/test_{part}.py" for part in (*TESTS, *MORE[name])]
     started = time.monotonic()
     status = subprocess.run(
         [python(name), "-m", "pytest", "-n", "auto", "--dist", "worksteal", "--least", *tests],
