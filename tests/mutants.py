@@ -111,8 +111,8 @@ MUTANTS = (
     Mutant(
         "M-RoPE offsets of two conversations mix",
         "vtc/model/offsets.py",
-        "        set_rope_offset(self.composite, value)",
-        "        pass",
+        "        set_rope_offset(self.composite, value)\n        return value",
+        "        return value",
     ),
     Mutant(
         "moved tokens are not followed",

@@ -236,15 +236,17 @@ def is_whole(cache: Any) -> bool:
     return getattr(cache, _WHOLE, 0) >= tokens_in(cache)
 
 
-def put_offset(cache: Any, offset: Tensor) -> None:
-    """Keep the M-RoPE offset [B, 1] of a conversation with its cache."""
+def put_offset(cache: Any, offset: Tensor | None) -> None:
+    """Keep the M-RoPE offset [B, 1] of a conversation with its cache; None: it has none."""
     if (counter := counter_of(cache)) is not None:
         counter.rope_offset = offset
     elif hasattr(cache, "__dict__"):
         object.__setattr__(cache, _OFFSET, offset)
 
 
-def offset_on(cache: Any) -> Tensor | None:
-    """What `put_offset` has left on a cache, if anything."""
+def offset_on(cache: Any) -> tuple[bool, Tensor | None]:
+    """Whether `put_offset` has left an offset on a cache, and which."""
     counter = counter_of(cache)
-    return getattr(cache, _OFFSET, None) if counter is None else counter.rope_offset
+    if counter is not None:
+        return counter.rope_offset is not None, counter.rope_offset
+    return hasattr(cache, _OFFSET), getattr(cache, _OFFSET, None)

@@ -3,7 +3,6 @@
 import threading
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vtc.calls.cache import offset_on, put_offset, tokens_in
@@ -16,15 +15,18 @@ class _Thread(threading.local):
     """What belongs to one thread.
 
     Attributes:
-        made: the offset that came with the positions that `generate` has made for the call to come; None: it made none.
+        made: the offset that came with the positions that `generate` has made for the call to come, and whether it made
+            any.
         call: the model's call that runs; None: none.
-        value: its offset; None: no turn of its conversation has told.
+        value: its offset; None: it has none, or no turn of its conversation has told.
+        given: whether positions came that `generate` did not make.
         before: what the model had in front of it.
     """
 
-    made: Tensor | None = None
+    made: tuple[bool, Tensor | None] = (False, None)
     call: CompositeCall | None = None
     value: Tensor | None = None
+    given: bool = False
     before: Tensor | None = None
 
 
@@ -47,20 +49,21 @@ class Offsets:
 
     def before_positions(self, args: tuple, kwargs: dict[str, Any]) -> None:
         """Called when `generate` makes the positions of a prompt."""
-        self._thread.made = None
-        self._give(*continued(args, kwargs))
+        self._thread.made = (False, None)
+        self._give(*continued(args, kwargs), repeats=True)
 
     def after_positions(self, output: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         """Called when it has made them."""
-        self._thread.made = rope_offset(self.composite)
+        self._thread.made = (True, rope_offset(self.composite))
 
     def before_call(self, call: CompositeCall) -> None:
         """Called in front of the module that has the offset."""
-        thread, made = self._thread, self._thread.made
-        thread.made, thread.call, thread.before, thread.value = None, call, rope_offset(self.composite), None
-        if made is not None and call.positions is not None:
-            set_rope_offset(self.composite, made)
-            thread.value = made
+        thread, (made, value) = self._thread, self._thread.made
+        thread.made, thread.call, thread.before = (False, None), call, rope_offset(self.composite)
+        thread.given = call.positions is not None and not made
+        if made and call.positions is not None:
+            set_rope_offset(self.composite, value)
+            thread.value = value
         else:
             thread.value = self._give(call.cache, call.rows)
 
@@ -87,11 +90,14 @@ class Offsets:
         cache = call.cache if filled is None else filled
         if cache is None:
             return
-        if value is None or (begins and call.positions is not None):
-            value = self._told(call, cache, rows) if begins else value
-        if value is None:
+        if begins and self._thread.given:
+            told, value = self._told(call, cache, rows)
+            if not told:
+                return
+        elif value is None and not begins:
             return
-        if 0 < len(value) < rows and rows % len(value) == 0:  # beams and several returned sequences share theirs
+        repeated = value is not None and 0 < len(value) < rows and rows % len(value) == 0
+        if value is not None and repeated:  # beams and several returned sequences share theirs
             value = value.repeat_interleave(rows // len(value), dim=0)
         put_offset(cache, value)
 
@@ -104,32 +110,38 @@ class Offsets:
 
     # ---------------------------------------------------------------- what is known of a cache
 
-    def _give(self, cache: Any, rows: int) -> Tensor | None:
+    def _give(self, cache: Any, rows: int, repeats: bool = False) -> Tensor | None:
         """Give the model the offset of what a cache holds: none, where that is nothing."""
         value = None
         if cache is not None and tokens_in(cache):
-            value = self._of(cache, rows)
-            if value is None:
+            known, value = self._of(cache, rows, repeats)
+            if not known:
                 return None  # nobody knows better than the model
         set_rope_offset(self.composite, value)
         return value
 
-    def _of(self, cache: Any, rows: int) -> Tensor | None:
-        """The offset of each of `rows`, or of so many of them that transformers repeats it by itself."""
-        known, first = offset_on(cache), self._first
-        if known is None and first is not None and rows % len(first) == 0:
-            return first
-        if known is not None and len(known) > rows and len(known) % rows == 0:
-            return known[:: len(known) // rows]  # `generate` repeats the rows later
-        return known
+    def _of(self, cache: Any, rows: int, repeats: bool) -> tuple[bool, Tensor | None]:
+        """Whether the offset is known, and that of each of `rows`, or of so many that transformers repeats it.
 
-    def _told(self, call: CompositeCall, cache: Any, rows: int) -> Tensor:
-        """LongTensor [B, 1]: by how much given positions are ahead of the number of tokens; 0 where none are given."""
+        Args:
+            cache: whose.
+            rows: of the batch.
+            repeats: whether the rows are repeated later, as `generate` does for beams.
+        """
+        (known, value), first = offset_on(cache), self._first
+        if not known and first is not None and rows % len(first) == 0:
+            return True, first
+        if repeats and value is not None and len(value) > rows and len(value) % rows == 0:
+            return True, value[:: len(value) // rows]
+        return known, value
+
+    def _told(self, call: CompositeCall, cache: Any, rows: int) -> tuple[bool, Tensor | None]:
+        """Whether positions and mask of a call tell its offset, and that [B, 1]: by how much they are ahead."""
         positions, mask = call.positions, call.mask
-        if positions is None:
-            return torch.zeros(rows, 1, dtype=torch.long, device=next(self.composite.parameters()).device)
+        if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
+            return False, None  # what is padding there is not known
         axes = positions[-3:] if positions.dim() == 3 else positions[None]  # in front there may be the text's own
         newest = axes.amax(dim=(0, 2))[:, None].expand(rows, 1)
-        if isinstance(mask, Tensor) and mask.dim() == 2:
-            return newest + 1 - mask.sum(dim=1, keepdim=True).to(newest.device)
-        return newest + 1 - tokens_in(cache)
+        if mask is not None:
+            return True, newest + 1 - mask.sum(dim=1, keepdim=True).to(newest.device)
+        return True, newest + 1 - tokens_in(cache)

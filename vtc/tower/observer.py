@@ -109,9 +109,10 @@ class Observer(Stays):
         Raises:
             ValueError: the prompt comes in chunks.
         """
+        earlier = {} if self.prompt.open else self.prompt.features
         self._thread.prompt = Prompt()
         prompt = self._thread.prompt = self.of(call)
-        prompt.open = True
+        prompt.open, prompt.earlier = True, earlier
         if around is not None and around.shows and not prompt.shows:
             outer = self.of(around)
             prompt.shows, prompt.asked, prompt.features = True, outer.asked, outer.features

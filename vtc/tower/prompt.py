@@ -27,6 +27,7 @@ class Prompt:
         asked: BoolTensor [B, L] on the host: placeholders among the ids, of a call that shows; None where unknown.
         placeholders: (kind, BoolTensor [B, L]) of each visual input that was put into the sequence.
         features: kind -> the call that made the features.
+        earlier: the same of features that were made in front of this call, for it or not.
         early: copies on the host of the call's ids, masks and grids.
     """
 
@@ -41,6 +42,7 @@ class Prompt:
     asked: Tensor | None = None
     placeholders: list[tuple[str, Tensor]] = field(default_factory=list)
     features: dict[str, Features] = field(default_factory=dict)
+    earlier: dict[str, Features] = field(default_factory=dict)
     early: EarlyCopies = field(default_factory=EarlyCopies)
 
     def lost(self, layout: Layout, fresh: bool) -> bool:

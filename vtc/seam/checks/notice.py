@@ -58,7 +58,8 @@ class Notices:
         Raises:
             RuntimeError: its vision tower ran shortened, so that what it computed is wrong.
         """
-        if any(features.tower is not None and features.tower.moved for features in prompt.features.values()):
+        made = (*prompt.features.values(), *prompt.earlier.values())
+        if any(features.tower is not None and features.tower.moved for features in made):
             raise RuntimeError(
                 f"vtc: {self.composition.parts.family}'s vision tower was shortened, and {why}, so the decoder got "
                 "features with holes in them; run `vtc doctor`, or call vtc.unpatch"
