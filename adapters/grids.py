@@ -1,6 +1,7 @@
 """The grid behind the tokens of a picture: told by the call, or by the config where pictures have one size."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -88,19 +89,19 @@ def _pair(value: Any) -> tuple[int, int] | None:
     return None
 
 
-def tile_grids(config: Any, cell: int, tokens: int) -> tuple[Grid, ...] | None:
+def tile_grids(config: Any, cell: Callable[[int], int], tokens: int) -> tuple[Grid, ...] | None:
     """Grids for tiles that stand one behind the other, each a picture of the size that a config names.
 
     Args:
         config: of the model.
-        cell: patches that make a token.
+        cell: tells how many of a tile's patches make a token.
         tokens: of all tiles.
 
     Returns:
         None where they are not so many whole tiles.
     """
     patches = math.prod(config_sides(config))
-    tile = config_grid(config, patches // cell)
+    tile = config_grid(config, patches // cell(patches))
     if tile is None or not tokens or tokens % len(tile):
         return None
     count = tokens // len(tile)

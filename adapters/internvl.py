@@ -1,11 +1,10 @@
 """InternVL: the tiles of one image stand in one unbroken run of placeholders."""
 
-import math
 from typing import Any, ClassVar
 
 from vtc.adapters.cells import runs_by_row
 from vtc.adapters.generic import Adapter
-from vtc.adapters.grids import config_sides, tile_grids
+from vtc.adapters.grids import tile_grids
 from vtc.model.layout import Grid
 from vtc.tower.features import Features
 
@@ -19,9 +18,7 @@ class InternVLAdapter(Adapter):
 
     def grids(self, features: Features, index: int, tokens: int) -> tuple[Grid, ...]:
         """A grid for each tile."""
-        config = self.parts.composite.config
-        found = tile_grids(config, self.cell(math.prod(config_sides(config))), tokens)
-        return found or self.unknown_grid(features, tokens)
+        return tile_grids(self.parts.composite.config, self.cell, tokens) or self.unknown_grid(features, tokens)
 
     def token_counts(self, features: Features, shape: tuple[int, int]) -> list[int]:
         """Lengths of the runs of placeholders in the prompt."""

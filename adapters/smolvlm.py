@@ -1,6 +1,5 @@
 """SmolVLM and Idefics3: the tiles of a picture stand one behind the other, with marks between them."""
 
-import math
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from vtc.adapters.cells import runs
 from vtc.adapters.generic import Adapter
-from vtc.adapters.grids import config_sides, tile_grids
+from vtc.adapters.grids import tile_grids
 from vtc.calls.composite import MERGING, PLACEHOLDERS
 from vtc.model.layout import Grid, Layout, UnknownGrid
 from vtc.tower.features import Features
@@ -41,13 +40,11 @@ class SmolVLMAdapter(Adapter):
     def layout(self, prompt: Prompt, shape: tuple[int, int]) -> Layout:
         """Pictures of a call, with a grid for each tile."""
         layout = super().layout(prompt, shape)
-        return replace(layout, images=tuple(replace(i, grids=tiles(i.positions)) for i in layout.images))
+        return replace(layout, images=tuple(replace(i, grids=tiles(i.positions, self.family)) for i in layout.images))
 
     def grids(self, features: Features, index: int, tokens: int) -> tuple[Grid, ...]:
         """A square for each tile: all are of one size."""
-        config = self._composite.config
-        found = tile_grids(config, self.cell(math.prod(config_sides(config))), tokens)
-        return found or self.unknown_grid(features, tokens)
+        return tile_grids(self._composite.config, self.cell, tokens) or self.unknown_grid(features, tokens)
 
     def _split(self, mask: Tensor, features: Features, ids: Tensor | None) -> list[tuple[int, Tensor]]:
         """The pictures of each row, told by the ids; else its tiles."""
@@ -117,7 +114,7 @@ def _is_cut(tiles: int, breaks: list[int]) -> bool:
     return len(lines) == 1 and breaks[-1] == tiles - 1
 
 
-def tiles(places: Tensor) -> tuple[Grid, ...]:
+def tiles(places: Tensor, family: str) -> tuple[Grid, ...]:
     """A grid for each tile of a picture with tokens at `places` [N]; the last of several is the view of the whole."""
     grids: list[Grid] = []
     found = runs(places)
@@ -127,7 +124,7 @@ def tiles(places: Tensor) -> tuple[Grid, ...]:
         square = (
             Grid(0, 1, side, side, kind=kind)
             if side * side == len(tile)
-            else UnknownGrid.of(len(tile), "smolvlm", "image")
+            else UnknownGrid.of(len(tile), family, "image")
         )
         grids.append(square.moved(sum(map(len, grids))))
     return tuple(grids)

@@ -44,7 +44,7 @@ class UnmappedAdapter(Adapter):
         if self.family in self._resampled:
             return self.unknown_grid(features, tokens)
         ratio = getattr(getattr(config, "vision_config", None), "pixel_shuffle_ratio", None)
-        tiles = tile_grids(config, round(1 / ratio**2), tokens) if ratio else None
+        tiles = tile_grids(config, lambda _: round(1 / ratio**2), tokens) if ratio else None
         return tiles or super().grids(features, index, tokens)
 
     def __init__(self, model: nn.Module):

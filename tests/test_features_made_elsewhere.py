@@ -5,12 +5,12 @@ Right is what the same patch keeps of the same pictures, given as pixels to a mo
 
 import copy
 import inspect
-import io
 import tempfile
 
 import pytest
 import torch
 from contract import EVERY, model_of
+from copies import by_torch
 from covering import product
 from families import Row, scenario
 from transformers import AutoModelForImageTextToText
@@ -36,13 +36,6 @@ TOWER = ("hiprune:keep=0.5", "visionzip:keep=0.5", "tome:keep=0.5")
 SIZED = ("llava_next", "mistral3")
 
 
-def saved(output):
-    file = io.BytesIO()
-    torch.save(output, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
 def rebuilt(output):
     """As accelerate's hooks send it from device to device."""
     return type(output)(**dict(output.items()))
@@ -59,7 +52,7 @@ def moved(output):
     return type(output)(**{name: move(value) for name, value in output.items()})
 
 
-WAYS = {"saved": saved, "copied": copy.deepcopy, "rebuilt": rebuilt, "moved": moved}
+WAYS = {"saved": by_torch, "copied": copy.deepcopy, "rebuilt": rebuilt, "moved": moved}
 
 
 def kept(model):

@@ -1,7 +1,6 @@
 """A compressed cache that was saved, copied or taken apart: it is the same again, or it is refused."""
 
 import copy
-import io
 import pickle
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import sys
 import pytest
 import torch
 from contract import batch
+from copies import by_pickle, by_torch
 from covering import product
 from transformers import DynamicCache
 
@@ -31,17 +31,6 @@ def prefilled(family, inputs, model):
     if family.startswith("qwen"):
         step["position_ids"] = torch.full((3, 1, 1), length)
     return cache, step
-
-
-def by_torch(cache):
-    file = io.BytesIO()
-    torch.save(cache, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-def by_pickle(cache):
-    return pickle.loads(pickle.dumps(cache))
 
 
 def rebuilt(cache):

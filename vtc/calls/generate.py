@@ -41,7 +41,7 @@ def inputs_given(output: Any) -> Tensor | None:
 def encoded_ahead(args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """What the model will be called with, as far as a call of `ENCODING_AHEAD` was told."""
     given = args[1] if len(args) > 1 else kwargs.get(_ARGUMENTS)
-    return dict(given) if isinstance(given, dict) else {}
+    return given if isinstance(given, dict) else {}
 
 
 def new_ids(args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
@@ -60,5 +60,5 @@ def continued(args: tuple, kwargs: dict[str, Any]) -> tuple[Any, int]:
 
 def _prompt_and_cache(args: tuple, kwargs: dict[str, Any]) -> tuple[Any, Any]:
     prompt = args[0] if args else kwargs.get(_PROMPT)
-    given = (args[1] if len(args) > 1 else kwargs.get(_ARGUMENTS)) or {}
+    given = encoded_ahead(args, kwargs)
     return prompt, next((given[name] for name in _CACHES if given.get(name) is not None), None)

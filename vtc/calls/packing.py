@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from vtc.calls.roles import Key
+from vtc.ops.cut import shown_by
 
 _BOUNDS = re.compile(r"^cu_?seq")  # cu_seq_lens_q, cu_seq_lens_k
 _LONGEST = re.compile(r"^max_?(seq_?)?len")  # max_length_q, max_length_k
 _WANTED = frozenset({"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"})
-_HIDDEN = -1e3  # numbers below are added to logits in order to hide a key
 
 
 def is_bound(name: str) -> bool:
@@ -88,7 +88,7 @@ def samples_by_masks(masks: Any, length: int) -> Tensor | None:
     place = torch.arange(length, dtype=torch.int32, device=each[0].device)
     firsts, lasts = [], []
     for mask in each:
-        shown = (mask > _HIDDEN if mask.is_floating_point() else mask != 0).any(dim=1)[..., -length:]
+        shown = shown_by(mask).any(dim=1)[..., -length:]
         shown = shown & ~shown.all(dim=-1, keepdim=True)  # padding that sees everything links nothing
         firsts.append(torch.where(shown, place, length).amin(dim=-1).minimum(place))
         lasts.append(torch.where(shown, place, -1).amax(dim=-1).maximum(place))

@@ -123,6 +123,10 @@ class Prune(Method, ABC):
         """Tokens left after the `stage`-th layer of the schedule, of `present` that reached the first."""
         return self.count(present)
 
+    def left_at(self, stage: int, reached: int, there: int) -> int:
+        """The same of a row of which `there` are still there, as other prunes may have left of those that reached."""
+        return min(self.count_at(stage, reached), there) if reached else 0
+
     def watch(self, num_layers: int) -> Watch:
         """What is to be observed."""
         return Watch()

@@ -37,6 +37,9 @@ class Offsets:
 
     Args:
         composite: the module that has it.
+
+    Attributes:
+        needed: whether it has any; else no call is looked at.
     """
 
     def __init__(self, composite: nn.Module):
@@ -58,6 +61,8 @@ class Offsets:
 
     def before_call(self, call: CompositeCall) -> None:
         """Called in front of the module that has the offset."""
+        if not self.needed:
+            return
         thread, (made, value) = self._thread, self._thread.made
         thread.made, thread.call, thread.before = (False, None), call, rope_offset(self.composite)
         thread.given = call.positions is not None and not made

@@ -168,7 +168,7 @@ class Planner:
             if layer in composition.prune_at:
                 prune, stage = composition.prune_at[layer]
                 first = reached.setdefault(id(prune), alive)
-                here = min(prune.count_at(stage, first), alive) if first else 0
+                here = prune.left_at(stage, first, alive)
                 alive = alive if prune.returns else here
             tokens.append(here)
         return tokens

@@ -168,8 +168,7 @@ class Seam(Stays):
     # ---------------------------------------------------------------- hooks
 
     def _before_model(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        call = CompositeCall(args, kwargs, module)
-        self._thread.given = call
+        self._thread.given = CompositeCall(args, kwargs, module)
 
     def _after_model(self, module: nn.Module, args: tuple, output: Any) -> None:
         call, self._thread.given = getattr(self._thread, "given", None), None
@@ -182,14 +181,12 @@ class Seam(Stays):
         around, self._thread.given = getattr(self._thread, "given", None), None
         call = CompositeCall(args, kwargs, module)
         self.observer.before_composite(call, around)
-        if self._offsets.needed:
-            self._offsets.before_call(call)
+        self._offsets.before_call(call)
 
     def _after_composite(self, module: nn.Module, args: tuple, output: Any) -> None:
         prompt, self._thread.running = self.observer.prompt, None
         self.observer.after_composite()
-        if self._offsets.needed:
-            self._offsets.after_call()
+        self._offsets.after_call()
         if output is not None and prompt.shows and not prompt.entered:
             self._tell_unseen(prompt, f"its {type(self.composition.parts.decoder).__name__} was not called as a module")
 
@@ -207,8 +204,7 @@ class Seam(Stays):
             if conversation_of(call.cache) is not None:
                 raise ValueError("call the whole model, not its decoder, to go on with a compressed cache")
             return None
-        if self._offsets.needed:
-            self._offsets.before_decoder()
+        self._offsets.before_decoder()
         self._keys_seen.check(call.cache)
         running = ForwardPass(self.composition, prompt, self._lease, self.ending)
         call = running.enter(call)
@@ -231,8 +227,7 @@ class Seam(Stays):
             explain(sys.exc_info()[1], self.composition.spec, running.arrival)
             return None
         output = running.leave(output)
-        if self._offsets.needed:
-            self._offsets.keep(output, running.layout.shape[0], running.fresh or bool(running.layout.images))
+        self._offsets.keep(output, running.layout.shape[0], running.fresh or bool(running.layout.images))
         if running.layers is not None and running.layers.has_images:
             self._keys_seen.note(Output(output).cache)
         self._publish(running)

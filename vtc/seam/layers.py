@@ -208,7 +208,7 @@ class Layers:
             return left
         stage = self.composition.prune_at[self._layer][1]
         reached = self._reached.setdefault(id(prune), left)
-        return [min(prune.count_at(stage, n), there) if n else 0 for n, there in zip(reached, left)]
+        return [prune.left_at(stage, n, there) for n, there in zip(reached, left)]
 
     def _decide(self, prune: Prune, before: Segment, hidden: Tensor, counts: list[int], call: LayerCall) -> Decision:
         unheard = {layer for layer in self.composition.watch(prune).attention if layer < self._layer} - self.heard

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from vtc.calls.decoder import LayerCall
+from vtc.ops.cut import shown_by
 from vtc.seam.composition import Composition
 
-_HIDDEN = -1e3  # numbers below are added to logits in order to hide a key
 _WAY_OUT = "run `vtc doctor` to see what this release of transformers does otherwise, or call vtc.unpatch"
 
 
@@ -146,7 +146,7 @@ def _fits(mask: Tensor, alive: Tensor, windowed: bool) -> bool:
         windowed: whether it may hide what is far behind.
     """
     last = (mask if mask.dim() == 2 else mask[:, 0, -1]).expand(len(alive), -1)
-    shown = last > _HIDDEN if last.is_floating_point() else last != 0
+    shown = shown_by(last)
     width = min(shown.shape[1], alive.shape[1])
     shown, alive = shown[:, -width:], alive[:, -width:]
     shown, alive = shown[alive[:, -1]], alive[alive[:, -1]]  # else the last query is padding itself

@@ -77,6 +77,6 @@ def _lengths(layers: Layers) -> Iterator[list[int] | None]:
                 here = counts if len(counts) == 1 else None
             else:
                 present = reached.setdefault(id(prune), counts)
-                here = [min(prune.count_at(stage, n), there) if n else 0 for n, there in zip(present, counts)]
+                here = [prune.left_at(stage, n, there) for n, there in zip(present, counts)]
             counts = counts if prune.returns else here
         yield None if here is None else [text + n for text, n in zip(layers.text_counts, here)]
