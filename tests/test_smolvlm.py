@@ -245,4 +245,4 @@ def test_lines_of_unequal_length_count_by_the_tile():
 
 def test_no_placeholders_no_pictures():
     assert pictures(torch.empty(0, dtype=torch.long), [1, 2, 3]) == []
-    assert not tiles(torch.arange(3, 9))[0].known  # no square
+    assert not tiles(torch.arange(3, 9), "smolvlm")[0].known  # no square
