@@ -33,7 +33,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 test: $(VENV)/.done $(VENV)/.llava $(VENV)/.emulator
 	$(PYTEST) tests
 
-# Every cell of the products: about 50 minutes on two cores, where `make test` takes 10.
+# Every cell of the products: several times as long as `make test`, which takes 15 minutes on two cores.
 test-all: $(VENV)/.done $(VENV)/.llava $(VENV)/.emulator
 	$(PYTEST) --all tests
 

@@ -191,3 +191,20 @@ def test_an_offloaded_model_keeps_the_same(family, tmp_path):
                 assert kept(model) == right
                 again = model.generate(**inputs, max_new_tokens=2, do_sample=False)
                 assert kept(model) == right and torch.equal(again, tokens)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "glm4v"])
+@pytest.mark.parametrize("spec", ["stride:keep=0.5", "pool:keep=0.25"])
+def test_a_call_that_tells_another_grid_than_the_features_were_made_with_is_believed(family, spec):
+    """As many tokens in other rows and columns: what is kept is what is kept of a picture that lies so."""
+    model = model_of(family)
+    wide, tall = (EVERY[family].inputs(model, [Row((size,), 2)]) for size in ((8, 12), (12, 8)))
+    with vtc.patched(model, spec):
+        model(**wide)
+        of_wide = kept(model)
+        model(**tall)
+        right = kept(model)
+        assert right != of_wide
+        made = model.model.get_image_features(wide["pixel_values"], wide["image_grid_thw"], return_dict=True)
+        model(**{name: value for name, value in tall.items() if name != "pixel_values"}, **{AHEAD: {"image": made}})
+        assert kept(model) == right

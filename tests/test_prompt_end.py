@@ -231,11 +231,14 @@ def test_selectors_that_read_no_text_do_not_ask():
 
 
 def test_a_selector_reads_the_question_and_not_the_answer():
-    model, inputs = model_of("llava"), EVERY["llava"].inputs(model_of("llava"), [Row(((4, 4),), 2)])
+    family, model = EVERY["internvl"], model_of("internvl")
+    inputs = family.inputs(model, [Row((family.sizes[1],), 2)])
     with vtc.patched(model, "recoverable:keep=0.5"):
         wanted = greedy(model, inputs, 8)
         chosen = kept(model)
         for answer in ([60, 61, 62], [100] * 12):
+            model(**answered(inputs, [answer]))
+            assert kept(model) != chosen  # where nobody tells, it is read with the question
             with vtc.prompt_length(model, inputs["input_ids"].shape[1]):
                 model(**answered(inputs, [answer]))
             assert kept(model) == chosen
@@ -244,8 +247,8 @@ def test_a_selector_reads_the_question_and_not_the_answer():
 
 
 def test_in_packed_rows_labels_tell_where_each_samples_question_ends():
-    family, model = EVERY["llava"], model_of("llava")
-    prompts = [family.inputs(model, [Row(((4, 4),), index)]) for index in (2, 11)]
+    family, model = EVERY["internvl"], model_of("internvl")
+    prompts = [family.inputs(model, [Row((family.sizes[1],), index)]) for index in (2, 11)]
     ids = [torch.cat([x["input_ids"], torch.tensor([answer])], dim=1) for x, answer in zip(prompts, ANSWERS)]
     positions = [torch.arange(row.shape[1])[None] for row in ids]
     labels = [row.clone() for row in ids]
@@ -256,21 +259,19 @@ def test_in_packed_rows_labels_tell_where_each_samples_question_ends():
         for prompt in prompts:
             model(**prompt)
             wanted += kept(model)
-        output = model(
-            input_ids=torch.cat(ids, dim=1),
-            position_ids=torch.cat(positions, dim=1),
-            pixel_values=torch.cat([prompt["pixel_values"] for prompt in prompts]),
-            labels=torch.cat(labels, dim=1),
-            use_cache=False,
-        )
+        packed = {
+            "input_ids": torch.cat(ids, dim=1),
+            "position_ids": torch.cat(positions, dim=1),
+            "pixel_values": torch.cat([prompt["pixel_values"] for prompt in prompts]),
+            "labels": torch.cat(labels, dim=1),
+            "use_cache": False,
+        }
+        output = model(**packed)
         assert kept(model) == wanted and output.loss.isfinite()
+        model(**{name: value for name, value in packed.items() if name != "labels"})
+        assert kept(model) != wanted
         with pytest.raises(ValueError, match="several samples"), vtc.prompt_length(model, 30):
-            model(
-                input_ids=torch.cat(ids, dim=1),
-                position_ids=torch.cat(positions, dim=1),
-                pixel_values=torch.cat([prompt["pixel_values"] for prompt in prompts]),
-                use_cache=False,
-            )
+            model(**packed)
 
 
 # ---------------------------------------------------------------- bad input
