@@ -195,16 +195,18 @@ def test_a_padded_chat_of_text_in_a_static_cache_equals_the_untouched_models(fam
     given = {name: given[name] for name in ("input_ids", "attention_mask")}
     more = {"max_new_tokens": 3, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
 
-    def chat():
+    def chat(between=lambda: None):
         cache = StaticCache(config=config, max_cache_len=80)
         out = fresh(model).generate(**given, **{CACHE: cache}, **more)
+        between()
         ids = torch.cat([out.sequences, torch.tensor([[40, 51, 62]] * 2)], dim=1)
         mask = torch.nn.functional.pad(given["attention_mask"], (0, 6), value=1)
         return torch.stack(model.generate(ids, attention_mask=mask, **{CACHE: Output(out).cache}, **more).logits)
 
     plain = chat()
-    with vtc.patched(model, spec):
+    with vtc.patched(fresh(model), spec):
         assert torch.equal(chat(), plain)
+        assert torch.equal(chat(between=Chat(family, rows_of(family, "two")).turn), plain)
 
 
 @pytest.mark.parametrize("family", TURNING)
