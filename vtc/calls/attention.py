@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 #: In a config, what names the implementation, and where it is kept.
 IMPLEMENTATION, _KEPT = "_attn_implementation", "_attn_implementation_internal"
+_HIDDEN = -1e3  # numbers below are added to logits in order to hide a key
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ def settings(module: nn.Module, width: int, kwargs: dict[str, Any]) -> Settings:
         window=_own(module, kwargs, "sliding_window", "sliding_window"),
         softcap=_own(module, kwargs, "softcap", "attn_logit_softcapping"),
     )
+
+
+def shown_by(mask: Tensor) -> Tensor:
+    """BoolTensor: what an attention mask (bool or whole numbers: not 0; real numbers: added to logits) lets through."""
+    return mask > _HIDDEN if mask.is_floating_point() else mask != 0
 
 
 def _own(module: nn.Module, kwargs: dict[str, Any], name: str, *attributes: str) -> Any:

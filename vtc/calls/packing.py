@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtc.calls.attention import shown_by
 from vtc.calls.roles import Key
-from vtc.ops.cut import shown_by
 
 _BOUNDS = re.compile(r"^cu_?seq")  # cu_seq_lens_q, cu_seq_lens_k
 _LONGEST = re.compile(r"^max_?(seq_?)?len")  # max_length_q, max_length_k

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from vtc import ops
 
-_HIDDEN = -1e3  # numbers below are added to logits in order to hide a key
-
 
 @dataclass(frozen=True)
 class Cut:
@@ -126,11 +124,6 @@ def token_dim(value: Tensor, batch: int, length: int) -> int | None:
         if value.shape[dim] == length and value.shape[dim - 1] in (batch, 1):
             return dim
     return None
-
-
-def shown_by(mask: Tensor) -> Tensor:
-    """BoolTensor: what an attention mask (bool or whole numbers: not 0; real numbers: added to logits) lets through."""
-    return mask > _HIDDEN if mask.is_floating_point() else mask != 0
 
 
 def cut_mask(mask: Tensor, rows: Cut | None, columns: Tensor, visible: Tensor | None) -> Tensor:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vtc.calls.attention import shown_by
 from vtc.calls.decoder import LayerCall
-from vtc.ops.cut import shown_by
 from vtc.seam.composition import Composition
 
 _WAY_OUT = "run `vtc doctor` to see what this release of transformers does otherwise, or call vtc.unpatch"
