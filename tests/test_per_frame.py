@@ -58,7 +58,7 @@ def frame_of(visual, frame):
         place = torch.full((len(inside),), -1)
         place[alone.tokens().flatten()] = torch.arange(grid.h * grid.w)
         crops = Crops(torch.where(place < 0, -1, 0), place, 1, (grid.h, grid.w))
-    changes = {"grids": (alone,), "separators": visual.separators[inside], "ordinals": (frame,), "crops": crops}
+    changes = {"grids": (alone,), "separators": visual.separators[inside], "crops": crops}
     return inside, dataclasses.replace(visual, features=visual.features[:, inside], **changes, **of_tower)
 
 
@@ -185,7 +185,7 @@ def test_units_of_a_layout():
         (Grid(0, 1, 1, 2, kind="thumbnail"), Grid(2, 1, 1, 1, row_end=1, kind="tiles")),
     )
     video = VisualInput(0, "video", torch.arange(3, 8), grids[0])
-    image = VisualInput(0, "image", torch.arange(10, 14), grids[1], ordinal=1)
+    image = VisualInput(0, "image", torch.arange(10, 14), grids[1])
     other = VisualInput(1, "image", torch.arange(4), (Grid(0, 1, 2, 2),))
     layout = Layout((2, 20), (video, image, other))
     assert [unit.positions.tolist() for unit in units(layout, "input")] == [
@@ -197,7 +197,7 @@ def test_units_of_a_layout():
     assert (first.positions.tolist(), last.positions.tolist()) == ([3, 4], [5, 6, 7])
     assert (first.grids, last.grids) == ((Grid(0, 1, 1, 2),), (Grid(0, 1, 1, 2, end=1),))
     assert last.separators.tolist() == [False, False, True]
-    assert [unit.ordinal for unit in (first, last, whole, alone)] == [0, 1, 2, 0]
+    assert [unit.row for unit in (first, last, whole, alone)] == [0, 0, 0, 1]
     row, alone = units(layout, "row")
     assert row.positions.tolist() == [3, 4, 5, 6, 7, 10, 11, 12, 13] and row.images == (0, 1)
     assert [grid.start for grid in row.grids] == [0, 5, 7]

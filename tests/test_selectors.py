@@ -92,7 +92,6 @@ def visual_tokens(
         features=rows_of(kind, images, tokens, 5, 1000 * seed),
         grids=grids,
         separators=separators,
-        ordinals=tuple(range(images)),
         received={1: score[0], 3: score[1]},
         keys={3: keys.unflatten(2, (2, 4))},
         crops=crops,
@@ -130,7 +129,7 @@ def one(visual: VisualTokens, index: int) -> VisualTokens:
         cls = None if projection.cls is None else projection.cls[alone]
         projection = Projection(projection.rows[alone], cls, projection.apply)
     return replace(
-        visual, features=visual.features[alone], ordinals=visual.ordinals[alone], received=cut(visual.received),
+        visual, features=visual.features[alone], received=cut(visual.received),
         cls=cut(visual.cls), keys=cut(visual.keys), observed=cut(visual.observed), projection=projection,
         text=visual.text[alone],
     )  # fmt: skip
@@ -507,9 +506,9 @@ def test_drawing_follows_the_seed_alone_and_the_attention() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(first, method.select(visual, 6).kept)
     assert not torch.equal(first, replace(method, seed=5).select(visual, 6).kept)
-    assert not torch.equal(exponential_noise(9, 0, 0, 0), exponential_noise(9, 0, 0, 1))
+    assert not torch.equal(exponential_noise(9, 0, 0), exponential_noise(9, 0, 1))
     attention = torch.tensor([0.0, 1.0, 3.0])  # the first of a race is drawn in proportion to its attention
-    winners = [int((attention / exponential_noise(3, seed, 0, 0)).argmax()) for seed in range(4000)]
+    winners = [int((attention / exponential_noise(3, seed, 0)).argmax()) for seed in range(4000)]
     shares = torch.tensor(winners).bincount(minlength=3) / 4000
     assert shares[0] == 0 and abs(shares[2] - 0.75) < 0.03
 

@@ -26,7 +26,6 @@ class Unit:
         grids: the blocks that make up the tokens, in order.
         kind: "image" or "video".
         row: row of the batch.
-        ordinal: units of the row before this one.
         positions: LongTensor [N]: places in the row, ascending.
     """
 
@@ -35,7 +34,6 @@ class Unit:
     grids: tuple[Grid, ...]
     kind: str
     row: int
-    ordinal: int
     positions: Tensor
 
     def __len__(self) -> int:
@@ -50,11 +48,11 @@ class Unit:
 def units(layout: Layout, per: str) -> list[Unit]:
     """The units of a call, row by row."""
     whole = [
-        Unit((index,), (None,), image.grids, image.kind, image.row, image.ordinal, image.positions)
+        Unit((index,), (None,), image.grids, image.kind, image.row, image.positions)
         for index, image in enumerate(layout.images)
     ]
     if per == "frame":
-        return _numbered([frame for unit in whole for frame in _frames(unit)], layout)
+        return [frame for unit in whole for frame in _frames(unit)]
     if per == "row":
         rows: dict[tuple[int, int], list[Unit]] = {}
         for unit in whole:
@@ -96,15 +94,4 @@ def _joined(row: Sequence[Unit]) -> Unit:
     images = tuple(index for unit in row for index in unit.images)
     positions = torch.cat([unit.positions for unit in row])
     kind = "video" if alike and grids[0].t > 1 else row[0].kind
-    return Unit(images, (None,) * len(row), tuple(grids), kind, row[0].row, 0, positions)
-
-
-def _numbered(found: list[Unit], layout: Layout) -> list[Unit]:
-    """The units with their place in the row."""
-    counts: dict[tuple[int, int], int] = {}
-    numbered = []
-    for unit in found:
-        owner = layout.sample_of(unit.row, unit.positions)
-        numbered.append(replace(unit, ordinal=counts.get(owner, 0)))
-        counts[owner] = counts.get(owner, 0) + 1
-    return numbered
+    return Unit(images, (None,) * len(row), tuple(grids), kind, row[0].row, positions)

@@ -80,7 +80,6 @@ class VisualTokens:
         grids: the blocks that make up the N tokens.
         separators: BoolTensor [N] on the CPU: newline tokens, and CLS tokens of frames.
         kind: "image" or "video".
-        ordinals: for each of the G images, how many images stand before it in its row.
         packed: whether the survivors will be numbered anew, in the order in which they stand.
         received: tower block from 0 -> Tensor [G, N], mean attention probability that each token receives.
         cls: tower block from 0 -> Tensor [G, N], attention probability from the CLS token, mean over heads.
@@ -98,7 +97,6 @@ class VisualTokens:
     grids: tuple[Grid, ...]
     separators: Tensor
     kind: str = "image"
-    ordinals: tuple[int, ...] = (0,)
     packed: bool = True
     received: Mapping[int, Tensor] = field(default_factory=dict)
     cls: Mapping[int, Tensor] = field(default_factory=dict)

@@ -20,12 +20,13 @@ from vtc.ops.mixing import Mixing
 from vtc.selectors.places import boxes, candidates
 
 
-def random_positions(tokens: int, k: int, seed: int, ordinal: int) -> Tensor:
+def random_positions(tokens: int, k: int, seed: int) -> Tensor:
     """`k` of `tokens` positions, LongTensor [k] in random order; a smaller k gives a prefix.
 
-    They depend on nothing but the arguments: not on the batch, the image, the device or torch's global generator.
+    They depend on nothing but the arguments: not on the batch, the image, its place in a chat, the device or torch's
+    global generator.
     """
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed},{tokens},{ordinal}".encode()))
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed},{tokens},0".encode()))
     return torch.randperm(tokens, generator=generator)[:k]
 
 
@@ -80,8 +81,8 @@ class NoCompression(Selector):
 class Random(Selector):
     """Keep tokens at random.
 
-    The positions are a function of (seed, N, which image of its row it is) alone, so that a row of a batch gets what
-    it gets by itself, and two images of equal size in one row differ.
+    The positions are a function of (seed, N) alone: every image of N tokens keeps the same ones, so that a row of a
+    batch gets what it gets by itself, and an image in a second turn what it gets in one prompt with the first.
 
     Attributes:
         keep: share in (0, 1] or count of the visual tokens of an image.
@@ -97,8 +98,7 @@ class Random(Selector):
 
     def select(self, visual: VisualTokens, k: int) -> Reduction:
         tokens = visual.features.shape[1]
-        picks = [random_positions(tokens, k, self.seed, ordinal) for ordinal in visual.ordinals]
-        return Reduction.of(on(visual.features.device, torch.stack(picks)))
+        return Reduction.of(_for_each(random_positions(tokens, k, self.seed), visual))
 
 
 @register("stride")

@@ -96,9 +96,9 @@ def aggregation_weights(attention: Tensor, target: Tensor, k: int) -> Tensor:
     return torch.where(total > 0, attention / total, 1 / count)
 
 
-def exponential_noise(tokens: int, seed: int, ordinal: int, crop: int) -> Tensor:
+def exponential_noise(tokens: int, seed: int, crop: int) -> Tensor:
     """Exp(1) numbers [tokens], a function of the arguments alone, not of the batch, device or global generator."""
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed},{tokens},{ordinal},{crop}".encode()))
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed},{tokens},0,{crop}".encode()))
     return torch.empty(tokens).exponential_(generator=generator)
 
 
@@ -177,7 +177,7 @@ class TokenCorr(Selector):
         scores = visual.cls or visual.received
         shallow, deep = scores[min(scores)][image], scores[max(scores)][image]
         (keys,) = (key[image].flatten(1) for key in visual.keys.values())
-        local = [self._local(shallow[tokens], visual.ordinals[image], crop) for crop, tokens in enumerate(crops)]
+        local = [self._local(shallow[tokens], crop) for crop, tokens in enumerate(crops)]
         wanted = [self._wanted(keys[tokens]) for tokens in crops]
         if self.adaptive:
             counts = [union_count(deep[t], score, n) for t, score, n in zip(crops, local, wanted, strict=True)]
@@ -196,10 +196,10 @@ class TokenCorr(Selector):
         target = torch.searchsorted(kept, centre)
         return kept, source, target, aggregation_weights(deep[source], target, len(kept))
 
-    def _local(self, shallow: Tensor, ordinal: int, crop: int) -> Tensor:
+    def _local(self, shallow: Tensor, crop: int) -> Tensor:
         if not self.sample:
             return shallow
-        noise = on(shallow.device, exponential_noise(len(shallow), self.seed, ordinal, crop))
+        noise = on(shallow.device, exponential_noise(len(shallow), self.seed, crop))
         return as_float(shallow) / noise
 
     def _wanted(self, keys: Tensor) -> int:

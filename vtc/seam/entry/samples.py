@@ -35,14 +35,7 @@ def by_samples(composition: Composition, call: DecoderCall, prompt: Prompt, layo
     samples = _found(composition, call, prompt, layout) if layout.images else None
     if samples is None or not bool(samples.any()):
         return layout
-    apart = replace(layout, samples=samples)
-    counts: dict[tuple[int, int], int] = {}
-    images = []
-    for image in layout.images:
-        owner = apart.sample_of(image.row, image.positions)
-        images.append(replace(image, ordinal=counts.get(owner, 0)))
-        counts[owner] = counts.get(owner, 0) + 1
-    return replace(apart, images=tuple(images))
+    return replace(layout, samples=samples)
 
 
 def _found(composition: Composition, call: DecoderCall, prompt: Prompt, layout: Layout) -> Tensor | None:

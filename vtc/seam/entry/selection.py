@@ -112,7 +112,6 @@ def select(
             grids=grids,
             separators=members[0].separators,
             kind=kind,
-            ordinals=tuple(unit.ordinal for unit in members),
             packed=packed,
             received=seen.scores("received", embeds.device),
             cls=seen.scores("cls", embeds.device),
