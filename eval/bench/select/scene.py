@@ -121,7 +121,7 @@ class Scene:
     @property
     def unit(self) -> Unit:
         """All tokens, as what one decision is about."""
-        return Unit((0,), (None,), self.grids, self.kind, 0, 0, torch.arange(BEFORE, BEFORE + self.tokens))
+        return Unit((0,), (None,), self.grids, self.kind, 0, torch.arange(BEFORE, BEFORE + self.tokens))
 
     # ---------------------------------------------------------------- what a selector sees
 
