@@ -2,8 +2,8 @@
 
 The folders of a checkout are not the packages (`package-dir` in pyproject.toml), so mkdocstrings reads them under
 `build/documented`, where they are laid out as they are installed. A page that begins with `<!-- include: FILE -->` is
-that file of the repository, so that nothing stands twice; `<!-- reference: FOLDER -->` is the reference of what
-`vtc/__init__.pyi` takes from that folder; and a folder in the navigation stands for its pages.
+that file of the repository, so that nothing stands twice; `<!-- reference: FOLDER -->` is the reference of what is
+public in it; and a folder in the navigation stands for its pages.
 """
 
 import ast
@@ -39,7 +39,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Put in the place of a marker what it stands for."""
     if (found := _INCLUDE.match(markdown)) is not None:
         return included(found[1], page.file.src_uri, {file.src_uri for file in files}, Path(config.docs_dir))
-    return _REFERENCE.sub(lambda found: "\n\n".join(f"::: vtc.{name}" for name in names_of(found[1])), markdown)
+    return _REFERENCE.sub(lambda found: "\n\n".join(f"::: {name}" for name in names_of(found[1])), markdown)
 
 
 def lay_out(folder: Path) -> None:
@@ -56,10 +56,14 @@ def lay_out(folder: Path) -> None:
 
 
 def names_of(folder: str) -> Iterator[str]:
-    """Public names of vtc that live in a folder, such as "selectors"."""
+    """Full names of what is public in a folder, such as "selectors"; of "adapters" what the entry points name."""
+    if folder == "adapters":
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        named = [path.replace(":", ".") for path in project["entry-points"]["vtc.adapters"].values()]
+        yield from (path for path in named if path != "vtc.adapters.generic.Adapter")
     for row in ast.parse((ROOT / "vtc" / "__init__.pyi").read_text(encoding="utf-8")).body:
         if isinstance(row, ast.ImportFrom) and f"{row.module}.".startswith(f"vtc.{folder}."):
-            yield from (alias.name for alias in row.names)
+            yield from (f"vtc.{alias.name}" for alias in row.names)
 
 
 def included(file: str, page: str, pages: set[str], docs: Path) -> str:
