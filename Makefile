@@ -15,7 +15,7 @@ COMPOSED ?= divprune:keep=0.5+pyramiddrop:keep=0.25 hiprune:keep=0.25+fastv:laye
 VIDEO_LIMIT ?= 12
 VIDEO_METHODS ?= none,random,frame_stride,pool,divprune,evs,holitom,fastv
 
-.PHONY: run demo test test-all test-part test-versions mutants test-gpu test-lmms bench lint clean
+.PHONY: run demo test test-all test-part test-versions mutants test-gpu test-lmms bench lint docs clean
 
 run: $(VENV)/.done
 	$(BIN)/vtc eval --model embedded --methods $(METHODS) \
@@ -80,10 +80,14 @@ lint: $(VENV)/.done
 	cd build/installed && PYTHONPATH=. $(abspath $(BIN))/lint-imports ../../pyproject.toml
 	cd build/installed && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml -p vtc
 
+# The documentation, strictly: a warning is an error. It is read from build/site/index.html, without a server.
+docs: $(VENV)/.done
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
 $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vtc needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[eval,video,demo,ray,test,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[eval,video,demo,ray,test,dev,docs]"
 	touch $@
 
 # The original LLaVA package, which tests patch, without its pins: they ask for a torch and a transformers of 2023.

@@ -16,7 +16,7 @@ _CHUNK = 256
 class Patches:
     """G sequences (crops, images) of the tower at one block: U units of `cell` patches each, maybe behind a CLS.
 
-    The tower's rows are [CLS if there is one][unit 0's patches][unit 1's patches]…, P = prefix + U · cell in all.
+    The tower's rows are CLS, if there is one, then unit 0's patches, unit 1's and so on: P = prefix + U · cell in all.
 
     Attributes:
         block: index of the tower block from 0.
