@@ -5,6 +5,7 @@ import signal
 
 from vtc.eval.cli.arguments import add_model_arguments, positive
 from vtc.eval.cli.errors import InputError
+from vtc.eval.cli.importing import importing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,11 +24,12 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         InputError: an argument can't be used, or Gradio is missing.
     """
-    try:
-        import gradio  # noqa: F401
-    except ImportError as error:
-        raise InputError(f'the demo needs Gradio ({error}); run: pip install "vtc[demo]"') from None
-    from vtc.demo.server import Server
+    with importing():
+        try:
+            import gradio  # noqa: F401
+        except ImportError as error:
+            raise InputError(f'the demo needs Gradio ({error}); run: pip install "vtc[demo]"') from None
+        from vtc.demo.server import Server
 
     with Server(args) as server:
         signal.signal(signal.SIGTERM, lambda *_: server.stop())

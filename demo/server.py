@@ -14,6 +14,7 @@ from starlette.middleware import Middleware
 from vtc.demo.guard import LOCAL, Guard, Janitor
 from vtc.demo.visitors.limits import Limits
 from vtc.eval.cli.errors import InputError
+from vtc.eval.cli.importing import importing
 
 
 class Server:
@@ -50,8 +51,9 @@ class Server:
             ):
                 stack.callback(_put_back, name, os.environ.get(name))
                 os.environ[name] = value
-            from vtc.demo.service import Service
-            from vtc.demo.view.page import Page, css, head, theme
+            with importing():
+                from vtc.demo.service import Service
+                from vtc.demo.view.page import Page, css, head, theme
 
             service = Service(args, limits)
             stack.callback(service.close)

@@ -12,12 +12,14 @@ from covering import (  # noqa: F401
     pytest_configure,
     pytest_generate_tests,
 )
+from surroundings import settle
 from torch import Tensor
 
 from vtc.method.budget import Keep
 from vtc.method.prune import Prune, Rows
 from vtc.method.registry import register
 
+settle()  # before anything here imports transformers, which looks at variables once
 torch.set_num_threads(1)
 
 

@@ -368,7 +368,9 @@ def test_everything_is_as_it_was_when_it_ends():
         httpx.get(address, timeout=10)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=REST)])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGTERM, id="SIGTERM"), pytest.param(signal.SIGINT, id="SIGINT", marks=REST)]
+)
 def test_the_command_ends_when_it_is_told_to_and_leaves_nothing(number, tmp_path):
     command = [sys.executable, "-m", "vtc.eval.cli", "demo", "--port", "0"]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}

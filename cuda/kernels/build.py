@@ -204,4 +204,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from vtc.cuda import outputs  # not above: an installation builds with this file alone
+
+    sys.exit(outputs.run(main, "python -m vtc.cuda.build"))

@@ -23,6 +23,8 @@ from typing import Any, TypedDict
 
 import torch
 
+from vtc.cuda import outputs
+
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
 #: With less time left than that, in seconds, a step is not begun.
@@ -268,4 +270,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(outputs.run(main, "python -m vtc.cuda.check"))

@@ -9,56 +9,85 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from vtc.cuda import outputs
 from vtc.eval.cli.errors import InputError
-from vtc.eval.cli.table import Command, add_commands
+from vtc.eval.cli.table import Command, Parser, add_commands
+
+#: Headings of `vtc --help`.
+USE, MEASURE, FIND_OUT, TRAIN = "use", "measure", "find out", "train"
 
 COMMANDS = {
-    "eval": Command("vtc.eval.run.evaluate", "measure accuracy, time, memory and FLOPs of methods at several budgets"),
-    "sweep": Command(
-        "vtc.eval.run.sweep", "measure many methods, budgets and tasks, on one machine or on a Ray cluster"
-    ),
-    "report": Command("vtc.eval.report.command", "one page about any number of runs: figures, tables, changed answers"),
-    "recipe": Command("vtc.eval.recipes.command", "list published tables, or run one: paper, ours, difference"),
-    "tasks": Command("vtc.eval.commands.tasks", "list tasks, or show one"),
     "ask": Command(
-        "vtc.eval.commands.ask", "ask about one picture, with and without compression, and see what was kept"
+        "vtc.eval.commands.ask", "ask about one picture, with and without compression, and see what was kept", USE
     ),
-    "demo": Command("vtc.demo.command", "two settings side by side in a browser"),
+    "demo": Command("vtc.demo.command", "two settings side by side in a browser", USE),
+    "eval": Command(
+        "vtc.eval.run.evaluate", "measure accuracy, time, memory and FLOPs of methods at several budgets", MEASURE
+    ),
+    "sweep": Command(
+        "vtc.eval.run.sweep", "measure many methods, budgets and tasks, on one machine or on a Ray cluster", MEASURE
+    ),
+    "report": Command(
+        "vtc.eval.report.command", "one page about any number of runs: figures, tables, changed answers", MEASURE
+    ),
+    "recipe": Command(
+        "vtc.eval.recipes.command", "list published tables, or run one: paper, ours, difference", MEASURE
+    ),
+    "tasks": Command("vtc.eval.commands.tasks", "list tasks, or show one", MEASURE),
     "bench": Command(
-        "vtc.eval.bench.command", "time prefills, decisions and operations, each beside what it could be at best"
+        "vtc.eval.bench.command",
+        "time prefills, decisions and operations, each beside what it could be at best",
+        MEASURE,
     ),
     "doctor": Command(
-        "vtc.eval.doctor.command", "what is installed, what of it was tested, and whether compression works here"
+        "vtc.eval.doctor.command",
+        "what is installed, what of it was tested, and whether compression works here",
+        FIND_OUT,
     ),
-    "solve": Command("vtc.eval.commands.solve", "find the keep that meets a budget, from the model's shapes alone"),
-    "methods": Command("vtc.eval.commands.methods", "list the methods"),
-    "presets": Command("vtc.eval.recipes.presets", "list published settings, or show one with its published numbers"),
-    "pages": Command("vtc.eval.pages.command", "write a page of documentation for every method"),
-    "train-embedded": Command("vtc.eval.train.embedded.command", "train the embedded model from nothing"),
-    "train-clips": Command("vtc.eval.train.clips.command", "train the clip model from the embedded one"),
-    "train-atp": Command("vtc.eval.train.atp.command", "learn ATP's thresholds for a LLaVA, the model itself frozen"),
+    "solve": Command(
+        "vtc.eval.commands.solve", "find the keep that meets a budget, from the model's shapes alone", FIND_OUT
+    ),
+    "methods": Command("vtc.eval.commands.methods", "list the methods", FIND_OUT),
+    "presets": Command(
+        "vtc.eval.recipes.presets", "list published settings, or show one with its published numbers", FIND_OUT
+    ),
+    "pages": Command("vtc.eval.pages.command", "write a page of documentation for every method", FIND_OUT),
+    "train-embedded": Command("vtc.eval.train.embedded.command", "train the embedded model from nothing", TRAIN),
+    "train-clips": Command("vtc.eval.train.clips.command", "train the clip model from the embedded one", TRAIN),
+    "train-atp": Command(
+        "vtc.eval.train.atp.command", "learn ATP's thresholds for a LLaVA, the model itself frozen", TRAIN
+    ),
     "train-diffrate": Command(
-        "vtc.eval.train.diffrate.command", "learn DiffRate's two counts for each block of a LLaVA's tower"
+        "vtc.eval.train.diffrate.command", "learn DiffRate's two counts for each block of a LLaVA's tower", TRAIN
     ),
 }
 
 
 def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
     """The parser of all commands; only the `chosen` one knows its arguments."""
-    parser = argparse.ArgumentParser(prog="vtc", description="Visual token compression for vision-language models.")
+    parser = Parser(prog="vtc", description="Visual token compression for vision-language models.")
     parser.add_argument("--version", action="version", version=f"vtc {version('vtc')}")
     add_commands(parser, "command", "COMMAND", COMMANDS, wanted={chosen} if chosen else set())
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command, to its end: whatever becomes of who reads its output (`vtc.cuda.outputs`).
 
     Returns:
-        0, or what the command returns; 2 where something given can't be used (as argparse does); 130 after Ctrl-C.
+        0, or what the command returns; 2 where something given can't be used (as argparse does); 130 after Ctrl-C; else
+        141 where the reader of stdout went away, and 1 where stdout could not be written otherwise.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
-    args = build_parser(argv[0] if argv else None).parse_args(argv)
+    given = sys.argv[1:] if argv is None else list(argv)
+    return outputs.run(lambda: _run(given), " ".join(["vtc", *(name for name in given[:1] if name in COMMANDS)]))
+
+
+def _run(argv: Sequence[str]) -> int:
+    parser = build_parser(argv[0] if argv else None)
+    if not argv:
+        parser.print_help(sys.stderr)
+        return 2
+    args = parser.parse_args(argv)
     try:
         return COMMANDS[args.command].load().main(args) or 0
     except InputError as error:

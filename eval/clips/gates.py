@@ -5,10 +5,12 @@ The gates are those of `vtc.eval.embedded.gates`; blank is a grey clip.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import numpy as np
 
+from vtc.cuda import outputs
 from vtc.eval import clips
 from vtc.eval.embedded.gates import main
 
@@ -23,4 +25,4 @@ def answer(model, processor, samples: Sequence[clips.ClipSample], blank: bool = 
 
 
 if __name__ == "__main__":
-    main(clips, answer)
+    sys.exit(outputs.run(lambda: main(clips, answer), "python -m vtc.eval.clips.gates"))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vtc.eval.cli.arguments import add_model_arguments, existing_file, positive, say
 from vtc.eval.cli.errors import InputError
+from vtc.eval.cli.importing import importing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,10 +41,10 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         InputError: an argument can't be used.
     """
-    import vtc
-    from vtc import spec
-    from vtc.eval.media.contact_sheet import UnknownFramesError
-    from vtc.eval.models import load, set_threads
+    with importing():
+        from vtc import patched, spec, trace
+        from vtc.eval.media.contact_sheet import UnknownFramesError
+        from vtc.eval.models import load, set_threads
 
     _check_out(args.out, args.image or args.video)
     kind, shown, question = _opened(args)
@@ -64,14 +65,14 @@ def main(args: argparse.Namespace) -> None:
 
     without = answer()
     try:  # some refusals come with the first forward pass
-        with vtc.patched(loaded.model, methods):
+        with patched(loaded.model, methods):
             compressed = answer()
-            trace = vtc.trace(loaded.model)
+            traced = trace(loaded.model)
     except (TypeError, ValueError) as error:
         raise InputError(f"argument --compress: {error}") from None
-    print(f"question: {question}\nall visual tokens: {without}\n{args.compress}: {compressed}\n{trace}")
+    print(f"question: {question}\nall visual tokens: {without}\n{args.compress}: {compressed}\n{traced}")
     try:
-        _draw(args.out, shown, inputs, loaded.processor, trace)
+        _draw(args.out, shown, inputs, loaded.processor, traced)
     except OSError as error:
         raise InputError(f"argument --out: {str(args.out)!r} can't be written ({error}); give another file") from None
     except UnknownFramesError as error:
@@ -113,7 +114,9 @@ def _check_out(out: Path, shown: Path | None) -> None:
     """Refuse a file that no picture can be written to, before the model is loaded."""
     from PIL import Image
 
-    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
+    Image.preinit()  # the usual formats; the others take a while, and are asked for where none of these is meant
+    known = Image.EXTENSION if out.suffix.lower() in Image.EXTENSION else Image.registered_extensions()
+    if known.get(out.suffix.lower()) not in Image.SAVE:
         raise InputError(f"argument --out: {str(out)!r} has no ending of a picture; give e.g. kept.png")
     if not out.parent.is_dir():
         raise InputError(f"argument --out: folder {str(out.parent)!r} does not exist; create it or give another file")

@@ -9,6 +9,7 @@ from typing import Any
 
 from vtc.eval.cli.arguments import EMBEDDED, not_negative, positive, say
 from vtc.eval.cli.errors import InputError
+from vtc.eval.cli.importing import importing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,8 +34,9 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         InputError: an argument can't be used.
     """
-    from vtc.planning.plan import Planner
-    from vtc.planning.solve import solve_with
+    with importing():
+        from vtc.planning.plan import Planner
+        from vtc.planning.solve import solve_with
 
     model = shapes(args.model)
     try:
@@ -53,11 +55,12 @@ def shapes(name: str) -> Any:
     Raises:
         InputError: there is no config of a vision-language model.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    with importing():
+        import torch
+        from transformers import AutoConfig, AutoModelForImageTextToText
 
-    from vtc.eval import embedded
-    from vtc.model.adapter import adapter_class
+        from vtc.eval import embedded
+        from vtc.model.adapter import adapter_class
 
     try:
         config = AutoConfig.from_pretrained(embedded.path() if name == EMBEDDED else name)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vtc.eval.cli.arguments import EMBEDDED, add_json_argument, add_model_arguments, existing_file, say
 from vtc.eval.cli.errors import InputError
+from vtc.eval.cli.importing import importing
 
 if TYPE_CHECKING:
     from vtc.eval.doctor.subject import Subject
@@ -38,11 +39,12 @@ def main(args: argparse.Namespace) -> int:
     from dataclasses import asdict
     from time import perf_counter
 
-    from vtc.eval.doctor.examination import Result, examine
-    from vtc.eval.doctor.installed import installed
-    from vtc.eval.doctor.table import installed_table, legend, results_table, verdict
-    from vtc.eval.models import set_threads
-    from vtc.eval.results.folder import write_json
+    with importing():
+        from vtc.eval.doctor.examination import Result, examine
+        from vtc.eval.doctor.installed import installed
+        from vtc.eval.doctor.table import installed_table, legend, results_table, verdict
+        from vtc.eval.models import set_threads
+        from vtc.eval.results.folder import write_json
 
     if args.model is None and (args.image or args.question):
         raise InputError("arguments --image, --question are for --model; give one, such as --model embedded")

@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from vtc.cuda import outputs
 from vtc.eval import embedded
 
 from . import Sample, prompt
@@ -136,4 +138,4 @@ def main(package: Any = embedded, answer: Callable[..., list[str]] = answer) -> 
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(outputs.run(main, "python -m vtc.eval.embedded.gates"))

@@ -34,6 +34,7 @@ from vtc.eval.cli.arguments import (
     say,
 )
 from vtc.eval.cli.errors import InputError
+from vtc.eval.cli.importing import importing
 
 if TYPE_CHECKING:
     from vtc.eval.results.folder import RunFolder
@@ -140,10 +141,11 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         InputError: an argument can't be used, or lines of the run could not be written.
     """
-    from vtc.eval.run.processes import this_process
-    from vtc.eval.run.work import Work
-
     check_packages("eval")
+    with importing():
+        from vtc.eval.run.processes import this_process
+        from vtc.eval.run.work import Work
+
     work = Work(args, this_process())
     evaluate(work, Here(work))
 
