@@ -82,7 +82,7 @@ lint: $(VENV)/.done
 
 # The documentation, strictly: a warning is an error. It is read from build/site/index.html, without a server.
 docs: $(VENV)/.done
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vtc needs Python 3.11 or newer: make PYTHON=python3.11 ...")'

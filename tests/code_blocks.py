@@ -1,14 +1,15 @@
 """The code blocks of README, CONTRIBUTING and documentation, and what is done with each.
 
-`python tests/code_blocks.py` prints a line for every command of the pages: whether a test runs it or reads it only, and why.
+`python tests/code_blocks.py` prints a line for every command: whether a test runs it or reads it only, and why.
 
-What a page may use without making it itself: the names of `GIVEN` in Python, the files of `code_place.build` in commands.
-Python blocks of one page are run in turn in one namespace, as somebody who reads it from the top would; a block that
-leaves the model patched leaves it so for the next one.
+What a page may use without making it itself: the names of `code_place.given` in Python, the files of `code_place.build`
+in commands. Python blocks of one page are run in turn in one namespace, as somebody who reads it from the top would; a
+block that leaves the model patched leaves it so for the next one.
 """
 
 import ast
 import json
+import os
 import re
 import shlex
 import tomllib
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from sybil import Document, Example, Region, Sybil
+from sybil import Document, Example, Lexeme, Region, Sybil
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import SkipParser
 from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
@@ -53,7 +54,17 @@ SHORTER = {
     "vtc ask": "--max-new-tokens 2",
 }
 
-#: What is in a command -> why it is read only: its words by the command's own parser, its specs, names and files by vtc.
+#: The same for Python.
+SHORTER_PYTHON = {r"benchmark\(\d{3,}\)": "benchmark(2)"}
+
+#: What is in a line of a method's page that patches -> why the bundled model is refused with it.
+REFUSED = {
+    r"preset\(\"diffrate/": "have 12 entries",
+    r"preset\(\"holitom": "decoder layer 18 is out of range",
+    r"preset\(\"todre_stage2/": "no layer behind layer 28",
+}
+
+#: What is in a command -> why it is read only (`command_readers.py`).
 READ_ONLY = {
     r"--device[ =]cuda": "needs a GPU",
     r"^vtc demo": "a server, which runs until it is stopped; tests/test_demo_*.py run it",
@@ -68,9 +79,6 @@ READ_ONLY = {
 
 #: Commands that are nobody's here: a page may say them, and nothing is looked at.
 ELSEWHERE = ("apt-get", "cd", "docker", "ffmpeg", "git", "head", "pre-commit", "source")
-
-#: Names that Python blocks find there; `code_place.given` makes them.
-GIVEN = ("vtc", "model", "processor", "sample", "inputs", "prompt_ids", "prompt_and_answer", "mask", "pixels")
 
 #: Page and line of every block that Sybil's `<!-- skip: next "reason" -->` leaves out.
 SKIPPED: set[str] = set()
@@ -142,7 +150,7 @@ def _unknown(example: Example) -> str:
 def _commands(example: Example) -> Iterator[Command]:
     """The commands of a block: lines of `sh`, of `console` those behind a dollar; lines ending in a backslash go on."""
     language = example.region.lexemes.get("language")
-    page, first = str(Path(example.path).relative_to(ROOT)), example.line + 1
+    page, first = os.path.relpath(example.path, ROOT), example.line + 1
     if language not in ("sh", "console"):
         return
     text, begun = "", first
@@ -181,16 +189,30 @@ def _shell(example: Example) -> str | None:
     return f"commands that nobody knows: {unknown}" if unknown else None
 
 
-def _signatures(example: Example) -> None:
-    """A signature of a method's page parses; anything else is run as it stands."""
-    if re.match(r"\w+\([^\"]*\)( -> .*)?\n", example.parsed):
-        ast.parse(f"def {str(example.parsed).strip()}: ...")
-    else:
-        PythonEvaluator()(example)
-
-
 def _python(example: Example) -> None:
-    (_signatures if Path(example.path).parent == METHODS else PythonEvaluator())(example)
+    """Run a block, with what `SHORTER` makes of it; of a method's page each line by itself, and signatures are read."""
+    if Path(example.path).parent != METHODS:
+        for pattern, short in SHORTER_PYTHON.items():
+            source = example.parsed
+            example.parsed = Lexeme(re.sub(pattern, short, source), source.offset, source.line_offset)
+        PythonEvaluator()(example)
+    elif "vtc.patch(" in example.parsed:
+        _patched(example)
+    else:
+        ast.parse(f"def {str(example.parsed).strip()}: ...")
+
+
+def _patched(example: Example) -> None:
+    """Each line patches the model, which is given back behind it; or it is refused, and `REFUSED` knows why."""
+    for line in str(example.parsed).splitlines():
+        expected = next((why for pattern, why in REFUSED.items() if re.search(pattern, line)), None)
+        said = None
+        try:
+            exec(compile(line, example.path, "exec"), example.namespace)
+            exec("vtc.unpatch(model)", example.namespace)
+        except ValueError as error:
+            said = str(error)
+        assert said == expected if expected is None else said and expected in said, f"{line}: {said}"
 
 
 #: Language of a block -> what is done with it. The commands of shells are tests of their own.

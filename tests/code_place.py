@@ -21,8 +21,8 @@ TASK = ROOT / "docs" / "extending" / "task.md"
 def build(folder: Path) -> None:
     """Make what pages name: `photo.jpg`, `clip.mp4`, what `PLACEHOLDERS` stand for, and a run.
 
-    The folders: `model` (of `save_pretrained`), `pictures` and `clips` (each with questions.jsonl), `my_tasks` (the task
-    of `docs/extending/task.md`, as `signs` and as `mine`), `my_data`, and `runs/first`.
+    The folders: `model` (of `save_pretrained`), `pictures` and `clips` (each with questions.jsonl), `my_tasks` (that of
+    `docs/extending/task.md`, as `signs` and as `mine`), `my_data`, and `runs/first`.
     """
     folder.mkdir()
     model, processor = embedded.load()
@@ -39,12 +39,22 @@ def build(folder: Path) -> None:
         sample.image.save(folder / "pictures" / f"{number}.png")
     (folder / "clips" / "0.mp4").write_bytes((folder / "clip.mp4").read_bytes())
     _task(folder)
-    run = ["eval", "--methods", "none,divprune", "--keep", "0.25", "--limit", "2", "--output", str(folder / "runs/first")]
+    run = [
+        "eval",
+        "--methods",
+        "none,divprune",
+        "--keep",
+        "0.25",
+        "--limit",
+        "2",
+        "--output",
+        str(folder / "runs/first"),
+    ]
     assert main(run) == 0
 
 
 def given() -> dict[str, Any]:
-    """What `code_blocks.GIVEN` names: the bundled model, a prompt, and the prompt with an answer behind it."""
+    """The bundled model, a prompt, and the prompt with an answer behind it."""
     model, processor = embedded.load()
     sample = embedded.benchmark(1)[0]
     inputs = processor(images=sample.image, text=embedded.prompt(processor, sample.question), return_tensors="pt")

@@ -58,6 +58,15 @@ def both_tasks(tmp_path_factory):
     return made_once(tmp_path_factory, "both-tasks", make)
 
 
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    """The folder of the documentation's site, shared by all processes."""
+    from eval_runs import made_once
+    from site_build import build
+
+    return made_once(tmp_path_factory, "site", build)
+
+
 @pytest.fixture(scope="module")
 def two_questions(loaded):
     """Inputs of a short question and a long one."""

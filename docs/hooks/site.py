@@ -1,7 +1,7 @@
 """What the site needs beside its pages, done by MkDocs while it builds (`hooks:` in mkdocs.yml).
 
-The folders of a checkout are not the packages (`package-dir` in pyproject.toml), so mkdocstrings reads them under
-`build/documented`, where they are laid out as they are installed. A page that begins with `<!-- include: FILE -->` is
+The folders of a checkout are not the packages (`package-dir` in pyproject.toml), so mkdocstrings reads them beside the site,
+in `build/site-sources`, where they are laid out as they are installed. A page that begins with `<!-- include: FILE -->` is
 that file of the repository, so that nothing stands twice; `<!-- reference: FOLDER -->` is the reference of what is
 public in it; and a folder in the navigation stands for its pages.
 """
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.exceptions import PluginError
+from mkdocs.plugins import event_priority
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTED = ROOT / "build" / "documented"
 
 _INCLUDE = re.compile(r"\A<!-- include: (\S+) -->\n")
 _REFERENCE = re.compile(r"^<!-- reference: ([\w.]+) -->$", re.MULTILINE)
@@ -27,10 +27,12 @@ _LINK = re.compile(r"(\]\()(?![a-z]+:|#)([^)#\s]+)")
 _KIND = re.compile(r"^Kind: (\w+)", re.MULTILINE)
 
 
+@event_priority(100)  # in front of mkdocstrings, which reads its paths there
 def on_config(config: Any) -> None:
     """Lay out the packages, and put the pages of folders into the navigation."""
-    lay_out(DOCUMENTED)
-    docs = Path(config.docs_dir)
+    docs, sources = Path(config.docs_dir), Path(f"{config.site_dir}-sources")
+    lay_out(sources)
+    config.plugins["mkdocstrings"].config.handlers["python"]["paths"] = [str(sources)]
     config.nav = [{title: _by_kind(docs, entry)} if str(entry).endswith("/") else {title: entry}
                   for part in config.nav for title, entry in part.items()]  # fmt: skip
 
