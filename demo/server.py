@@ -51,6 +51,7 @@ class Server:
                 stack.callback(_put_back, name, os.environ.get(name))
                 os.environ[name] = value
             from vtc.demo.service import Service
+            from vtc.demo.view.events import OPENING
             from vtc.demo.view.page import Page, css, head, theme
 
             service = Service(args, limits)
@@ -84,6 +85,7 @@ class Server:
                 head=head(),
             )
             stack.callback(blocks.close, verbose=False)
+            service.begin(OPENING["example"], [OPENING["a"], OPENING["b"]])  # beside the page, which says so meanwhile
             janitor = Janitor(self.folder, limits.upload_age_s)
             janitor.start()
             stack.callback(janitor.close)

@@ -1,4 +1,4 @@
-"""One of the two sides: its method, the controls of its fields, its answer and its picture."""
+"""The setting of one of the two sides: its method and the controls of its fields."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,7 +28,6 @@ class Panel:
     Attributes:
         spec: what counts: whatever the other controls say ends up here.
         form: the spec whose fields are shown as controls.
-        answer, kept, layer: what came out, its picture, and in front of which decoder layer.
     """
 
     def __init__(self, letter: str, spec: str, limits: Limits):
@@ -60,23 +59,6 @@ class Panel:
                 buttons=["copy"],
             )
         self._connect()
-
-    def build_result(self) -> None:
-        """What comes out, below what goes in: made apart, so that both sides' pictures stand in line."""
-        with gr.Column(elem_classes=["vtc-panel", f"vtc-side-{self.letter.lower()}"], min_width=280):
-            letter = self.letter
-            hint = f"<p class='vtc-hint'>{letter} answers here: press “Ask both”.</p>"
-            self.answer = gr.HTML(hint, elem_id=f"vtc-answer-{letter.lower()}")
-            self.kept = gr.HTML(elem_id=f"vtc-kept-{letter.lower()}")
-            self.layer = gr.Slider(
-                0,
-                1,
-                step=1,
-                value=0,
-                label=f"{letter}: decoder layer",
-                info="which tokens are alive in front of it; the last step is what is left at the end",
-                elem_id=f"vtc-layer-{letter.lower()}",
-            )
 
     @property
     def choice(self) -> list[Any]:
