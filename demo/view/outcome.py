@@ -1,6 +1,7 @@
 """What came out, in words and in a few numbers that can be read at a glance."""
 
 import html
+import re
 from collections.abc import Mapping
 
 from vtc.demo import controls
@@ -28,7 +29,8 @@ def asked(question: str) -> str:
 
 def heading(letter: str, spec: str = "") -> str:
     """Which side it is, and under which setting it answered."""
-    what = "" if not spec else "untouched model" if spec == NONE else f"<code>{html.escape(spec)}</code>"
+    code = re.sub("([:,+])", "\\1<wbr>", html.escape(spec))  # where a narrow one may break
+    what = "" if not spec else "untouched" if spec == NONE else f"compressed by <code>{code}</code>"
     return f"<h2><b>{letter}</b> {what}</h2>"
 
 
@@ -47,28 +49,42 @@ def _try(spec: str, label: str, pressed: bool) -> str:
     )
 
 
+def pending(why: str = "When both have answered: of what B takes, A takes") -> str:
+    """The place of the verdict, where there is none."""
+    return _verdict(why, dict.fromkeys(_shares(None, None)))
+
+
 def verdict(answers: Mapping[int, Answer], costs: Mapping[int, Numbers]) -> str:
-    """Whether both say the same, and what A takes of what B takes; nothing before both are there.
+    """Whether both say the same, and what A takes of what B takes.
 
     Args:
         answers: by side.
         costs: by side; times are told once there were rounds, for those of a single run mean little.
     """
     if len(answers) < 2:
-        return ""
-    a, b = costs[0], costs[1]
-    timed = a.rounds and b.rounds
-    shares = {
-        "visual tokens per layer": comparison.ratio(a.equivalent_tokens, b.equivalent_tokens),
-        "FLOPs of the prefill": comparison.ratio(a.flops, b.flops),
-        "memory of the KV cache": comparison.ratio(a.kv_bytes, b.kv_bytes),
-        "time to first token": comparison.ratio(a.first_token_ms, b.first_token_ms) if timed else None,
-    }
+        return pending()
     same = "The same answer." if answers[0].text == answers[1].text else "Different answers."
+    return _verdict(f"<strong>{same}</strong> Of what B takes, A takes", _shares(costs[0], costs[1]))
+
+
+def _shares(a: Numbers | None, b: Numbers | None) -> dict[str, float | None]:
+    """What A takes, as a share of what B takes; None where it is not known."""
+    if a is None or b is None:
+        ratios: list[float | None] = [None] * 4
+    else:
+        ratios = [
+            comparison.ratio(a.equivalent_tokens, b.equivalent_tokens),
+            comparison.ratio(a.flops, b.flops),
+            comparison.ratio(a.kv_bytes, b.kv_bytes),
+            comparison.ratio(a.first_token_ms, b.first_token_ms) if a.rounds and b.rounds else None,
+        ]
+    names = ("visual tokens per layer", "FLOPs of the prefill", "memory of the KV cache", "time to first token")
+    return dict(zip(names, ratios))
+
+
+def _verdict(says: str, shares: Mapping[str, float | None]) -> str:
     tiles = "".join(f"<div><dt>{name}</dt><dd>{_percent(share)}</dd></div>" for name, share in shares.items())
-    return (
-        f'<p class="vtc-same"><strong>{same}</strong> Of what B takes, A takes</p><dl class="vtc-shares">{tiles}</dl>'
-    )
+    return f'<p class="vtc-same">{says}</p><dl class="vtc-shares">{tiles}</dl>'
 
 
 def _percent(share: float | None) -> str:

@@ -20,13 +20,13 @@ from vtc.demo.view.sweep_tab import SweepTab
 from vtc.eval.cli.arguments import EMBEDDED
 from vtc.eval.cli.errors import InputError
 
-TITLE = "vtc demo: one model, with and without all of its visual tokens"
+TITLE = "vtc demo: the same model, with fewer visual tokens"
 TABS = {"compare": "Settings", "code": "Code", "sweep": "Sweep", "methods": "All methods"}
 #: What this is, in a heading and a sentence.
 _SAYS = (
-    "<h1>One model, with and without all of its visual tokens</h1>"
-    "<p>The same weights answer the same question twice. For side A a method drops or merges part of the tokens that "
-    "the model makes of a picture; side B is there to compare, and untouched unless you change it.</p>"
+    f"<h1>{TITLE}</h1>"
+    "<p>The same weights answer the same question twice: A after a compression method dropped or merged part of the "
+    "tokens that the picture became, B untouched unless you change it.</p>"
 )
 
 _HERE = Path(__file__).parent

@@ -40,10 +40,10 @@ class Panel:
             methods = controls.parse(spec, self._limits.spec_chars)
             with gr.Row():
                 self.first = gr.Dropdown(
-                    controls.first_names(), value=methods[0].name, label=f"{letter}: method", min_width=180, scale=2
+                    controls.first_names(), value=methods[0].name, label=f"{letter}: method", min_width=230, scale=2
                 )
                 self.second = gr.Dropdown(
-                    controls.second_names(), value=NONE, label=f"{letter}: then", min_width=120, scale=1
+                    controls.second_names(), value=NONE, label=f"{letter}: then", min_width=140, scale=1
                 )
             self.form = gr.State(Form(spec))
             self.refusal = gr.HTML(elem_classes="vtc-note")

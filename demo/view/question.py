@@ -18,6 +18,7 @@ element.addEventListener("click", (event) => {
   const button = event.target.closest("button[data-example]");
   if (!button) return;
   element.querySelectorAll("button").forEach((each) => each.setAttribute("aria-pressed", String(each === button)));
+  window.vtcShow();
   trigger("pick", { name: button.dataset.example });
 });
 """
@@ -59,7 +60,7 @@ class Asked:
             label="Your own picture or video",
             show_label=False,
             file_types=["image", "video"],
-            height=96,
+            height=64,
             elem_id="vtc-upload",
         )
         self.preview = gr.HTML(html.preview(media), elem_id="vtc-preview")

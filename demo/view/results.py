@@ -20,6 +20,7 @@ element.addEventListener("click", (event) => {
   const button = event.target.closest("button[data-spec]");
   if (!button) return;
   window.vtcPress(button.dataset.spec);
+  window.vtcShow();
   trigger("pick", { spec: button.dataset.spec });
 });
 """
@@ -74,7 +75,7 @@ class Results:
         self.note = gr.HTML(elem_id="vtc-note")
         with gr.Row(elem_id="vtc-sides"):
             self.sides = (Side("A", media), Side("B", media))
-        self._verdict = gr.HTML(elem_id="vtc-verdict")
+        self._verdict = gr.HTML(outcome.pending(), elem_id="vtc-verdict")
         gr.HTML(f"<p class='vtc-hint'>{outcome.LEGEND}</p>", elem_id="vtc-legend")
         self.frame = gr.Slider(
             0,
@@ -103,8 +104,8 @@ class Results:
         blank: dict[Any, Any] = {}
         for side in self.sides:
             blank |= {side.heading: outcome.heading(side.letter), **side.blank(media, said)}
-        texts = (self._asked, self.status, self._verdict, self._numbers, self.key)
-        return {**blank, **dict.fromkeys(texts, "")}
+        texts = (self._asked, self.status, self._numbers, self.key)
+        return {**blank, **dict.fromkeys(texts, ""), self._verdict: outcome.pending()}
 
     def unanswered(self, answers: Mapping[int, Answer]) -> dict[Any, Any]:
         """Both sides where it ended early; those that answered stay."""
@@ -132,11 +133,10 @@ class Results:
             return {side.answer: html.refused(item.reason)}
         answer = answers[item.side] = item.answer
         layers = len(answer.trace.tokens_per_layer)
-        changes = len({*answer.trace.tokens_per_layer[:, 0].tolist()}) > 1
         return {
             side.answer: html.said(answer.text, side.letter),
             side.kept: html.kept(answer, side.letter, layers, frame),
-            side.layer: gr.Slider(maximum=layers, value=layers, visible=changes),
+            side.layer: gr.Slider(maximum=layers, value=layers, visible=html.changes(answer)),
             self.key: OPENED if opened else self._service.keep_answers(answers),
             self.status: html.hint("Answering …" if len(answers) < 2 else "Taking times …"),
             **self._costs(answers, specs, {}),
