@@ -49,9 +49,9 @@ def _try(spec: str, label: str, pressed: bool) -> str:
     )
 
 
-def pending(why: str = "When both have answered: of what B takes, A takes") -> str:
-    """The place of the verdict, where there is none."""
-    return _verdict(why, dict.fromkeys(_shares(None, None)))
+def pending() -> str:
+    """The place of the verdict, before there is one."""
+    return _verdict("A takes, of what B takes, once both have answered:", _shares(None, None))
 
 
 def verdict(answers: Mapping[int, Answer], costs: Mapping[int, Numbers]) -> str:
@@ -64,7 +64,7 @@ def verdict(answers: Mapping[int, Answer], costs: Mapping[int, Numbers]) -> str:
     if len(answers) < 2:
         return pending()
     same = "The same answer." if answers[0].text == answers[1].text else "Different answers."
-    return _verdict(f"<strong>{same}</strong> Of what B takes, A takes", _shares(costs[0], costs[1]))
+    return _verdict(f"<strong>{same}</strong> A takes, of what B takes:", _shares(costs[0], costs[1]))
 
 
 def _shares(a: Numbers | None, b: Numbers | None) -> dict[str, float | None]:

@@ -25,8 +25,8 @@ TABS = {"compare": "Settings", "code": "Code", "sweep": "Sweep", "methods": "All
 #: What this is, in a heading and a sentence.
 _SAYS = (
     f"<h1>{TITLE}</h1>"
-    "<p>The same weights answer the same question twice: A after a compression method dropped or merged part of the "
-    "tokens that the picture became, B untouched unless you change it.</p>"
+    "<p>The same weights answer the same question twice: A with part of the picture's tokens dropped or merged by a "
+    "compression method, B with all of them unless you change it.</p>"
 )
 
 _HERE = Path(__file__).parent
@@ -41,6 +41,9 @@ def theme() -> gr.themes.Base:
         font=("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"),
         font_mono=("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"),
     ).set(  # what Gradio has is too pale to be read by everybody
+        input_border_width="1px",
+        input_border_color="*neutral_400",
+        input_border_color_dark="*neutral_500",
         block_title_text_color="*neutral_700",
         block_title_text_color_dark="*neutral_200",
         block_title_background_fill="none",
@@ -50,6 +53,7 @@ def theme() -> gr.themes.Base:
         block_label_text_color_dark="*neutral_200",
         block_info_text_color="*neutral_600",
         block_info_text_color_dark="*neutral_300",
+        checkbox_label_background_fill_selected="*primary_600",
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_dark="*primary_600",
         button_primary_background_fill_hover="*primary_700",
