@@ -53,6 +53,7 @@ class Server:
                 os.environ[name] = value
             with importing():
                 from vtc.demo.service import Service
+                from vtc.demo.view.events import OPENING
                 from vtc.demo.view.page import Page, css, head, theme
 
             service = Service(args, limits)
@@ -86,6 +87,7 @@ class Server:
                 head=head(),
             )
             stack.callback(blocks.close, verbose=False)
+            service.begin(OPENING["example"], [OPENING["a"], OPENING["b"]])  # beside the page, which says so meanwhile
             janitor = Janitor(self.folder, limits.upload_age_s)
             janitor.start()
             stack.callback(janitor.close)

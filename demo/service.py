@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import secrets
 import threading
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
@@ -15,7 +16,8 @@ from vtc.demo import controls
 from vtc.demo.jobs import comparison, gallery, sweep
 from vtc.demo.jobs.comparison import Numbers
 from vtc.demo.jobs.inference import Answer, Media, Models, Timing
-from vtc.demo.jobs.turns import Turns
+from vtc.demo.jobs.shared import Shared
+from vtc.demo.jobs.turns import Turns, Waiting
 from vtc.demo.reproduce import Source
 from vtc.demo.visitors import uploads
 from vtc.demo.visitors.limits import Limits
@@ -29,8 +31,8 @@ from vtc.method.budget import Keep
 
 #: Bundled questions that are offered: pictures, then clips.
 EXAMPLES = (
-    "images/5",
     "images/6",
+    "images/5",
     "images/1",
     "images/3",
     "images/7",
@@ -48,6 +50,8 @@ DECODERS, KEPT_DECODED = 2, 8
 COMPARE, SWEEP, DEAL = "compare", "sweep", "deal"
 #: What a key of an upload starts with.
 UPLOAD = "upload:"
+#: The key of the answers that the page opens with.
+OPENED = "opened"
 
 
 class Service:
@@ -66,10 +70,34 @@ class Service:
         self._kept = Store(limits.kept_bytes, limits.kept_s)
         self._decoding = threading.BoundedSemaphore(DECODERS)
         self._decoded = OnceEach(KEPT_DECODED)
+        self._opened: Shared | None = None
+
+    def begin(self, example: str, specs: Sequence[str]) -> None:
+        """Ask what the page opens with, once for all visitors, before any of them is there.
+
+        Args:
+            example: its name.
+            specs: of both sides.
+        """
+        media, question = self.open_example(example)
+        user = secrets.token_hex(8)  # whom no visitor can be: they stop their own turns
+        self._opened = Shared(lambda: self._whole(self.compare(user, media, question, specs)))
+
+    def opened(self) -> AsyncGenerator[Any, None]:
+        """What `begin` found out, and finds out still: as `compare`, without what is half said.
+
+        Raises:
+            InputError: it was never begun.
+        """
+        if self._opened is None:
+            raise InputError("nothing was asked yet; press “Ask both”")
+        return self._opened.follow()
 
     def close(self) -> None:
         """End the model's thread."""
         self.turns.close()
+        if self._opened is not None:
+            self._opened.close()
 
     def open_example(self, name: str) -> tuple[Media, str]:
         """A bundled picture or video, and the question that comes with it.
@@ -122,6 +150,8 @@ class Service:
 
     def answers_of(self, key: str) -> dict[int, Answer]:
         """Answers by side; none where they were not looked at for long."""
+        if key == OPENED and self._opened is not None:
+            return {item.side: item.answer for item in self._opened.items if isinstance(item, comparison.Answered)}
         return self._kept.get(key) or {}
 
     def compare(self, user: str, media: Media, question: str, specs: Sequence[str]) -> AsyncGenerator[Any, None]:
@@ -207,6 +237,19 @@ class Service:
                 }
         made["a_to_b"] = _ratios(costs[0], costs[1]) if len(costs) == 2 else None
         return made
+
+    @staticmethod
+    async def _whole(run: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+        """Answers, then the last of the times."""
+        timed: comparison.Timed | None = None
+        async with aclosing(run):
+            async for item in run:
+                if isinstance(item, comparison.Timed):
+                    timed = item
+                elif not isinstance(item, comparison.Heard | Waiting):
+                    yield item
+        if timed is not None:
+            yield timed
 
     def _methods(self, text: str, side: str) -> list[Any]:
         try:

@@ -4,6 +4,7 @@ import io
 import os
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ import pytest
 from covering import FIRST, REST, product
 from demo_server import server
 from PIL import Image
+
+import vtc
+from vtc.eval.tasks.benchmarks import example
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
@@ -40,6 +44,40 @@ def browser():
         started.close()
 
 
+#: Of every piece of text that is shown: its contrast, composed from all that lies under it, where that is too little.
+CONTRASTS = """(firstScreen) => {
+  const numbers = (colour) => {
+    const found = colour.match(/[\\d.]+/g).map(Number);
+    return found.length > 3 ? found : [...found, 1];
+  };
+  const over = ([r, g, b, a], under) => [r, g, b].map((v, i) => a * v + (1 - a) * under[i]);
+  const light = (rgb) => rgb.map((v) => v / 255)
+    .map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = (each) => each
+    ? over(numbers(getComputedStyle(each).backgroundColor), ground(each.parentElement))
+    : [255, 255, 255];
+  const opacity = (each) => each ? Number(getComputedStyle(each).opacity) * opacity(each.parentElement) : 1;
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const poor = [];
+  while (texts.nextNode()) {
+    const text = texts.currentNode, each = text.parentElement, range = document.createRange();
+    range.selectNodeContents(text);
+    const box = range.getBoundingClientRect(), style = getComputedStyle(each);
+    if (!text.data.trim() || !box.width || !each.checkVisibility({ visibilityProperty: true })) continue;
+    if (each.closest('.vtc-heard, .sr-only, svg, [disabled]')) continue;
+    const outside = box.bottom <= 0 || box.top >= innerHeight || box.right <= 0 || box.left >= innerWidth;
+    if (firstScreen && outside) continue;
+    const under = ground(each), colour = numbers(style.color);
+    const [a, b] = [light(over([...colour.slice(0, 3), colour[3] * opacity(each)], under)), light(under)];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), size = parseFloat(style.fontSize);
+    const large = size >= 24 || (size >= 18.66 && Number(style.fontWeight) >= 700);
+    if (ratio < (large ? 3 : 4.5)) poor.push([ratio.toFixed(2), text.data.trim().slice(0, 40), style.color]);
+  }
+  return poor;
+}"""
+
+
 class Visit:
     """One visitor's page, with what it asked for and complained of."""
 
@@ -66,6 +104,7 @@ class Visit:
         self.go(query)
         self.page.wait_for_selector("#vtc-ask")
         self.page.get_by_text("unit of keep").first.wait_for()  # the controls are drawn after the page
+        self.page.locator("#vtc-status [data-run]").wait_for(state="attached")  # what it opens with is answered
         return self
 
     def text(self, element):
@@ -81,7 +120,7 @@ class Visit:
         )
 
     def ask(self, press=None):
-        """Ask, and wait until all is there; each time that it is has a number of its own."""
+        """Ask, or do what asks, and wait until all is there; each time that it is has a number of its own."""
         number = "document.querySelector('#vtc-status [data-run]')?.dataset.run"
         before = self.page.evaluate(number)
         (press or (lambda: self.page.click("#vtc-ask")))()
@@ -114,8 +153,15 @@ class Visit:
         for _ in range(value):
             slider.press("ArrowRight")
 
+    def open_numbers(self):
+        if not self.page.locator("#vtc-numbers").is_visible():
+            self.page.get_by_role("button", name="All numbers").click()
+            self.page.locator("tr[data-number=kv]").wait_for()
+        return self
+
     def number(self, name):
         """What A, B and A : B are in a row of the table."""
+        self.open_numbers()
         return self.page.locator(f"tr[data-number={name}] td").all_inner_texts()
 
     def upload(self, name, content):
@@ -123,14 +169,18 @@ class Visit:
             "#vtc-upload input[type=file]", {"name": name, "mimeType": "image/png", "buffer": content}
         )
 
+    def poor_contrasts(self, first_screen=False):
+        """Texts that are hard to read: less than 4.5 : 1, or 3 : 1 where they are large; those in view, or all."""
+        return self.page.evaluate(CONTRASTS, first_screen)
+
     def tab(self, name):
         self.page.get_by_role("tab", name=name).first.click()
 
-    def shoot(self, name):
+    def shoot(self, name, full_page=True):
         SHOTS.mkdir(parents=True, exist_ok=True)
         self.page.mouse.move(0, 0)
         self.page.wait_for_timeout(300)
-        self.page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
+        self.page.screenshot(path=SHOTS / f"{name}.png", full_page=full_page)
 
 
 @pytest.fixture
@@ -156,23 +206,28 @@ def png(size=(120, 90)):
 
 def test_ask_read_the_numbers_and_look_through_the_layers(visit):
     seen = visit().open()
+    opened = seen.open_numbers().text("numbers")
     seen.ask()
-    assert (seen.answer("a"), seen.answer("b")) == ("9", "9")
+    assert seen.text("numbers") != opened  # it was asked anew, as its times show
+    assert (seen.answer("a"), seen.answer("b")) == ("bus", "bus")
     assert seen.number("visual_tokens") == ["256", "256", "1.00"]
     assert seen.number("equivalent") == ["64.0", "256.0", "0.25"]
     for name in ("prefill", "ttft", "kv", "flops"):
         assert all(re.match(r"\d", cell) for cell in seen.number(name)), name
-    assert "after layer 7, the last: 64 of 256" in seen.text("kept-a")
+    assert seen.text("kept-a") == "64 of 256 visual tokens kept"
+    seen.page.locator("#vtc-layer-a").wait_for(state="hidden")  # the same in front of every layer
     seen.paste("a", "fastv:layer=3,keep=0.25")
     seen.ask()
     seen.slide("layer-a", 2)
-    seen.wait_for_text("kept-a", "before layer 2 of 8: 256 of 256")
+    seen.wait_for_text("kept-a", "Before layer 2 of 8: 256 of 256")
     bright = seen.page.locator("#vtc-kept-a img").get_attribute("src")
     seen.slide("layer-a", 3)
-    seen.wait_for_text("kept-a", "before layer 3 of 8: 64 of 256")
+    seen.wait_for_text("kept-a", "Before layer 3 of 8: 64 of 256")
     assert seen.page.locator("#vtc-kept-a img").get_attribute("src") != bright
-    assert "before layer 3 of 8: 64 of 256 tokens alive" in seen.page.locator("#vtc-kept-a img").get_attribute("alt")
-    assert "after layer 7, the last: 256 of 256" in seen.text("kept-b")
+    assert "A, before layer 3 of 8: 64 of 256 visual tokens kept" in seen.page.locator("#vtc-kept-a img").get_attribute(
+        "alt"
+    )
+    assert seen.text("kept-b") == "256 of 256 visual tokens kept"
     seen.shoot("compare")
 
 
@@ -182,9 +237,7 @@ def test_change_the_method_its_fields_and_paste_a_spec(visit):
     seen.choose("A: method", "transprune · prune")
     seen.wait_for_spec("a", "transprune:keep=0.25")
     page.get_by_label("A: direction", exact=True).wait_for()
-    assert (
-        page.get_by_label("A: layers", exact=True).count() == 1 and page.get_by_label("A: per", exact=True).count() == 0
-    )
+    assert page.get_by_label("A: layers").count() == 1 and page.get_by_label("A: per", exact=True).count() == 0
     seen.choose("A: direction", "paper")
     seen.wait_for_spec("a", "transprune:keep=0.25,direction=paper")
     seen.choose("A: method", "divprune · selector")
@@ -212,7 +265,7 @@ def test_change_the_method_its_fields_and_paste_a_spec(visit):
     seen.paste("b", "fastv:layer=99")
     page.click("#vtc-ask")
     seen.wait_for_text("answer-b", "99")
-    seen.wait_for_text("answer-a", r"\d")
+    seen.wait_for_text("answer-a", "bus")
 
 
 @REST
@@ -244,22 +297,23 @@ def test_upload_a_picture_and_be_refused_another(visit, demo):
 @REST
 def test_a_video_frame_by_frame(visit):
     seen = visit().open()
-    seen.page.locator("[data-example='video/1']").click()
+    seen.ask(seen.page.locator("[data-example='video/1']").click)
     seen.wait_for_text("preview", "Frame 1 of 8")
     seen.paste("a", "evs:keep=0.25")
+    seen.wait_for_spec("a", "evs:keep=0.25")
     seen.ask()
     assert seen.number("visual_tokens")[0] == "513"
-    first = re.search(r"frame 1 of 8.*: (\d+) of 64", seen.text("kept-a"))
+    first = re.search(r"Frame 1 of 8.*: (\d+) of 64", seen.text("kept-a"))
     seen.slide("frame", 5)
     seen.wait_for_text("preview", "Frame 6 of 8")
-    seen.wait_for_text("kept-a", "frame 6 of 8")
-    seen.wait_for_text("kept-b", "frame 6 of 8: 64 of 64")
-    later = re.search(r"frame 6 of 8.*: (\d+) of 64", seen.text("kept-a"))
+    seen.wait_for_text("kept-a", "Frame 6 of 8")
+    seen.wait_for_text("kept-b", "Frame 6 of 8: 64 of 64")
+    later = re.search(r"Frame 6 of 8.*: (\d+) of 64", seen.text("kept-a"))
     assert first and later and int(first[1]) > int(later[1])  # evs keeps the first frame whole
     seen.shoot("video")
-    seen.page.locator("[data-example='images/1']").click()
+    seen.ask(seen.page.locator("[data-example='images/1']").click)
     seen.wait_for_text("preview", "Picture: images/1")
-    assert not seen.text("kept-a").strip()  # it was about the video
+    assert seen.text("kept-b") == "256 of 256 visual tokens kept" and "colour" in seen.text("asked")
     seen.page.locator("#vtc-frame").wait_for(state="hidden")
 
 
@@ -313,9 +367,10 @@ def test_all_methods_on_one_sheet(visit):
 @REST
 def test_a_link_opens_what_is_on_the_screen_and_the_code_is_copied(visit):
     seen = visit().open()
-    seen.page.locator("[data-example='images/6']").click()
-    seen.wait_for_text("preview", "images/6")
+    seen.ask(seen.page.locator("[data-example='images/1']").click)
+    seen.wait_for_text("preview", "images/1")
     seen.paste("a", "kcenter:keep=48,rule=max-sum")
+    seen.wait_for_spec("a", "kcenter:keep=48,rule=max-sum")
     seen.page.get_by_label("Question", exact=True).fill("What does the sign say & why?")
     seen.ask()
     seen.tab("Sweep")
@@ -323,7 +378,7 @@ def test_a_link_opens_what_is_on_the_screen_and_the_code_is_copied(visit):
     seen.page.locator("#vtc-sweep-keeps input, #vtc-sweep-keeps textarea").fill("0.75, 12")
     seen.page.wait_for_function("new URLSearchParams(location.search).get('keeps') === '0.75, 12'")
     linked = seen.page.url
-    seen.tab("Compare")
+    seen.tab("Settings")
     seen.page.wait_for_function("!location.search.includes('tab=')")
     seen.page.click("#vtc-copy-link")
     seen.page.get_by_role("button", name="Copied").wait_for()
@@ -332,10 +387,9 @@ def test_a_link_opens_what_is_on_the_screen_and_the_code_is_copied(visit):
     answers = seen.answer("a"), seen.answer("b"), seen.number("kept_tokens")
     other = visit().open(link.removeprefix(seen.address))
     other.wait_for_spec("a", "kcenter:keep=48,rule=max-sum")
-    other.wait_for_text("preview", "images/6")
+    other.wait_for_text("preview", "images/1")
     assert other.page.get_by_label("Question", exact=True).input_value() == "What does the sign say & why?"
     other.page.get_by_label("A: rule", exact=True).wait_for()
-    other.ask()
     assert (other.answer("a"), other.answer("b"), other.number("kept_tokens")) == answers
     third = visit().go(linked.removeprefix(seen.address))
     third.page.wait_for_selector("#vtc-sweep")
@@ -344,11 +398,11 @@ def test_a_link_opens_what_is_on_the_screen_and_the_code_is_copied(visit):
     seen.page.click("#vtc-copy-Python")
     seen.page.wait_for_function("navigator.clipboard.readText().then((text) => text.startsWith('import vtc'))")
     python = seen.page.evaluate("navigator.clipboard.readText()")
-    assert "'kcenter:keep=48,rule=max-sum'" in python and "example('images/6')" in python
+    assert "'kcenter:keep=48,rule=max-sum'" in python and "example('images/1')" in python
     seen.page.click("#vtc-copy-command")
     seen.page.wait_for_function("navigator.clipboard.readText().then((text) => text.startsWith('vtc ask'))")
     command = seen.page.evaluate("navigator.clipboard.readText()")
-    assert "--example images/6 '--question=What does the sign say & why?'" in command
+    assert "--example images/1 '--question=What does the sign say & why?'" in command
     seen.tab("Code")
     assert "/compare" in seen.text("client")
     seen.shoot("code")
@@ -377,16 +431,19 @@ def test_everything_by_keyboard(visit):
     seen = visit().open()
     page = seen.page
     page.locator("[data-example='images/1']").focus()
-    page.keyboard.press("Enter")
+    seen.ask(lambda: page.keyboard.press("Enter"))
     seen.wait_for_text("preview", "images/1")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.dataset.example") == "images/3"
+    page.locator("[data-spec^='fastv']").focus()
+    seen.ask(lambda: page.keyboard.press("Enter"))
+    assert page.evaluate("document.activeElement.dataset.spec") == "fastv:keep=0.25"
     page.get_by_label("Question", exact=True).focus()
     seen.ask(lambda: page.keyboard.press("Enter"))
-    assert "medians of" in seen.text("numbers")
+    assert "medians of" in seen.open_numbers().text("numbers")
     page.locator("#vtc-layer-a input[type=range]").focus()
     page.keyboard.press("Home")
-    seen.wait_for_text("kept-a", "before layer 0 of 8")
+    seen.wait_for_text("kept-a", "Before layer 0 of 8")
     tabs = page.get_by_role("tab")
     tabs.first.focus()
     page.keyboard.press("Tab")
@@ -396,7 +453,7 @@ def test_everything_by_keyboard(visit):
 
 def check_everything_has_a_name(seen):
     """Pictures have words, and whatever takes input has a label."""
-    for tab in ("Compare", "Code", "Sweep", "All methods"):
+    for tab in ("Settings", "Code", "Sweep", "All methods"):
         seen.tab(tab)
         nameless = seen.page.evaluate(
             """() => [...document.querySelectorAll('img, input, textarea, select, button, svg[role=img]')]
@@ -409,35 +466,118 @@ def check_everything_has_a_name(seen):
         assert not nameless
 
 
+#: What a first screen has to have, by the names under which it is looked for.
+FIRST_SCREEN = {
+    "title": ".vtc-title h1",
+    "sentence": ".vtc-title p",
+    "question": "#vtc-asked strong",
+    "picture A": "#vtc-kept-a img",
+    "picture B": "#vtc-kept-b img",
+    "answer A": "#vtc-answer-a .vtc-answer",
+    "answer B": "#vtc-answer-b .vtc-answer",
+}
+#: Of each: its box in the window, and whether it is what one sees in its middle.
+BOXES = """(wanted) => Object.fromEntries(Object.entries(wanted).map(([name, selector]) => {
+  const each = document.querySelector(selector), box = each.getBoundingClientRect();
+  const top = document.elementFromPoint((box.left + box.right) / 2, (box.top + box.bottom) / 2);
+  return [name, [box.left, box.top, box.right, box.bottom, each.contains(top) || top?.contains(each) === true]];
+}))"""
+#: Whatever can be used that lies above a result, or comes before the last of them by the keyboard.
+CONTROLS_BEFORE = """([a, b]) => {
+  const results = [document.querySelector(a), document.querySelector(b)], last = results[1];
+  const right = Math.max(...results.map((each) => each.closest('.vtc-result, body').getBoundingClientRect().right));
+  const bottom = Math.max(...results.map((each) => each.getBoundingClientRect().bottom));
+  return [...document.querySelectorAll('a[href], button, input, select, textarea, summary, [role], [tabindex]')]
+    .filter((each) => each.matches('a, button, input, select, textarea, summary, [role=tab], [role=button],'
+      + ' [role=slider], [role=combobox], [role=listbox], [tabindex="0"]'))
+    .filter((each) => each.checkVisibility({ visibilityProperty: true }) && each.getBoundingClientRect().height > 1)
+    .filter((each) => {
+      const box = each.getBoundingClientRect();
+      const above = box.top < bottom && box.left < right;
+      return above || !(last.compareDocumentPosition(each) & Node.DOCUMENT_POSITION_FOLLOWING);
+    }).map((each) => each.outerHTML.slice(0, 100));
+}"""
+
+
+@pytest.fixture(scope="module")
+def opening(loaded):
+    """What the model itself says of what the page opens with, by side: its answer, and its tokens in the last layer."""
+    kind, question = example("images/6")
+    inputs = loaded.inputs([question.shown()], [question.text])
+    said = {}
+    for side, spec in (("a", "divprune:keep=0.25"), ("b", "none")):
+        with vtc.patched(loaded.model, spec):
+            ids = loaded.model.generate(**inputs, max_new_tokens=64, do_sample=False)
+            tokens = int(vtc.trace(loaded.model).tokens_per_layer[-1, 0])
+        said[side] = loaded.answers(ids, inputs)[0], tokens
+    assert kind == "image" and said["a"][1] < said["b"][1]
+    return question.text, said
+
+
+@product(size=[(1280, 800), (390, 844)], scheme=["light", "dark"])
+def test_the_first_screen_says_what_it_is_and_shows_two_answers_and_two_pictures(visit, opening, size, scheme):
+    """Nobody touches anything: no click, no key, no scrolling."""
+    width, height = size
+    question, said = opening
+    seen = visit(width=width, height=height, color_scheme=scheme).go("")
+    for side, (answer, tokens) in said.items():
+        seen.page.locator(f"#vtc-answer-{side} .vtc-answer").wait_for(timeout=60_000)
+        seen.page.locator(f"#vtc-kept-{side} img[alt*='{tokens} of 256 visual tokens kept']").wait_for(timeout=60_000)
+        assert seen.answer(side) == answer
+    assert seen.text("asked") == f"Question {question}"
+    assert "visual tokens" in seen.page.locator("h1").inner_text()
+    assert "same weights" in seen.page.locator(".vtc-title p").inner_text()
+    assert seen.text("heading-a").startswith("A compressed by divprune") and seen.text("heading-b") == "B untouched"
+    boxes = seen.page.evaluate(BOXES, FIRST_SCREEN)
+    for name, (left, top, right, bottom, is_on_top) in boxes.items():
+        assert 0 <= left < right <= width and 0 <= top < bottom <= height and is_on_top, f"{name}: {boxes[name]}"
+        assert "picture" not in name or min(right - left, bottom - top) >= 150, f"{name} is small: {boxes[name]}"
+    assert not seen.page.evaluate(CONTROLS_BEFORE, [FIRST_SCREEN["answer A"], FIRST_SCREEN["answer B"]])
+    assert seen.page.evaluate("[document.documentElement.scrollWidth, window.scrollY]") == [width, 0]
+    assert not seen.poor_contrasts(first_screen=True)
+    seen.shoot(f"first-{scheme}-{width}", full_page=False)
+
+
+def test_while_the_model_answers_the_page_says_so_and_shows_what_it_is_asked_about(visit):
+    seen, held, free = visit(), [], threading.Event()
+    seen.page.route("**/queue/join*", lambda route: route.continue_() if free.is_set() else held.append(route))
+    seen.go("")
+    for side in "ab":
+        seen.wait_for_text(f"answer-{side}", "The model is answering")
+        assert seen.page.locator(f"#vtc-kept-{side} img[alt='Picture: images/6']").is_visible()
+    assert seen.text("status") == "The model is answering …" and seen.text("verdict").count("…") == 4
+    assert held
+    free.set()
+    for each in held:
+        each.continue_()
+    seen.page.locator("#vtc-answer-b .vtc-answer").wait_for()
+
+
+def test_one_click_tries_another_method_and_says_what_came_of_it(visit):
+    seen = visit().open()
+    seen.ask(seen.page.locator("[data-spec='fastv:keep=0.25']").click)
+    seen.wait_for_spec("a", "fastv:keep=0.25")
+    assert seen.text("heading-a") == "A compressed by fastv:keep=0.25"
+    assert seen.text("kept-a") == "After the last layer: 64 of 256 visual tokens kept"
+    same = "The same answer." if seen.answer("a") == seen.answer("b") else "Different answers."
+    assert seen.text("verdict").startswith(same)
+    shares = dict(zip(("equivalent", "flops", "kv", "ttft"), seen.page.locator("#vtc-verdict dd").all_inner_texts()))
+    for name, share in shares.items():
+        assert re.fullmatch(r"\d+(\.\d)? %", share)
+        assert abs(float(share[:-2]) - 100 * float(seen.number(name)[2])) <= 1  # as the table has it
+    pressed = seen.page.locator("[data-spec][aria-pressed=true]")
+    assert pressed.all_inner_texts() == ["fastv 25 %"]
+    seen.paste("a", "divprune:keep=0.3")
+    seen.wait_for_spec("a", "divprune:keep=0.3")
+    pressed.wait_for(state="detached")
+
+
 @product(width=[360, 1280], scheme=["light", "dark"], each="value")
 def test_it_fits_a_phone_is_legible_in_light_and_dark_and_has_words(visit, scheme, width):
     seen = visit(width=width, height=800, color_scheme=scheme).open()
-    seen.ask()
+    seen.open_numbers()
     assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
-    poor = seen.page.evaluate(
-        """() => {
-          const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
-          const light = (colour) => numbers(colour).slice(0, 3).map((v) => v / 255)
-            .map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-            .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-          const ground = (each) => {
-            for (let at = each; at; at = at.parentElement) {
-              const colour = numbers(getComputedStyle(at).backgroundColor);
-              if (colour.length < 4 || colour[3] > 0.9) return `rgb(${colour.slice(0, 3)})`;
-            }
-            return 'rgb(255, 255, 255)';
-          };
-          return [...document.querySelectorAll('.vtc-hint, .vtc-answer, .vtc-title p, .vtc-title h1, .vtc-numbers th,'
-            + '.vtc-numbers td, .vtc-numbers small, figcaption, .vtc-letter h2')]
-            .filter((each) => each.checkVisibility() && each.innerText.trim())
-            .map((each) => {
-              const [a, b] = [light(getComputedStyle(each).color), light(ground(each))];
-              return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), each.className, each.innerText.slice(0, 40)];
-            }).filter(([ratio]) => ratio < 4.5);
-        }"""
-    )
-    large = [each for each in poor if each[2] not in ("A", "B")]  # large letters need 3 : 1
-    assert not large and all(ratio >= 3 for ratio, *_ in poor)
+    assert not seen.poor_contrasts()
     seen.shoot(f"{scheme}-{width}")
     if width > 1000:  # where the tabs are not in a menu
         check_everything_has_a_name(seen)

@@ -163,16 +163,23 @@ class Turns:
                     self._leave(ticket)
 
     def close(self) -> None:
-        """End the thread after the present turn."""
+        """End the thread after the present turn, and whatever waits for one."""
         with self._changed:
             self._closed = True
             if self._now is not None:
                 self._now.stopped.set()
             self._changed.notify()
         self._thread.join(timeout=10)
+        with self._changed:
+            for line in self._lines.values():
+                for ticket in line:
+                    ticket.close()
+            self._lines.clear()
 
     def _enter(self, ticket: Ticket) -> None:
         with self._changed:
+            if self._closed:
+                raise BusyError("the server is going down; start it again")
             if sum(map(len, self._lines.values())) >= self._jobs:
                 raise BusyError(f"{self._jobs} requests wait already; try again in a moment")
             if len(self._lines.get(ticket.user, ())) >= max(self._jobs // 2, 1):

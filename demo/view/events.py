@@ -26,7 +26,7 @@ CANCELLED = "Cancelled; what was found stays."
 
 #: What the page opens with: the values of a link that says nothing.
 OPENING = {
-    "example": "images/5",
+    "example": "images/6",
     "a": "divprune:keep=0.25",
     "b": "none",
     "methods": "divprune,fastv,random",
@@ -47,6 +47,11 @@ class Trouble:
 @dataclass(frozen=True)
 class Ended:
     """The visitor stopped it."""
+
+
+def is_end(item: Any) -> bool:
+    """Whether nothing comes after it, of the `news`, though not all is there."""
+    return isinstance(item, Ended | Trouble)
 
 
 async def news(start: Callable[[], AsyncGenerator[Any, None]]) -> AsyncGenerator[Any, None]:

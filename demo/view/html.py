@@ -73,7 +73,10 @@ def said(text: str, side: str, done: bool = True) -> str:
     """An answer, or as much of it as is there."""
     cursor = "" if done else '<span class="vtc-cursor" aria-hidden="true"></span>'
     shown = html.escape(text) or ("(nothing)" if done else "")
-    return f'<p class="vtc-hint">{side} answers</p><p class="vtc-answer" aria-live="polite">{shown}{cursor}</p>'
+    return (
+        f'<div class="vtc-said"><p class="vtc-hint">{side} answers</p>'
+        f'<p class="vtc-answer" aria-live="polite">{shown}{cursor}</p></div>'
+    )
 
 
 def refused(reason: str) -> str:
@@ -88,7 +91,7 @@ def hint(text: str) -> str:
 
 def done() -> str:
     """That all is there; each is told apart by its number."""
-    return f'<p class="vtc-hint" role="status" data-run="{secrets.token_hex(4)}">Done.</p>'
+    return f'<p class="vtc-hint vtc-heard" role="status" data-run="{secrets.token_hex(4)}">Done.</p>'
 
 
 def waiting(ahead: int) -> str:
@@ -103,17 +106,25 @@ def kept(answer: Answer, side: str, layer: float, frame: float) -> str:
     layers, frames = len(answer.trace.tokens_per_layer), len(answer.views)
     at, number = _within(layer, layers + 1), _within(frame, frames)
     view, last = answer.views[number], at == layers
-    title = f"{side}: " + (f"after layer {layers - 1}, the last" if last else f"before layer {at} of {layers}")
+    where = ["after the last layer"] if last and changes(answer) else []
+    where += [] if last else [f"before layer {at} of {layers}"]
+    where += [f"frame {number + 1} of {frames}"] if frames > 1 else []
     at = -1 if last else at
-    of_video = f", frame {number + 1} of {frames}" if frames > 1 else ""
     time = "" if view.time is None else f" ({view.time:.2f} s)"
     alive, into, given = view.kept(at), view.merged(at), view.tokens.numel()
     merged = f", {into} merged into them" if into else ""
-    told = f"{title}{of_video}{time}: {alive} of {given} tokens alive{merged}"
-    alt = f"{told}. Kept patches are bright, dropped ones dark{', merged ones outlined' if merged else ''}."
-    caption = told.replace(f": {alive} of", f": <b>{alive}</b> of")
+    told = f"{alive} of {given} visual tokens kept{merged}"
+    alt = f"{', '.join([side, *where])}{time}: {told}. Kept patches are bright, dropped ones dark"
+    alt += f"{', merged ones outlined' if merged else ''}."
+    before = f"{', '.join(where)}{time}: " if where else ""
+    caption = before[:1].upper() + before[1:] + told.replace(str(alive), f"<b>{alive}</b>", 1)
     shown = picture(view.marked(at), alt, 1024)
     return f'<figure class="vtc-picture">{shown}<figcaption>{caption}</figcaption></figure>'
+
+
+def changes(answer: Answer) -> bool:
+    """Whether some decoder layers see fewer tokens than others."""
+    return len({*answer.trace.tokens_per_layer[:, 0].tolist()}) > 1
 
 
 def _within(value: float | None, count: int) -> int:

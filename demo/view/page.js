@@ -24,3 +24,24 @@ window.vtcLink = (query) => {
   window.history.replaceState(null, "", link);
   return link;
 };
+// Scrolls to an element, where less than a share of another can be seen.
+window.vtcScroll = (element, share, to) => {
+  const box = element.getBoundingClientRect();
+  const seen = Math.min(box.bottom, window.innerHeight) - Math.max(box.top, 0);
+  if (seen >= share * Math.min(box.height, window.innerHeight)) return;
+  const still = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
+  to.scrollIntoView({ block: "start", behavior: still ? "auto" : "smooth" });
+};
+// Answers are brought into view.
+window.vtcShow = () => window.vtcScroll(document.getElementById("vtc-sides"), 0.95, document.getElementById("vtc-results"));
+// Of the settings to try, the one that A has is pressed.
+window.vtcPress = (spec) =>
+  document
+    .querySelectorAll("button[data-spec]")
+    .forEach((each) => each.setAttribute("aria-pressed", String(each.dataset.spec === spec)));
+// A tab that is opened comes into view.
+document.addEventListener("click", (event) => {
+  if (!event.target.closest("#vtc-tabs [role=tab]")) return;
+  const tabs = document.getElementById("vtc-tabs");
+  setTimeout(() => window.vtcScroll(tabs, 0.6, tabs), 50);
+});

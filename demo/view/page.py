@@ -1,24 +1,33 @@
-"""The page: what is asked about, four tabs, the API, and links that open it as it is."""
+"""The page: results first, then what is asked, four tabs, the API, and links that open it as it is."""
 
 import asyncio
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from vtc.demo import reproduce
+from vtc.demo.jobs.inference import Media
 from vtc.demo.service import UPLOAD, Service
-from vtc.demo.view import html
 from vtc.demo.view.code_tab import CodeTab
 from vtc.demo.view.compare_tab import CompareTab
 from vtc.demo.view.events import OPENING, QUIET, upload
 from vtc.demo.view.methods_tab import MethodsTab
 from vtc.demo.view.question import Asked
+from vtc.demo.view.results import Results
 from vtc.demo.view.sweep_tab import SweepTab
 from vtc.eval.cli.arguments import EMBEDDED
 from vtc.eval.cli.errors import InputError
 
-TABS = {"compare": "Compare", "code": "Code", "sweep": "Sweep", "methods": "All methods"}
+TITLE = "vtc demo: the same model, with fewer visual tokens"
+TABS = {"compare": "Settings", "code": "Code", "sweep": "Sweep", "methods": "All methods"}
+#: What this is, in a heading and a sentence.
+_SAYS = (
+    f"<h1>{TITLE}</h1>"
+    "<p>The same weights answer the same question twice: A with part of the picture's tokens dropped or merged by a "
+    "compression method, B with all of them unless you change it.</p>"
+)
 
 _HERE = Path(__file__).parent
 
@@ -31,6 +40,24 @@ def theme() -> gr.themes.Base:
         neutral_hue="slate",
         font=("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"),
         font_mono=("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"),
+    ).set(  # what Gradio has is too pale to be read by everybody
+        input_border_width="1px",
+        input_border_color="*neutral_400",
+        input_border_color_dark="*neutral_500",
+        block_title_text_color="*neutral_700",
+        block_title_text_color_dark="*neutral_200",
+        block_title_background_fill="none",
+        block_title_background_fill_dark="none",
+        block_title_padding="0",
+        block_label_text_color="*neutral_700",
+        block_label_text_color_dark="*neutral_200",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        checkbox_label_background_fill_selected="*primary_600",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_700",
     )
 
 
@@ -53,22 +80,30 @@ class Page:
 
     def __init__(self, service: Service):
         self._service = service
-        with gr.Blocks(title="vtc: two settings side by side", analytics_enabled=False) as self.blocks:
-            gr.HTML(_title(service.source.model), elem_classes="vtc-title")
-            self._asked = Asked(service)
-            with gr.Tabs(selected=OPENING["tab"]) as self._tabs:
+        with gr.Blocks(title=TITLE, analytics_enabled=False) as self.blocks:
+            gr.HTML(_SAYS, elem_classes="vtc-title")
+            with gr.Row(elem_id="vtc-top"):
+                with gr.Column(elem_id="vtc-results", min_width=0):
+                    self._results = Results(service)
+                with gr.Column(elem_id="vtc-side", min_width=0):
+                    self._asked = Asked(service, self._results.frame, self._results.note)
+                    gr.HTML(_about(service.source.model), elem_id="vtc-model")
+            with gr.Tabs(selected=OPENING["tab"], elem_id="vtc-tabs") as self._tabs:
                 with _tab("compare") as compare:
-                    self._compare = CompareTab(service, self._asked)
+                    self._compare = CompareTab(service, self._asked, self._results)
                 with _tab("code") as code:
                     self._code = CodeTab(service, self._asked, self._compare)
                 with _tab("sweep") as sweep:
                     self._sweep = SweepTab(service, self._asked)
                 with _tab("methods") as methods:
                     self._methods = MethodsTab(service, self._asked)
-            parts = (self._compare, self._sweep, self._methods)
-            self._asked.connect({each: value for part in parts for each, value in part.cleared().items()})
+            self._asked.connect(self._cleared)
             self._link([compare, code, sweep, methods])
             self._build_api()
+
+    def _cleared(self, media: Media) -> dict[Any, Any]:
+        """The page without what is about something else."""
+        return {**self._results.cleared(media), **self._sweep.cleared(), **self._methods.cleared()}
 
     def _link(self, tabs: list[gr.Tab]) -> None:
         """The address bar follows the page, and the page what it is opened with."""
@@ -81,11 +116,9 @@ class Page:
         written = gr.on([each.change for each in shown], self._query, shown, [query], **live)
         written.then(fn=None, inputs=[query], outputs=[self._code.link], js="(query) => window.vtcLink(query)")
         self.blocks.load(fn=None, outputs=[self._code.link], js="() => window.location.href")
-        # an answer is to be seen
-        self._asked.question.submit(lambda: (gr.Tabs(selected="compare"), "compare"), None, [self._tabs, tab], **live)
         parts = (self._compare, self._sweep, self._methods, self._asked)
         outputs = [*(each for part in parts for each in part.outputs), self._tabs, tab]
-        self._linked = len(outputs)
+        self._linked = outputs
         self.blocks.load(self._opened, None, outputs, **QUIET)
 
     def _query(self, tab: str, key: str, question: str, a: str, b: str, *rest: Any) -> str:
@@ -97,7 +130,7 @@ class Page:
         """What a link says; what of it can't be used is told, and left as it was."""
         given, wrong = dict(request.query_params), list[str]()
         if not given:  # whoever is quick keeps what they chose while the page was loading
-            return [gr.skip()] * self._linked
+            return [Asked.at_once() if each is self._asked.go else gr.skip() for each in self._linked]
         values = [*self._compare.open(given, wrong), *self._sweep.open(given, wrong), *self._methods.open(given, wrong)]
         values += self._asked.open(given, wrong)  # the last, since it says what is wrong
         tab = given["tab"] if given.get("tab") in TABS else OPENING["tab"]
@@ -142,14 +175,12 @@ def _tab(name: str) -> gr.Tab:
     return gr.Tab(TABS[name], id=name)
 
 
-def _title(model: str) -> str:
+def _about(model: str) -> str:
+    """Which model answers."""
     about = (
-        "The bundled model is tiny and knows coloured shapes, digits, words and short clips; "
-        "<code>vtc demo --model</code> takes yours."
+        "The bundled model is tiny: it knows coloured shapes, digits, words and short clips, and choosing tokens can "
+        "cost it more time than it saves. <code>vtc demo --model</code> takes yours."
         if model == EMBEDDED
-        else f"Model: <code>{html.html.escape(model)}</code>."
+        else f"Model: <code>{escape(model)}</code>."
     )
-    return (
-        "<h1>Two settings, side by side</h1>"
-        f"<p>One picture, one question, two settings of the same weights. {about}</p>"
-    )
+    return f"<p class='vtc-hint'>{about}</p>"

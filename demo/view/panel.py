@@ -1,5 +1,6 @@
-"""One of the two sides: its method, the controls of its fields, its answer and its picture."""
+"""The setting of one of the two sides: its method and the controls of its fields."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,7 +29,6 @@ class Panel:
     Attributes:
         spec: what counts: whatever the other controls say ends up here.
         form: the spec whose fields are shown as controls.
-        answer, kept, layer: what came out, its picture, and in front of which decoder layer.
     """
 
     def __init__(self, letter: str, spec: str, limits: Limits):
@@ -41,10 +41,20 @@ class Panel:
             methods = controls.parse(spec, self._limits.spec_chars)
             with gr.Row():
                 self.first = gr.Dropdown(
-                    controls.first_names(), value=methods[0].name, label=f"{letter}: method", min_width=180, scale=2
+                    controls.first_names(),
+                    value=methods[0].name,
+                    label=f"{letter}: method",
+                    info="selector: before the decoder; prune: inside it; reducer: in the vision tower",
+                    min_width=230,
+                    scale=2,
                 )
                 self.second = gr.Dropdown(
-                    controls.second_names(), value=NONE, label=f"{letter}: then", min_width=120, scale=1
+                    controls.second_names(),
+                    value=NONE,
+                    label=f"{letter}: then",
+                    info="a prune after it",
+                    min_width=140,
+                    scale=1,
                 )
             self.form = gr.State(Form(spec))
             self.refusal = gr.HTML(elem_classes="vtc-note")
@@ -60,23 +70,6 @@ class Panel:
                 buttons=["copy"],
             )
         self._connect()
-
-    def build_result(self) -> None:
-        """What comes out, below what goes in: made apart, so that both sides' pictures stand in line."""
-        with gr.Column(elem_classes=["vtc-panel", f"vtc-side-{self.letter.lower()}"], min_width=280):
-            letter = self.letter
-            hint = f"<p class='vtc-hint'>{letter} answers here: press “Ask both”.</p>"
-            self.answer = gr.HTML(hint, elem_id=f"vtc-answer-{letter.lower()}")
-            self.kept = gr.HTML(elem_id=f"vtc-kept-{letter.lower()}")
-            self.layer = gr.Slider(
-                0,
-                1,
-                step=1,
-                value=0,
-                label=f"{letter}: decoder layer",
-                info="which tokens are alive in front of it; the last step is what is left at the end",
-                elem_id=f"vtc-layer-{letter.lower()}",
-            )
 
     @property
     def choice(self) -> list[Any]:
@@ -140,7 +133,8 @@ class Panel:
             return
         found = controls.controls(methods)
         for stage, method in enumerate(methods):
-            gr.Markdown(f"**{method.name}** {controls.about(method)}", elem_classes="vtc-hint")
+            about = "Every visual token is kept." if method.name == NONE else controls.about(method)
+            gr.Markdown(f"**{method.name}** {about}", elem_classes="vtc-hint")
             with gr.Row():
                 for control in found:
                     if control.stage != stage:
@@ -153,7 +147,7 @@ class Panel:
     def _draw_unit(self, method: Method, stage: int) -> None:
         choices = list(controls.units(method))
         unit = gr.Radio(
-            choices, value=controls.unit(method), label=f"{self.letter}: unit of keep", min_width=160, interactive=True
+            choices, value=controls.unit(method), label=f"{self.letter}: unit of keep", min_width=200, interactive=True
         )
 
         def picked(chosen: str, text: str) -> tuple[Any, ...]:
@@ -183,11 +177,13 @@ class Panel:
 def _component(control: Control, letter: str) -> Any:
     """The component that shows a control."""
     given: dict[str, Any] = {"label": f"{letter}: {control.name}", "min_width": 170, "interactive": True}
-    about = control.about if len(control.about) < 90 else None
+    about = control.about if len(control.about) < 90 else re.split(r"[:;.] ", control.about)[0]
+    about = about.replace("`", "")
     if control.kind == "switch":
         return gr.Checkbox(control.value, info=about, **given)
     given["info"] = about
     if control.kind == "keep":
+        given["min_width"] = 220  # for the numbers at its ends
         return gr.Slider(min(0.005, control.value), 1.0, value=control.value, step=0.005, **given)
     if control.kind == "choice":
         return gr.Dropdown(list(control.choices), value=control.value, **given)
