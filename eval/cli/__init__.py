@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from vtc.eval.cli.errors import InputError
+from vtc.eval.cli.extras import way_to
 from vtc.eval.cli.table import Command, add_commands
 
 COMMANDS = {
@@ -63,6 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return COMMANDS[args.command].load().main(args) or 0
     except InputError as error:
         print(f"vtc {args.command}: error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if (way := way_to(error)) is None:
+            raise
+        print(f"vtc {args.command}: error: {way}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nvtc {args.command}: interrupted", file=sys.stderr)
