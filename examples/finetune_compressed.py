@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 import vtc
 from vtc.eval import embedded
 
-SPEC, STEPS, BATCH = "tome:keep=16", 8, 12
+SPEC, STEPS, BATCH = "tome:keep=16", 6, 12
 
 # for a real checkpoint, in the place of the line behind this comment:
 #   from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -38,7 +38,7 @@ def batch(samples: list[embedded.Sample]) -> dict:
     return {**inputs, "labels": labels}
 
 
-held_out = batch(embedded.benchmark(36, "validation")[:])
+held_out = batch(embedded.benchmark(18, "validation")[:])
 train = embedded.benchmark(STEPS * BATCH, "train")
 optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=2e-3)
 with vtc.patched(model, SPEC):

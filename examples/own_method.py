@@ -17,7 +17,7 @@ from vtc.method.budget import Keep
 from vtc.method.selector import Selector
 from vtc.method.visual_tokens import VisualTokens
 
-QUESTIONS, KEEP = 27, 16
+QUESTIONS, KEEP = 18, 16
 
 # for a real checkpoint, in the place of the line behind this comment:
 #   from transformers import AutoModelForImageTextToText, AutoProcessor

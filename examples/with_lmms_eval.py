@@ -2,9 +2,9 @@
 
     python examples/with_lmms_eval.py           # lmms-eval: pip install lmms-eval, in an environment of its own
 
-vtc replaces lmms-eval's wrappers under their own names as soon as it is installed beside it, so `compress=SPEC` among the
-model's arguments is all. The task is `lmms_task/`, a YAML file in lmms-eval's form that both read; its questions are of
-the bundled benchmark, written to a folder first.
+vtc replaces lmms-eval's wrappers under their own names as soon as it is installed beside it, so `compress=SPEC` among
+the model's arguments is all. The task is `lmms_task/`, a YAML file in lmms-eval's form that both read; its questions
+are of the bundled benchmark, written to a folder first.
 """
 
 import json
