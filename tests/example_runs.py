@@ -1,5 +1,6 @@
 """Running examples as a reader does, and what the compressed model answers when asked by itself."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -24,6 +25,7 @@ def run(name: str, **environment: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@functools.cache
 def right(spec: str, questions: int) -> int:
     """Of the first questions of the bundled benchmark, how many are answered rightly; each is asked by itself."""
     model, processor = embedded.load()

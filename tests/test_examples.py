@@ -56,10 +56,9 @@ def _(lines):
 
 @check("own_method.py")
 def _(lines):
-    counts = {
-        re.split("[,:]", line)[0]: int(re.search(r"(\d+) of 18 right", line)[1]) for line in lines if "right" in line
-    }
-    assert counts["divprune"] == right("divprune:keep=16", 18) and counts["none"] == right("none", 18)
+    found = [re.fullmatch(r"(\w+).*: (\d+) of 18 right", line) for line in lines]
+    counts = {row[1]: int(row[2]) for row in found if row}
+    assert list(counts) == ["none", "divprune", "unusual"] and counts["divprune"] == right("divprune:keep=16", 18)
     assert 9 < counts["unusual"] < counts["none"], "better than guessing, which is a quarter"
     assert [line for line in lines if "tokens" in line] == 2 * ["  of the first picture: 16 of 256 tokens"]
 
@@ -133,8 +132,9 @@ def change(name: str) -> tuple[str, str]:
 
 
 def names_set(code: str) -> set[str]:
-    targets = [each.targets for each in ast.walk(ast.parse(code)) if isinstance(each, ast.Assign)]
-    return {node.id for target in sum(targets, []) for node in ast.walk(target) if isinstance(node, ast.Name)}
+    """The names that some code gives a value."""
+    nodes = ast.walk(ast.parse(code))
+    return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
 
 
 @pytest.mark.parametrize("name", SCRIPTS + NOTEBOOKS)
