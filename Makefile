@@ -15,7 +15,7 @@ COMPOSED ?= divprune:keep=0.5+pyramiddrop:keep=0.25 hiprune:keep=0.25+fastv:laye
 VIDEO_LIMIT ?= 12
 VIDEO_METHODS ?= none,random,frame_stride,pool,divprune,evs,holitom,fastv
 
-.PHONY: run demo test test-all test-part test-versions mutants test-gpu test-lmms bench lint docs clean
+.PHONY: run demo test test-all test-part test-versions mutants test-gpu test-lmms dist bench lint docs clean
 
 run: $(VENV)/.done
 	$(BIN)/vtc eval --model embedded --methods $(METHODS) \
@@ -68,6 +68,11 @@ $(LMMS)/.done: pyproject.toml tests/lmms/requirements.txt tests/lmms/constraints
 	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
+# Sdist and wheel in dist/, checked, and the wheel tried in an empty environment of each of these Pythons that is here.
+PYTHONS ?= python3.11 python3.13
+dist: $(VENV)/.done
+	$(BIN)/python tests/dist.py $(PYTHONS)
+
 bench: $(VENV)/.done
 	$(BIN)/vtc bench prefill --model embedded --methods divprune,fastv --keep 0.25,0.125,0.0625 --batch-size 8
 
@@ -101,4 +106,4 @@ $(VENV)/.emulator: $(VENV)/.done $(wildcard cuda/kernels/*.cu* tests/cuda_emulat
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-versions $(LMMS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-versions $(LMMS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,7 +1,11 @@
-"""Everything is in pyproject.toml, but for one choice: `VTC_BUILD_CUDA=1 pip install .` compiles the CUDA kernels."""
+"""Everything is in pyproject.toml, but for what a package index shows, and one choice.
+
+`VTC_BUILD_CUDA=1 pip install .` compiles the CUDA kernels.
+"""
 
 import importlib.util
 import os
+import re
 from pathlib import Path
 
 from setuptools import Distribution, setup
@@ -40,4 +44,22 @@ def _build():
     return module
 
 
-setup(cmdclass={"build_py": BuildKernels}, distclass=WithKernels)
+def long_description() -> str:
+    """README.md for a reader outside the repository: its links into it are text there, and its pictures left out."""
+    text = (Path(__file__).parent / "README.md").read_text(encoding="utf-8")
+    parts = re.split(r"(^```.*?^```$|`[^`\n]+`)", text, flags=re.MULTILINE | re.DOTALL)
+    return "".join(part if part.startswith("`") else _without_inner_links(part) for part in parts)
+
+
+def _without_inner_links(text: str) -> str:
+    target = r"(?!https?://|mailto:)[^)\s]*"
+    text = re.sub(rf"!\[[^\]]*\]\({target}\)\n*", "", text)
+    return re.sub(rf"\[([^\]]+)\]\({target}\)", r"\1", text)
+
+
+setup(
+    cmdclass={"build_py": BuildKernels},
+    distclass=WithKernels,
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
+)

@@ -9,12 +9,13 @@ from typing import Any
 
 from vtc.method.registry import HOMES
 
-__version__ = "0.1.0"
 __all__ = sorted(HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for."""
+    """Import a public name when it is first asked for; the version is that of what is installed."""
+    if name == "__version__":
+        return import_module("importlib.metadata").version(__name__)
     if name not in HOMES:
         raise AttributeError(f"module 'vtc' has no attribute {name!r}")
     value = getattr(import_module(HOMES[name]), name)
@@ -23,4 +24,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), "__version__", *__all__})

@@ -17,6 +17,7 @@ from vtc.demo.jobs.generation import Checking, Hearing, Telling
 from vtc.demo.jobs.turns import BusyError, Ticket
 from vtc.eval import models
 from vtc.eval.cli.errors import InputError
+from vtc.eval.cli.machine import set_threads
 from vtc.eval.media.contact_sheet import views_of_video
 from vtc.eval.media.picture import View, seen_by_model, view_of_picture
 from vtc.eval.media.video import Video
@@ -118,7 +119,7 @@ class Models:
 
     def _loaded(self, kind: str) -> Loaded:
         args = self._args
-        models.set_threads(args.model, args.threads)
+        set_threads(args.model, args.threads)
         loaded = models.load(args.model, args.dtype, args.device, args.attn, kind)
         self._warm_up(loaded, kind)
         return loaded

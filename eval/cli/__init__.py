@@ -11,6 +11,7 @@ from importlib.metadata import version
 
 from vtc.cuda import outputs
 from vtc.eval.cli.errors import InputError
+from vtc.eval.cli.extras import way_to
 from vtc.eval.cli.table import Command, Parser, add_commands
 
 #: Headings of `vtc --help`.
@@ -92,6 +93,11 @@ def _run(argv: Sequence[str]) -> int:
         return COMMANDS[args.command].load().main(args) or 0
     except InputError as error:
         print(f"vtc {args.command}: error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if (way := way_to(error)) is None:
+            raise
+        print(f"vtc {args.command}: error: {way}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nvtc {args.command}: interrupted", file=sys.stderr)

@@ -43,8 +43,9 @@ def main(args: argparse.Namespace) -> None:
     """
     with importing():
         from vtc import patched, spec, trace
+        from vtc.eval.cli.machine import set_threads
         from vtc.eval.media.contact_sheet import UnknownFramesError
-        from vtc.eval.models import load, set_threads
+        from vtc.eval.models import load
 
     _check_out(args.out, args.image or args.video)
     kind, shown, question = _opened(args)

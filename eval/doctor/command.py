@@ -40,10 +40,10 @@ def main(args: argparse.Namespace) -> int:
     from time import perf_counter
 
     with importing():
+        from vtc.eval.cli.machine import set_threads
         from vtc.eval.doctor.examination import Result, examine
         from vtc.eval.doctor.installed import installed
         from vtc.eval.doctor.table import installed_table, legend, results_table, verdict
-        from vtc.eval.models import set_threads
         from vtc.eval.results.folder import write_json
 
     if args.model is None and (args.image or args.question):
@@ -70,8 +70,8 @@ def _subjects(args: argparse.Namespace) -> "Iterator[Subject]":
     if args.model is not None:
         yield _own(args)
         return
+    from vtc.eval.cli.machine import check_device
     from vtc.eval.doctor.tiny import subjects
-    from vtc.eval.models import check_device
 
     check_device(args.device)
     yield from subjects(getattr(torch, args.dtype or "float32"), args.device)

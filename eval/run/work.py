@@ -10,6 +10,7 @@ import torch
 from vtc.eval import embedded, models
 from vtc.eval.cli.arguments import EMBEDDED, budgets, method_names
 from vtc.eval.cli.errors import InputError
+from vtc.eval.cli.machine import check_device, set_threads
 from vtc.eval.report.flips import FlipPictures
 from vtc.eval.results.records import Line
 from vtc.eval.results.settings import Setting, make_settings
@@ -44,8 +45,8 @@ class Work:
         self._runners: dict[str, Runner] = {}
         self._loaded = functools.cache(self._load)
         self._weights = functools.cache(models.weights_hash)  # it reads every byte of them
-        models.check_device(self.device)
-        self._threads = models.set_threads(args.model, args.threads)
+        check_device(self.device)
+        self._threads = set_threads(args.model, args.threads)
 
     @property
     def device(self) -> str:

@@ -98,7 +98,7 @@ def main(args: argparse.Namespace) -> None:
     import torch
 
     from vtc.eval.bench.kernels import work
-    from vtc.eval.models import check_device
+    from vtc.eval.cli.machine import check_device
     from vtc.eval.results.folder import write_json
 
     check_device(args.device)

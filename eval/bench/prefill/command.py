@@ -178,7 +178,7 @@ def _about(args: argparse.Namespace, cases: "list[_Case]") -> dict[str, Any]:
     import torch
 
     from vtc.eval.bench.prefill import model
-    from vtc.eval.models import check_device, set_threads
+    from vtc.eval.cli.machine import check_device, set_threads
 
     check_device(args.device)
     shapes = [case.shape for case in cases if case.shape is not None]

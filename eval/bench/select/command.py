@@ -55,7 +55,7 @@ def main(args: argparse.Namespace) -> None:
     from vtc.eval.bench.select.scene import Scene
     from vtc.eval.bench.select.table import about, table
     from vtc.eval.bench.select.video import VideoScene
-    from vtc.eval.models import check_device
+    from vtc.eval.cli.machine import check_device
     from vtc.eval.results.folder import write_json
     from vtc.eval.run.memory import source
 

@@ -28,6 +28,7 @@ from torch.nn.functional import smooth_l1_loss
 from vtc.eval import models
 from vtc.eval.cli.arguments import EMBEDDED, not_negative, positive, say
 from vtc.eval.cli.errors import InputError
+from vtc.eval.cli.machine import set_threads
 from vtc.eval.results.folder import RunFolder, write_atomically, write_json
 from vtc.eval.tasks.benchmarks import bundled_task
 from vtc.eval.tasks.task import Question, Task
@@ -78,7 +79,7 @@ def main(args: argparse.Namespace) -> None:
         "batch": args.batch,
         "seed": args.seed,
         "device": args.device,
-        "threads": models.set_threads(args.model, None),
+        "threads": set_threads(args.model, None),
         "versions": models.versions(),
     }
 

@@ -24,6 +24,7 @@ from vtc import DiffRate, spec
 from vtc.eval import models
 from vtc.eval.cli.arguments import EMBEDDED, positive, say
 from vtc.eval.cli.errors import InputError
+from vtc.eval.cli.machine import set_threads
 from vtc.eval.results.folder import RunFolder, write_json
 from vtc.eval.tasks.benchmarks import bundled_task
 from vtc.eval.tasks.task import Question
@@ -73,7 +74,7 @@ def main(args: argparse.Namespace) -> None:
         "target": args.target,
         "steps": args.steps,
         "batch": args.batch,
-        "threads": models.set_threads(args.model, None),
+        "threads": set_threads(args.model, None),
         "versions": models.versions(),
     }
 
