@@ -2,8 +2,8 @@
 
 The folders of a checkout are not the packages (`package-dir` in pyproject.toml), so mkdocstrings reads them beside the
 site, in `build/site-sources`, where they are laid out as they are installed. A page that begins with
-`<!-- include: FILE -->` is that file of the repository, so that nothing stands twice; `<!-- reference: FOLDER -->` is the
-reference of what is public in it; and a folder in the navigation stands for its pages.
+`<!-- include: FILE -->` is that file of the repository, so that nothing stands twice; `<!-- reference: FOLDER -->` is
+the reference of what is public in it; and a folder in the navigation stands for its pages.
 """
 
 import ast
