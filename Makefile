@@ -11,7 +11,7 @@ BASELINES := none,random,stride,pool
 BEST := kcenter,hiprune,todre,divprune,pyramiddrop,transprune,atp,holitom_inner,zero_tprune,flowcut,diffrate,tome
 run: OUT ?= runs/embedded
 run: METHODS ?= $(BASELINES),$(BEST)
-run: LIMIT ?= 80
+run: LIMIT ?= 64
 run: $(VENV)/.done
 	@+$(SHARED) ARGS='--methods $(METHODS) --keep 0.25,0.0625 --limit $(LIMIT) --output $(OUT)'
 	@$(BIN)/vtc report $(OUT) --output $(OUT)/report.html

@@ -2,7 +2,7 @@
 
 import io
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -10,19 +10,36 @@ from PIL import Image
 from vtc.eval.report.panels import INK, SMALL, TEXT, TOKENS, Multiples, right_answers
 from vtc.eval.results.results import Results
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 #: Of the figure and of a row of panels, in inches; at 100 dots per inch it is 800 wide, and no text smaller than 10.
 WIDTH, HEIGHT = 8.0, 3.3
 DPI = 150
 #: Colours of the file, which is a third as large as with all.
 TONES = 128
-STYLE = {"font.size": TEXT, "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK,
-         "ytick.color": INK, "axes.linewidth": 0.7}  # fmt: skip
+STYLE: dict[Any, Any] = {
+    "font.size": TEXT,
+    "axes.linewidth": 0.7,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+}
 
 
 def draw(results: Results) -> bytes:
     """The figure as PNG. `results` has at least "none"."""
-    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(composed(results))
+    canvas.draw()
+    buffer = io.BytesIO()
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    picture.quantize(TONES, dither=Image.Dither.NONE).save(buffer, format="png", optimize=True)
+    return buffer.getvalue()
+
+
+def composed(results: Results) -> "Figure":
+    """All panels, as a figure of matplotlib."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     drawn = Multiples(results, TOKENS, right_answers(results))
@@ -40,12 +57,7 @@ def draw(results: Results) -> bytes:
         figure.suptitle(_title(results), x=0.01, ha="left", fontsize=TEXT + 1.5)
         figure.supylabel(f"{drawn.worth.title} (bars: 95 % interval)", fontsize=TEXT)
         figure.legend(*drawn.common(grid[0]), loc="outside lower center", ncols=3, frameon=False, fontsize=SMALL)
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-    buffer = io.BytesIO()
-    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    picture.quantize(TONES, dither=Image.Dither.NONE).save(buffer, format="png", optimize=True)
-    return buffer.getvalue()
+    return figure
 
 
 def _title(results: Results) -> str:

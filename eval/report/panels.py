@@ -13,11 +13,11 @@ from vtc.eval.results.settings import NONE
 #: Okabe and Ito's colours, told apart with any colour vision; markers and dashes tell them apart in grey.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d1f")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-STYLES = ("-", "--", "-.")
+STYLES: tuple[Any, ...] = ("-", "--", "-.")
 GREY, PALE, INK = "#666666", "#8d8d8d", "#1d2126"
 #: Sizes of text in points.
 TEXT, SMALL = 8.5, 7.5
-_BASELINE_STYLES = ((0, (1, 1.2)), (0, (4, 1.5)), (0, (6, 1.5, 1, 1.5)), (0, (2, 2)))
+_BASELINE_STYLES: tuple[Any, ...] = ((0, (1, 1.2)), (0, (4, 1.5)), (0, (6, 1.5, 1, 1.5)), (0, (2, 2)))
 #: Of the height of a panel: a line of text.
 _LINE = 0.075
 
@@ -131,26 +131,20 @@ class Multiples:
             width: of the panel, in inches.
             labelled: whether the cost is told below it.
         """
-        from matplotlib.transforms import ScaledTranslation
-
         axes.set_title(panel.title, loc="left", fontsize=TEXT + 1, fontweight="bold")
         self._scales(axes)
         self._untouched(axes)
         for number, (name, rows) in enumerate(panel.baselines.items()):
-            line = _BASELINE_STYLES[number % len(_BASELINE_STYLES)]
-            style = {"color": PALE, "marker": MARKERS[number % len(MARKERS)], "linestyle": line, "zorder": 2.0}
-            self._line(axes, name, rows, markerfacecolor="none", **style)
+            marker, dash = MARKERS[number % len(MARKERS)], _BASELINE_STYLES[number % len(_BASELINE_STYLES)]
+            self._line(axes, name, rows, color=PALE, marker=marker, linestyle=dash, markerfacecolor="none", zorder=2.0)
         mine = []
         for number, (name, rows) in enumerate(panel.series.items()):
             turn, place = divmod(number, len(COLOURS))  # the same colour again has another marker and another dash
-            marker, style = MARKERS[(place + turn) % len(MARKERS)], STYLES[turn % len(STYLES)]
-            mine.append(self._line(axes, name, rows, color=COLOURS[place], marker=marker, linestyle=style, zorder=3.0))
+            marker, dash = MARKERS[(place + turn) % len(MARKERS)], STYLES[turn % len(STYLES)]
+            mine.append(self._line(axes, name, rows, color=COLOURS[place], marker=marker, linestyle=dash, zorder=3.0))
         self._name_front(axes, panel)
         if mine:
-            below = ScaledTranslation(0, -(32 if labelled else 18) / 72, axes.figure.dpi_scale_trans)  # 72 points an inch
-            axes.legend(mine, list(panel.series), loc="upper left", bbox_to_anchor=(-0.03, 0), borderaxespad=0,
-                        bbox_transform=axes.transAxes + below, ncols=_columns(list(panel.series), width), frameon=False,
-                        fontsize=SMALL, handlelength=2.2, columnspacing=1.2, labelspacing=0.3)  # fmt: skip
+            self._key(axes, mine, list(panel.series), width, 32 if labelled else 18)
         if labelled:
             axes.set_xlabel(self.label, fontsize=SMALL)
 
@@ -160,6 +154,17 @@ class Multiples:
         mine = {name for panel in self.panels for name in panel.series}
         chosen = [(handle, label) for handle, label in zip(handles, labels) if label not in mine]
         return [handle for handle, _ in chosen], [label for _, label in chosen]
+
+    def _key(self, axes: Any, lines: Sequence[Any], names: Sequence[str], width: float, below: float) -> None:
+        """Say which line is which, some points below the axis."""
+        from matplotlib.transforms import ScaledTranslation
+
+        place = axes.transAxes + ScaledTranslation(0, -below / 72, axes.figure.dpi_scale_trans)  # 72 points are an inch
+        axes.legend(
+            lines, names, loc="upper left", bbox_to_anchor=(-0.03, 0), bbox_transform=place, borderaxespad=0,
+            ncols=_columns(names, width), frameon=False, fontsize=SMALL, handlelength=2.2, columnspacing=1.2,
+            labelspacing=0.3,
+        )  # fmt: skip
 
     def _scales(self, axes: Any) -> None:
         if self.is_log:
@@ -214,8 +219,8 @@ class Multiples:
     def _name_front(self, axes: Any, panel: Panel) -> None:
         """Ring the points on the front and name their methods above them, each on a line of its own."""
         mine = [point for point in self.front if point[2] in panel.series or point[2] in panel.baselines]
-        axes.plot([point[0] for point in mine], [point[1] for point in mine], linestyle="none", marker="o",
-                  markersize=8.5, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.0, zorder=4.0)  # fmt: skip
+        ring = {"marker": "o", "markersize": 8.5, "markerfacecolor": "none", "markeredgecolor": INK}
+        axes.plot([point[0] for point in mine], [point[1] for point in mine], linestyle="none", zorder=4.0, **ring)
         named = self._named(panel)
         room = (self._top - self._bottom) or 1.0
         for level, (cost, value, name) in enumerate(reversed(named)):

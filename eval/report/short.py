@@ -41,7 +41,7 @@ def groups(results: Results) -> list[Group]:
 
 
 def columns(results: Results) -> list[str]:
-    """Headings behind the setting's; the task's headline metric is among them where it isn't the share of right ones."""
+    """Headings behind the setting's; with the task's headline metric where it isn't the share of right answers."""
     return ["right %", "95 %", *([name] if (name := headline(results)) else []), "tokens", "prefill ×", "of ×"]
 
 

@@ -52,7 +52,7 @@ def _svg(figure: Any, label: str, name: str) -> str:
     with rc_context({"svg.hashsalt": name}):  # ids are made of it
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     svg = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)  # not referred to
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # not referred to
     for colour, called in _PAGE.items():
         svg = svg.replace(colour, called)
     start = f'<svg role="img" aria-label="{html.escape(label, quote=True)}" '
