@@ -2,26 +2,43 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-OUT    ?= runs/embedded
-# Questions that `make run` puts to each method and keep; the README's tables are of LIMIT=270.
-LIMIT  ?= 90
-METHODS ?= none,random,stride,pool,divprune,hiprune,kcenter,visionzip,recoverable,tokencorr,todre,$\
+
+.PHONY: run table share-0 share-1 demo test test-all test-part test-versions mutants test-gpu test-lmms dist bench lint \
+	docs clean
+
+# In at most three minutes on two cores: the baselines, and of each kind the four methods that did best in
+# docs/methods/results.json (tests/test_best.py holds the list against it), with a quarter and a sixteenth of the tokens.
+BASELINES := none,random,stride,pool
+BEST := kcenter,hiprune,todre,divprune,pyramiddrop,transprune,atp,holitom_inner,zero_tprune,flowcut,diffrate,tome
+run: OUT ?= runs/embedded
+run: METHODS ?= $(BASELINES),$(BEST)
+run: LIMIT ?= 64
+run: $(VENV)/.done
+	@+$(SHARED) ARGS='--methods $(METHODS) --keep 0.25,0.0625 --limit $(LIMIT) --output $(OUT)'
+	@$(BIN)/vtc report $(OUT) --output $(OUT)/report.html
+
+# All methods at four budgets, two under one trace (a selector or reducer, then a prune), and videos of 8 frames. The
+# documentation's numbers are of LIMIT=270.
+table: OUT ?= runs/table
+table: METHODS ?= $(BASELINES),divprune,hiprune,kcenter,visionzip,recoverable,tokencorr,todre,$\
 	tome,diffrate,flowcut,zero_tprune,token_transforming,fastv,transprune,pyramiddrop,sparsevlm,$\
 	holitom_inner,lazyllm,spatten,token_skip,atp,atp_tf,todre_stage2
-# Two stages under one trace: a selector or reducer, then a prune.
 COMPOSED ?= divprune:keep=0.5+pyramiddrop:keep=0.25 hiprune:keep=0.25+fastv:layer=2,keep=0.5 $\
 	tome:keep=0.5+transprune:keep=0.25 kcenter:keep=0.25+sparsevlm:keep=0.5
-# The same on clips, videos of 8 frames.
+table: LIMIT ?= 90
 VIDEO_LIMIT ?= 12
 VIDEO_METHODS ?= none,random,frame_stride,pool,divprune,evs,holitom,fastv
+table: $(VENV)/.done
+	@+$(SHARED) ARGS='--methods $(METHODS) --keep 0.5,0.25,0.125,0.0625 $(addprefix --compress ,$(COMPOSED)) \
+		--limit $(LIMIT) --output $(OUT)'
+	@+$(SHARED) ARGS='--tasks video --methods $(VIDEO_METHODS) --keep 0.25,0.0625 \
+		--limit $(VIDEO_LIMIT) --output $(OUT)-video'
+	@$(BIN)/vtc report $(OUT) $(OUT)-video --output $(OUT)/report.html
 
-.PHONY: run demo test test-all test-part test-versions mutants test-gpu test-lmms dist bench lint docs clean
-
-run: $(VENV)/.done
-	$(BIN)/vtc eval --model embedded --methods $(METHODS) \
-		--keep 0.5,0.25,0.125,0.0625 $(addprefix --compress ,$(COMPOSED)) --limit $(LIMIT) --output $(OUT)
-	$(BIN)/vtc eval --tasks video --methods $(VIDEO_METHODS) \
-		--keep 0.25,0.0625 --limit $(VIDEO_LIMIT) --output $(OUT)-video
+# Two processes of one thread each share the batches out; times are compared within a batch, which one of them does.
+SHARED := $(MAKE) --no-print-directory -j2 share-0 share-1
+share-0 share-1: share-%:
+	@RANK=$* WORLD_SIZE=2 $(BIN)/vtc eval $(ARGS)
 
 # Two settings side by side in a browser.
 PORT ?= 7860

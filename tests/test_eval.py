@@ -59,6 +59,21 @@ def test_every_file_is_written(run):
     assert all(f"| {setting} |" in table for setting in SETTINGS)
 
 
+def test_it_ends_with_the_short_table_and_says_where_everything_is(run, capsys):
+    assert main(arguments(run)) == 0  # it is finished: nothing is asked again
+    table, _, named = capsys.readouterr().out.rpartition("\n\n")
+    _, _, results = read(run)
+    for row in results["settings"]:
+        (line,) = [line for line in table.splitlines() if line.split()[:1] == [row["setting"]]]
+        right, tokens = f"{100 * row['overall']['right'] / QUESTIONS:.1f}", f"{row['equivalent_tokens']:.1f}"
+        faster = (row["prefill_speedup"]["median"], row["prefill_speedup_ideal"])
+        assert [line.split()[1], *line.split()[3:]] == [right, tokens, *(f"{ratio:.2f}" for ratio in faster)]
+    assert max(map(len, table.splitlines())) <= 100
+    files = [line.rpartition(": ")[2] for line in named.splitlines()]
+    assert files == [str(run / name) for name in ("results.md", "figure.png", "samples.jsonl")]
+    assert "figure: " + str(run / "figure.png") in named.splitlines()
+
+
 def test_all_settings_saw_the_same_questions(run):
     samples, _, _ = read(run)
     expected = [(sample.id, sample.question, sample.answer) for sample in embedded.benchmark(QUESTIONS)[:]]

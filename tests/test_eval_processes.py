@@ -15,6 +15,7 @@ from eval_runs import untimed
 
 from vtc.eval.cli import main
 from vtc.eval.cli.errors import InputError
+from vtc.eval.run import evaluate
 from vtc.eval.run.processes import Process, this_process
 
 
@@ -63,6 +64,30 @@ def test_what_a_process_left_undone_the_first_one_does(alone, tmp_path):
     assert started[0].returncode == 0, error.decode()[-3000:]
     assert journal.read_bytes().count(b"\n") < 3
     assert untimed(folder) == untimed(alone)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--methods", "divprun"], "did you mean 'divprune'"),
+        (["--compress", "fastv:layer=99"], "fastv:layer=99"),
+        (["--output", "{folder}/file/run"], "can't be written"),
+        (["--output", "{folder}/other"], "holds 'notes.txt'"),
+    ],
+)
+def test_no_process_waits_for_one_that_refuses(tmp_path, monkeypatch, capsys, given, said):
+    """What the first process refuses, the second refuses too, by itself: `make run` must not hang on a typo."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("")
+    monkeypatch.setattr(evaluate, "_PATIENCE", 0.0)  # what would wait says instead that there is no config.json
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    given = [part.format(folder=tmp_path) for part in given]
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        assert main(["eval", *arguments(tmp_path / "run"), *given]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_shares_are_whole_and_apart():

@@ -1,18 +1,23 @@
 """`vtc report`: one page that needs nothing outside it, sorted tables, changed answers with their pictures, escapes."""
 
+import contextlib
 import csv
 import html
 import io
 import json
+import os
 import re
 import shutil
+from itertools import product
 from pathlib import Path
 
 import pytest
 
 from vtc.eval.cli import main
-from vtc.eval.report import page as report_page
 
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
 NASTY = "<script>alert('x')</script>"
 
 
@@ -31,7 +36,9 @@ def runs(both_tasks, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(runs) -> str:
-    assert main(["report", str(runs / "runs" / "one"), "--output", str(runs / "report.html")]) == 0
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main(["report", str(runs / "runs" / "one"), "--output", str(runs / "report.html")]) == 0
+    assert said.getvalue().splitlines()[-1] == f"page: {runs / 'report.html'}"
     return (runs / "report.html").read_text()
 
 
@@ -71,14 +78,77 @@ def test_changed_answers_are_shown_with_what_was_kept(runs, page):
 
 
 def test_figures_are_drawn_for_each_task_and_cost(page):
-    assert page.count("<svg ") == page.count("</svg>") == 2 * 3
+    assert page.count("<svg ") == page.count("</svg>") == 2 * 3 * 2  # the selectors, and the key
     for cost in ("equivalent visual tokens", "GFLOP of the prefill", "prefill, ms per batch"):
-        assert page.count(f'against {cost}, 3 settings"') == 2
+        assert page.count(f'against {cost}, 2 settings and none"') == 2
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    named = {one or other for one, other in re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', page)}
+    assert len(ids) == len(set(ids)) and named and named <= set(ids)
 
 
-def test_the_front_is_what_no_other_point_beats():
-    points = [(4, 0.5), (1, 0.2), (2, 0.6), (2, 0.4), (8, 0.9), (9, 0.9)]
-    assert report_page.front_of(points) == [(1, 0.2), (2, 0.6), (8, 0.9)]
+def test_figures_have_the_colours_of_the_page_and_none_of_their_own(page):
+    drawn = "".join(re.findall(r"<svg .*?</svg>", page, re.DOTALL))
+    assert set(re.findall(r"(?:fill|stroke): ([^;\"]+)", drawn)) <= {
+        *("none", "currentColor", "var(--grey)", "var(--pale)", "#b0b0b0"), *(f"var(--c{n})" for n in range(7)),
+    }  # fmt: skip
+    styles = re.findall(r":root \{(.*?)\}", page, re.DOTALL)
+    used = set(re.findall(r"var\((--\w+)\)", page))
+    assert len(styles) == 2 and all(used <= set(re.findall(r"(--\w+):", style)) for style in styles)
+
+
+def test_the_short_table_stands_before_everything_else(page):
+    assert page.count('<table class="short">') == 2
+    first, leaderboard, metrics = (page.index(text) for text in ('class="short"', 'id="leaderboard"', "<h3>Metrics"))
+    assert first < page.index("<svg ") < leaderboard < metrics
+    for text in ("baselines", "selectors", "<td>divprune:keep=8</td>", "<td>none, blank picture</td>"):
+        assert text in page[first:leaderboard]
+
+
+@pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="needs a browser: apt-get install chromium")
+def test_it_can_be_read_in_a_browser_wide_and_narrow_light_and_dark(runs, page):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        for width, scheme in product((1280, 390), ("light", "dark")):
+            options = {"viewport": {"width": width, "height": 900}, "color_scheme": scheme, "offline": True}
+            visit = browser.new_context(**options).new_page()
+            asked, errors = [], []
+            visit.on("request", lambda request, asked=asked: asked.append(request.url))
+            visit.on("console", lambda line, errors=errors: errors.append(line.text))
+            visit.on("pageerror", lambda error, errors=errors: errors.append(str(error)))
+            visit.goto((runs / "report.html").as_uri())
+            assert visit.evaluate("document.documentElement.scrollWidth") <= width
+            assert [url for url in asked[1:] if not url.startswith("data:")] == [] and errors == []
+            sizes, inks, back = visit.evaluate(SEEN)
+            assert len(sizes) > 50 and min(sizes) >= 9
+            assert all(contrast(ink, back) >= 4.5 for ink in inks)
+            assert contrast(visit.evaluate("getComputedStyle(document.querySelector('.short td')).color"), back) >= 7
+        browser.close()
+
+
+#: Of each text in a figure that is shown: its height in pixels and its colour; and the colour behind the page.
+SEEN = """() => {
+  const texts = [...document.querySelectorAll("figure svg text")].filter(text => text.getClientRects().length);
+  const scale = svg => svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+  return [
+    texts.map(text => parseFloat(getComputedStyle(text).fontSize) * scale(text.ownerSVGElement)),
+    [...new Set(texts.map(text => getComputedStyle(text).fill))],
+    getComputedStyle(document.body).backgroundColor,
+  ];
+}"""
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG's contrast of two colours that a browser tells as rgb(r, g, b)."""
+
+    def luminance(colour: str) -> float:
+        shares = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+        linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+        return sum(weight * each for weight, each in zip((0.2126, 0.7152, 0.0722), linear))
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
 
 
 def test_a_run_that_has_not_ended_is_said_and_left_out(runs, tmp_path, capsys):

@@ -1,7 +1,8 @@
 """`vtc pages`: a page of documentation for every method, made of what the code says and what a run measured.
 
-The output folder gets NAME.md for each method, README.md that lists them, and, from `--run`, `results.json` (what the
-pages show of the run) and NAME.png (the curve). Without `--run` the numbers and curves that are there stay.
+The output folder gets NAME.md for each method, README.md that lists them, `results.json` (what the pages show of the
+run that `--run` names; without `--run` the one that is there stays) and, drawn of it, NAME.png (the method's curve) and
+figure.png (all of them).
 """
 
 import argparse
@@ -18,7 +19,7 @@ from vtc.eval.results.folder import write_atomically
 from vtc.method.registry import method_class, shipped
 from vtc.presets import presets
 
-RESULTS, INDEX = "results.json", "README.md"
+RESULTS, INDEX, FIGURE = "results.json", "README.md", "figure.png"
 
 _KINDS = {
     "selector": "selector (acts once, on the projected visual tokens, before the first decoder layer)",
@@ -48,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
     written = pages(results)
     try:
         args.output.mkdir(parents=True, exist_ok=True)
-        if args.run is not None and results is not None:
+        if results is not None:
             text = json.dumps(results, indent=1, ensure_ascii=False)
             write_atomically(args.output / RESULTS, text + "\n")
             _draw_all(args.output, results)
@@ -70,7 +71,7 @@ def stored(folder: Path) -> dict[str, Any] | None:
 def pages(results: dict[str, Any] | None) -> dict[str, str]:
     """File name -> text of every page and the index. `results` is what `of_run` gave."""
     found = {name: describe(method_class(name)) for name in shipped()}
-    return {INDEX: _index(found)} | {f"{name}.md": _page(name, found[name], results) for name in shipped()}
+    return {INDEX: _index(found, results)} | {f"{name}.md": _page(name, found[name], results) for name in shipped()}
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
@@ -80,9 +81,10 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _draw_all(folder: Path, results: dict[str, Any]) -> None:
-    """Draw the curves of this run, and take away those of an earlier one that it has no numbers for."""
+    """Draw a run's figure and curves, and take away those of an earlier one that it has no numbers for."""
     from vtc.eval.report import figure
 
+    write_atomically(folder / FIGURE, figure.draw(results))  # type: ignore[arg-type]
     for name in shipped():
         file = folder / f"{name}.png"
         mine = for_method(results, name) if _has_curve(name) else None
@@ -96,7 +98,7 @@ def _has_curve(name: str) -> bool:
     return name != "none"
 
 
-def _index(found: dict[str, Described]) -> str:
+def _index(found: dict[str, Described], results: dict[str, Any] | None) -> str:
     counts = {name: sum(each.startswith(f"{name}/") for each in presets()) for name in found}
     rows = [["method", "kind", "what it does", "paper", "presets"]]
     for name, said in found.items():
@@ -107,6 +109,7 @@ def _index(found: dict[str, Described]) -> str:
         "One page a method, written by `vtc pages` from the code, the published numbers in `vtc/presets.toml` and a "
         "run on the bundled model. `vtc methods` and `vtc presets` tell the same at the terminal.",
         markdown_table(rows),
+        f"![Right answers against equivalent visual tokens]({FIGURE})" if results else "",
     )
 
 

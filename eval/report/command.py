@@ -58,7 +58,8 @@ def main(args: argparse.Namespace) -> None:
         write_atomically(args.output.with_suffix(".md"), "\n".join(table.aligned([heading, *text])) + "\n")
     except OSError as error:
         raise InputError(f"argument --output: {str(args.output)!r} can't be written ({error.strerror})") from None
-    say(f"vtc report: {len(runs)} runs, {len(rows)} rows: {args.output}, and the table as .csv and .md beside it")
+    beside = ", ".join(str(args.output.with_suffix(suffix)) for suffix in (".csv", ".md"))
+    print(f"all {len(rows)} rows: {beside}", f"page: {args.output}", sep="\n")
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[list["Run"], list[str]]:

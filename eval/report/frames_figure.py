@@ -3,7 +3,7 @@
 import io
 import math
 
-from vtc.eval.report.figure import COLOURS, GREY, MARKERS
+from vtc.eval.report.panels import COLOURS, GREY, MARKERS
 from vtc.eval.results.results import Results, SettingResult
 from vtc.eval.results.settings import NONE
 

@@ -1,15 +1,13 @@
 """The page of `vtc report`: what is shown of runs, and how it is drawn."""
 
 import base64
-import html
-import io
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vtc.eval.report.figure import COLOURS, GREY, MARKERS
+from vtc.eval.report import short, svg
+from vtc.eval.report.panels import TOKENS, Cost, Worth, right_answers
 from vtc.eval.results import stats
 from vtc.eval.results.records import SampleRecord
 from vtc.eval.results.results import Results, SettingResult
@@ -17,6 +15,12 @@ from vtc.eval.results.settings import NONE
 
 #: Changed answers that are shown of each setting, of each kind.
 EXAMPLES = 2
+
+#: What figures are drawn against beside equivalent tokens.
+COSTS = (
+    Cost("GFLOP of the prefill", lambda row: row["flops"] / 1e9),
+    Cost("prefill, ms per batch", lambda row: row["prefill_ms"]["median"]),
+)
 
 
 @dataclass(frozen=True)
@@ -138,26 +142,32 @@ def page(runs: Sequence[Run], unread: Sequence[str]) -> str:
     return made.get_template("page.html.j2").render(
         columns=COLUMNS,
         rows=rows,
-        runs=[_section(run) for run in runs],
+        runs=[_section(run, number) for number, run in enumerate(runs)],
         means=_means(runs),
         tasks=sorted({run.task for run in runs}),
         unread=unread,
     )
 
 
-def _section(run: Run) -> dict[str, Any]:
-    axes = (
-        ("equivalent visual tokens", lambda row: row["equivalent_tokens"]),
-        ("GFLOP of the prefill", lambda row: row["flops"] / 1e9),
-        ("prefill, ms per batch", lambda row: row["prefill_ms"]["median"]),
-    )
+def _section(run: Run, number: int) -> dict[str, Any]:
+    headed = [row for row in run.results["settings"] if run.headline in row["metrics"]]
+    is_share = short.headline(run.results) is None
+    results: Results = run.results if is_share else {**run.results, "settings": headed}
+    worth = right_answers(results) if is_share else Worth(run.headline, _reader(run.headline))
     return {
         "run": run,
-        "figures": [(title, pareto(run, title, read)) for title, read in axes],
+        "short": short,
+        "figure": svg.draw(results, TOKENS, worth, f"run {number}"),
+        "figures": [(cost.title, svg.draw(results, cost, worth, f"run {number} {cost.title}")) for cost in COSTS],
         "groups": list(run.results["settings"][0]["groups"]),
         "flips": examples(run),
         "about": _about(run.results),
     }
+
+
+def _reader(metric: str) -> Callable[[Any], tuple[float, float, float]]:
+    """What reads a metric and its interval of a row."""
+    return lambda row: (row["metrics"][metric]["value"], *row["metrics"][metric]["interval_95"])
 
 
 def _about(results: Results) -> list[tuple[str, str]]:
@@ -197,63 +207,3 @@ def examples(run: Run) -> list[dict[str, Any]]:
         before = without[sample["id"]]["prediction"]
         found.append({"sample": sample, "before": before, "picture": f"data:image/jpeg;base64,{picture}"})
     return found
-
-
-def pareto(run: Run, title: str, read: Callable[[Any], float]) -> str:
-    """The figure as SVG: the headline against a cost, what no other setting beats joined by a line."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    rows = [row for row in run.results["settings"] if run.headline in row["metrics"]]
-    series = list(dict.fromkeys(row["series"] for row in rows))
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "vtc", "font.size": 9}):
-        figure = Figure(figsize=(4.6, 3.5), layout="constrained")
-        axes = figure.add_subplot()
-        for number, name in enumerate(series):
-            _series(axes, [row for row in rows if row["series"] == name], run.headline, read, name, number)
-        front = front_of([(read(row), row["metrics"][run.headline]["value"]) for row in rows])
-        axes.plot(*zip(*front), color=GREY, linewidth=1, linestyle="--", zorder=0)
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.set_xlabel(f"{title} (log scale)")
-        axes.set_ylabel(run.headline)
-        axes.grid(alpha=0.25, linewidth=0.6)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
-    svg = buffer.getvalue()
-    label = html.escape(f"{run.headline} against {title}, {len(rows)} settings", quote=True)
-    return re.sub(r"^.*?<svg ", f'<svg role="img" aria-label="{label}" ', svg, count=1, flags=re.DOTALL)
-
-
-def _series(
-    axes: Any, rows: Sequence[Any], headline: str, read: Callable[[Any], float], name: str, number: int
-) -> None:
-    values = [row["metrics"][headline] for row in rows]
-    below = [max(0.0, each["value"] - each["interval_95"][0]) for each in values]
-    above = [max(0.0, each["interval_95"][1] - each["value"]) for each in values]
-    turn, place = divmod(number, len(COLOURS))
-    colour = GREY if name == NONE else COLOURS[place]
-    marker = MARKERS[(place + turn) % len(MARKERS)]
-    axes.errorbar(
-        [read(row) for row in rows],
-        [each["value"] for each in values],
-        yerr=(below, above),
-        label=name,
-        color=colour,
-        marker=marker,
-        linestyle="none",
-        elinewidth=0.8,
-        capsize=2,
-    )
-    axes.legend(fontsize=7, frameon=False, ncols=2)
-
-
-def front_of(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of points (cost, value) those for which no other costs as little and is worth more, by cost."""
-    front: list[tuple[float, float]] = []
-    for cost, value in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not front or value > front[-1][1]:
-            front.append((cost, value))
-    return front

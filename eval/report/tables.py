@@ -26,13 +26,13 @@ exact test of right→wrong and wrong→right; unparsed: answers that have not t
 def plain(results: Results) -> str:
     """For the terminal."""
     tables = [_plain(rows) for rows in _tables(results)]
-    return "\n\n".join([_heading(results), *tables, _legend(results)])
+    return "\n\n".join([heading(results), *tables, _legend(results)])
 
 
 def markdown(results: Results) -> str:
     """For a file."""
     tables = [_markdown(rows) for rows in _tables(results)]
-    return "\n\n".join([_heading(results), *tables, _legend(results)]) + "\n"
+    return "\n\n".join([heading(results), *tables, _legend(results)]) + "\n"
 
 
 def shown(results: Results) -> str:
@@ -44,7 +44,8 @@ def _tables(results: Results) -> list[list[list[str]]]:
     return [rows for rows in (_costs(results), _comparison(results), _groups(results), _frames(results)) if rows]
 
 
-def _heading(results: Results) -> str:
+def heading(results: Results) -> str:
+    """What was asked of which model, and what could not be."""
     config, failed = results["config"], [failure["id"] for failure in results["failed"]]
     text = f"{results['questions']} questions of {config['benchmark']}, model {config['model']}, {config['dtype']}"
     if failed:

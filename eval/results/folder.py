@@ -69,14 +69,12 @@ class RunFolder:
             InputError: it is not this run's, is in use, or can't be written.
         """
         cls.check(path, config)
+        made(path)
         try:
-            path.mkdir(parents=True, exist_ok=True)
             if not (path / CONFIG).exists():
                 write_json(path / CONFIG, config)
         except OSError as error:
-            raise InputError(
-                f"argument --output: {str(path)!r} can't be written ({error}); give another folder"
-            ) from None
+            raise _unwritable(path, error) from None
         return cls(path, config)
 
     def close(self) -> None:
@@ -84,6 +82,22 @@ class RunFolder:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+def made(path: Path) -> None:
+    """Make a folder where there is none.
+
+    Raises:
+        InputError: it can't be.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(f"argument --output: {str(path)!r} can't be written ({error}); give another folder")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

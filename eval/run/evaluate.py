@@ -214,7 +214,8 @@ def _do(work: "Work", task: "Task", workers: Workers) -> "tuple[RunFolder, Journ
         say(f"vtc eval: {len(lines)} of {count} batches are in {str(path)!r} already")
     mine = [batch for batch in range(count) if batch not in lines and work.process.does(batch)]
     note = f"{len(work.settings(task))} settings"
-    _append(workers.lines(task, mine), journal, Progress(count, len(lines)), note)
+    note += f", process 1 of {work.process.world}" if work.process.world > 1 else ""
+    _append(workers.lines(task, mine), journal, Progress(len(lines) + len(mine), len(lines)), note)
     while any(journals.busy(path, rank) for rank in range(1, work.process.world)):
         time.sleep(_LOOK)
     left = sorted(set(range(count)) - set(_done(journal)))
@@ -239,13 +240,21 @@ def _append(lines: "Iterable[Line]", journal: "Journal", progress: "Progress", n
 def _help(work: "Work", task: "Task", workers: Workers) -> None:
     """Do this process's share of a task that the first process reports.
 
+    What the first process refuses, this one refuses too: else it would wait for what doesn't come.
+
     Raises:
-        InputError: the first process does not begin.
+        InputError: the folder is another run's or can't be written, a setting can't work, or the first process does not
+            begin.
     """
-    from vtc.eval.results.folder import CONFIG, RunFolder
+    from vtc.eval.results.folder import CONFIG, RunFolder, made
     from vtc.eval.run import journal as journals
 
-    path, began = work.folder(task), time.monotonic()
+    path = work.folder(task)
+    if not (path / CONFIG).exists() and not work.args.tokens:  # with --tokens the first process finds the settings
+        RunFolder.check(path, work.config(task))
+        workers.check(task)
+        made(path)
+    began = time.monotonic()
     while not (path / CONFIG).exists():
         if time.monotonic() - began > _PATIENCE:
             raise InputError(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vtc.eval.cli.arguments import EMBEDDED, say
-from vtc.eval.report import figure, frames_figure, summary, tables
+from vtc.eval.report import figure, frames_figure, short, summary, tables
 from vtc.eval.results import results
 from vtc.eval.results.folder import RunFolder, write_atomically
 from vtc.eval.results.records import Line
@@ -17,9 +17,9 @@ from vtc.eval.tasks.task import Task
 
 
 def report(folder: RunFolder, settings: Sequence[Setting], task: Task, lines: Sequence[Line]) -> Results:
-    """Write all files of one task, and print its tables.
+    """Write all files of one task, print the short table, and name the files that say more.
 
-    What can't be written is said and left out: the tables are printed all the same.
+    Where they can't be written that is said, and the long tables are printed.
     """
     built = results.build(folder.config, settings, lines, task.metrics, _blind(folder.config))
     files: dict[str, str | bytes] = {
@@ -33,16 +33,27 @@ def report(folder: RunFolder, settings: Sequence[Setting], task: Task, lines: Se
     frames = frames_figure.draw(built)
     if frames is not None:
         files["frames.png"] = frames
-    print(tables.plain(built))
     if write(folder.path, files):
-        named = [name for name in files if not name.endswith(".jsonl")]
-        say(f"vtc eval: {', '.join(named)} and every answer are in {str(folder.path)!r}")
+        print(short.plain(built), *_named(folder.path, files, built), sep="\n")
+    else:
+        print(tables.plain(built))
     if built["failed"]:
         say(
             f"vtc eval: {len(built['failed'])} of {built['questions'] + len(built['failed'])} questions could not be "
             "asked; see `error` in samples.jsonl"
         )
     return built
+
+
+def _named(folder: Path, files: Mapping[str, str | bytes], built: Results) -> list[str]:
+    """What is where: lines below the table, and a blank one above them."""
+    names = {
+        "results.md": f"all {len(built['settings'])} settings, and more of each",
+        "figure.png": "figure",
+        "frames.png": "tokens of each frame",
+        "samples.jsonl": "every answer",
+    }
+    return ["", *(f"{what}: {folder / name}" for name, what in names.items() if name in files)]
 
 
 def summarise(folder: Path, done: Sequence[Results]) -> None:
