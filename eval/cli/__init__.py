@@ -59,17 +59,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or what the command returns; 2 where something given can't be used (as argparse does); 130 after Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    args = build_parser(argv[0] if argv else None).parse_args(argv)
+    name = argv[0] if argv else None
     try:
+        args = build_parser(name).parse_args(argv)
         return COMMANDS[args.command].load().main(args) or 0
     except InputError as error:
-        print(f"vtc {args.command}: error: {error}", file=sys.stderr)
+        print(f"vtc {name}: error: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         if (way := way_to(error)) is None:
             raise
-        print(f"vtc {args.command}: error: {way}", file=sys.stderr)
+        print(f"vtc {name}: error: {way}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\nvtc {args.command}: interrupted", file=sys.stderr)
+        print(f"\nvtc {name}: interrupted", file=sys.stderr)
         return 130
