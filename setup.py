@@ -52,9 +52,10 @@ def long_description() -> str:
 
 
 def _without_inner_links(text: str) -> str:
-    target = r"(?!https?://|mailto:)[^)\s]*"
+    target = r"(?!https?://|mailto:)[^)]*"
     text = re.sub(rf"!\[[^\]]*\]\({target}\)\n*", "", text)
-    return re.sub(rf"\[([^\]]+)\]\({target}\)", r"\1", text)
+    text = re.sub(r"<img [^>]*src=\"(?!https?://)[^>]*>\n*", "", text)
+    return re.sub(rf"\[([^\]]*)\]\({target}\)", r"\1", text)
 
 
 setup(

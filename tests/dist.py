@@ -32,15 +32,18 @@ BASE = (
 EVAL = (["vtc", "ask", "--example", "images/5"],)
 
 
+def tracked() -> list[str]:
+    """Paths of what git tracks in the checkout."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return [file for file in listed.splitlines() if (ROOT / file).is_file()]
+
+
 def packaged() -> dict[str, str]:
-    """What the wheel has to hold, from what git tracks: path in the wheel -> path in the checkout."""
+    """What the wheel has to hold: path in the wheel -> path in the checkout."""
     folders = PROJECT["tool"]["setuptools"]["package-dir"]
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split(
-        "\n"
-    )
     found = {}
     for package, folder in folders.items():
-        for file in tracked:
+        for file in tracked():
             if file.startswith(f"{folder}/"):
                 found[package.replace(".", "/") + file.removeprefix(folder)] = file
     return found
@@ -77,12 +80,21 @@ def faults_of_sdist(sdist: Path) -> list[str]:
     return faults + [f"{name} does not belong there" for name in sorted(rest)]
 
 
-def build(into: Path, *options: str) -> tuple[Path, Path]:
-    """Build both, the wheel from the sdist; what lies in the folder goes."""
+def copy(into: Path) -> Path:
+    """What git tracks, as it is in the checkout now: nothing that lies around gets into what is built of it."""
+    for file in tracked():
+        (into / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / file, into / file)
+    return into
+
+
+def build(source: Path, into: Path, *options: str) -> tuple[Path, Path]:
+    """Build both, the wheel from the sdist; what lies in the folder `into` goes."""
     shutil.rmtree(into, ignore_errors=True)
-    subprocess.run(
-        [sys.executable, "-m", "build", "--outdir", into, *options, ROOT], check=True, stdout=subprocess.DEVNULL
-    )
+    command = [sys.executable, "-m", "build", "--outdir", into, *options, source]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"python -m build ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
     (sdist,), (wheel,) = into.glob("*.tar.gz"), into.glob("*.whl")
     return sdist, wheel
 
@@ -104,7 +116,7 @@ def try_wheel(wheel: Path, python: str) -> None:
 
         def run(*command: str | Path) -> None:
             done = subprocess.run(command, cwd=home, env=outside, capture_output=True, text=True)
-            told(done, " ".join(map(str, command)).replace(f"{folder}/bin/", "").replace(str(ROOT), "."))
+            told(done, " ".join(map(str, command)).replace(f"{folder}/bin/", "").replace(f"{ROOT}/", ""))
 
         run(python, "-m", "venv", folder)
         for wanted, commands in ((str(wheel), BASE), (f"{wheel}[eval]", EVAL)):
@@ -129,7 +141,8 @@ def main() -> int:
     parser.add_argument("pythons", nargs="*", metavar="PYTHON", help="interpreters that the wheel is installed for")
     parser.add_argument("--into", type=Path, default=ROOT / "dist", help="where sdist and wheel go; emptied first")
     args = parser.parse_args()
-    sdist, wheel = build(args.into)
+    with tempfile.TemporaryDirectory() as home:
+        sdist, wheel = build(copy(Path(home)), args.into)
     subprocess.run([sys.executable, "-m", "twine", "check", "--strict", sdist, wheel], check=True)
     faults = [f"{sdist.name}: {fault}" for fault in faults_of_sdist(sdist)]
     faults += [f"{wheel.name}: {fault}" for fault in faults_of_wheel(wheel)]

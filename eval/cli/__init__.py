@@ -84,21 +84,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    parser = build_parser(argv[0] if argv else None)
-    if not argv:
-        parser.print_help(sys.stderr)
-        return 2
-    args = parser.parse_args(argv)
+    name = argv[0] if argv else None
     try:
+        parser = build_parser(name)
+        if not argv:
+            parser.print_help(sys.stderr)
+            return 2
+        args = parser.parse_args(argv)
         return COMMANDS[args.command].load().main(args) or 0
     except InputError as error:
-        print(f"vtc {args.command}: error: {error}", file=sys.stderr)
+        print(f"vtc {name}: error: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         if (way := way_to(error)) is None:
             raise
-        print(f"vtc {args.command}: error: {way}", file=sys.stderr)
+        print(f"vtc {name}: error: {way}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\nvtc {args.command}: interrupted", file=sys.stderr)
+        print(f"\nvtc {name}: interrupted", file=sys.stderr)
         return 130

@@ -4,7 +4,7 @@
 EXTRAS = {
     **dict.fromkeys(("accelerate", "datasets", "matplotlib", "PIL", "skimage", "sklearn", "tqdm"), "eval"),
     **dict.fromkeys(("decord", "qwen_vl_utils"), "video"),
-    **dict.fromkeys(("gradio", "gradio_client"), "demo"),
+    "gradio": "demo",
     "ray": "ray",
 }
 
