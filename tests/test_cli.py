@@ -28,6 +28,36 @@ def test_help_names_every_command_and_imports_neither_torch_nor_transformers():
     assert done.stdout.endswith("[]\n")
 
 
+def test_help_lists_each_command_once_under_its_heading(capsys):
+    assert exit_code(["--help"]) == 0
+    sections = dict(section.split(":\n", 1) for section in capsys.readouterr().out.split("\n\n") if ":\n" in section)
+    listed = {
+        heading: [line.split()[0] for line in text.splitlines() if line[:3].strip()]
+        for heading, text in sections.items()
+        if heading not in ("positional arguments", "options")
+    }
+    assert list(listed) == ["use", "measure", "find out", "train"]
+    assert listed == {
+        heading: [name for name, command in COMMANDS.items() if command.heading == heading] for heading in listed
+    }
+    assert sorted(name for names in listed.values() for name in names) == sorted(COMMANDS)
+
+
+def test_vtc_alone_tells_what_there_is_and_that_something_was_missing(capsys):
+    assert exit_code([]) == 2
+    told = capsys.readouterr()
+    assert not told.out and "usage: vtc" in told.err and all(name in told.err for name in COMMANDS)
+
+
+@pytest.mark.parametrize("width", ["30", "200"])
+def test_help_fits_the_terminal(width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", width)
+    assert exit_code(["--help"]) == 0
+    listing = capsys.readouterr().out.partition("use:\n")[2]
+    assert max(map(len, listing.splitlines())) <= max(int(width), 40)
+    assert ("\n  doctor          what is installed, what of it was tested, and whether" in listing) == (width == "200")
+
+
 @pytest.mark.parametrize("command", [*COMMANDS, *(f"bench {name}" for name in BENCHES)])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -91,7 +121,9 @@ EVAL = "eval --output {files}/new "
 ASK = "ask --question q --out {files}/out.png "
 BAD = [
     ("", ["COMMAND"]),
-    ("evla", ["evla", "eval"]),
+    ("evla", ["'evla'", "did you mean 'eval'?", "train-atp"]),
+    ("xyz", ["'xyz'", "known: ask, demo"]),
+    ("bench prefil", ["'prefil'", "did you mean 'prefill'?"]),
     ("eval", ["--output"]),
     (EVAL + "--limit 0", ["--limit", "'0'"]),
     (EVAL + "--limit many", ["--limit", "'many'"]),

@@ -311,3 +311,16 @@ def test_shipped_figures_pass_the_gates():
     assert set(figures["groups"]) == set(embedded.GROUPS)
     readme = (embedded.path().parent / "README.md").read_text()
     assert gates.table(figures) in readme
+
+
+def test_digits_are_those_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    theirs = load_digits()
+    ink, labels = assets._digits()
+    assert np.array_equal(ink, theirs.images / 16) and np.array_equal(labels, theirs.target)
+
+
+def test_a_package_that_is_missing_is_named_with_the_way_to_it():
+    with pytest.raises(ModuleNotFoundError, match=r"no_such_package is not installed.*pip install"):
+        assets._package_file("no_such_package", "a.png")
