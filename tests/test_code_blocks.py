@@ -80,7 +80,7 @@ def page_cases():
 
 
 @needs_ffmpeg
-@pytest.mark.parametrize("page", page_cases())
+@pytest.mark.parametrize("page", list(page_cases()))
 def test_blocks_of_a_page_run_in_turn(page, here, registered, request, monkeypatch):
     examples = list(document(page))
     if f'"{ADDRESS}"' in page.read_text(encoding="utf-8"):

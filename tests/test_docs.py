@@ -42,7 +42,10 @@ def anchors(page):
     site = [unicodedata.normalize("NFKD", each).encode("ascii", "ignore").decode() for each in headings(page)]
     site = [re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", each).strip().lower()) for each in site]
     github = [re.sub(r"[^\w\- ]", "", each.strip().lower()).replace(" ", "-") for each in headings(page)]
-    return ({*site} & {*github}) | {*re.findall(r"^::: (\S+)$", page.read_text(encoding="utf-8"), re.M)}
+    text = page.read_text(encoding="utf-8")
+    folders = tuple(f"vtc.{folder}." for folder in re.findall(r"^<!-- reference: (\w+) -->$", text, re.M))
+    listed = {f"vtc.{name}" for name, module in registry.HOMES.items() if module.startswith(folders)}
+    return ({*site} & {*github}) | {*re.findall(r"^::: (\S+)$", text, re.M)} | listed
 
 
 def links(page):

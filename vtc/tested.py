@@ -30,7 +30,7 @@ class Window:
 #: Distribution -> what was tested. Optional ones were tested with one release each.
 TESTED = {
     "python": Window("3.11", "3.13"),
-    "torch": Window("2.11", "2.14"),
+    "torch": Window("2.11", "2.15"),
     "transformers": Window("5.17", "5.24"),
     "decord2": Window("3.4", "3.4"),
     "eva-decord": Window("0.6", "0.6"),

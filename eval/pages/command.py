@@ -120,7 +120,7 @@ def _page(name: str, said: Described, results: dict[str, Any] | None) -> str:
         f"# {name}",
         said.first,
         *said.body,
-        f"Kind: {_KINDS.get(cls.kind, cls.kind)}. Paper: {_paper(said)}. Class: `{cls.__module__}.{cls.__name__}`.",
+        f"Kind: {_KINDS.get(cls.kind, cls.kind)}. Paper: {_paper(said)}. Class: {_reference(cls)}.",
         _usage(name, cls.__name__, said),
         _field_section(said),
         f"## What the paper's budget means in keep\n\n{said.budget}" if said.budget else "",
@@ -132,6 +132,11 @@ def _page(name: str, said: Described, results: dict[str, Any] | None) -> str:
 
 def _paper(said: Described) -> str:
     return f"[{said.paper}](https://arxiv.org/abs/{said.paper})" if said.paper else "–"
+
+
+def _reference(cls: type) -> str:
+    """The class, as a link to where the site's reference has it."""
+    return f"[`vtc.{cls.__name__}`](../reference/{cls.__module__.split('.')[1]}.md#vtc.{cls.__name__})"
 
 
 def _usage(name: str, class_name: str, said: Described) -> str:
