@@ -14,7 +14,7 @@ from vtc.demo import reproduce
 from vtc.demo.jobs import comparison as comparing
 from vtc.demo.jobs.inference import Media
 from vtc.demo.service import EXAMPLES
-from vtc.demo.view import curves
+from vtc.demo.view import curves, outcome
 from vtc.demo.view import html as showing
 from vtc.eval import cli
 from vtc.eval.media.picture import View
@@ -28,6 +28,8 @@ def test_whatever_a_visitor_typed_is_escaped():
     drawn = curves.draw({evil: [dot]}, evil, evil, evil)
     for page in (
         showing.said(evil, "A"),
+        outcome.asked(evil),
+        outcome.heading("A", evil),
         showing.refused(evil),
         showing.preview(media),
         drawn,
@@ -44,7 +46,8 @@ def test_every_picture_has_words(service):
         if isinstance(item, comparing.Answered)
     )
     page = showing.kept(answer, "A", 8, 0)
-    assert 'alt="A: after layer 7, the last: 64 of 256 tokens alive, 192 merged into them.' in page
+    assert 'alt="A: 64 of 256 visual tokens kept, 192 merged into them.' in page
+    assert "<figcaption><b>64</b> of 256 visual tokens kept, 192 merged into them</figcaption>" in page
     assert "dropped ones dark, merged ones outlined" in page
     assert 'alt="Picture: images/5"' in showing.preview(media)
     buttons = showing.examples(EXAMPLES, "images/5")
