@@ -29,7 +29,7 @@ class _Raw(io.FileIO):
 
     failure: OSError | None = None
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any, /) -> int:
         """Write; or drop what can't be written."""
         try:
             return super().write(data)
