@@ -138,6 +138,10 @@ def test_the_site_is_built_without_a_warning_and_has_every_public_name(site):
     assert {f"vtc.ops.{name}" for name in vtc_ops.__all__} <= documented
 
 
+def test_links_of_an_included_file_lead_to_pages_of_the_site(site):
+    assert 'href="embedded.html"' in (site / "models" / "clips.html").read_text(encoding="utf-8")
+
+
 def test_every_method_and_every_kind_of_result_is_in_the_reference(site):
     texts = "".join(file.read_text(encoding="utf-8") for file in (site / "reference").glob("*.html"))
     for each in registry.shipped():

@@ -7,7 +7,6 @@ the reference of what is public in it; and a folder in the navigation stands for
 """
 
 import ast
-import os
 import posixpath
 import re
 import shutil
@@ -80,15 +79,15 @@ def included(file: str, page: str, pages: set[str], docs: Path) -> str:
     Raises:
         PluginError: there is no such file, or it links to what the site has not.
     """
-    homes = {_source(docs / each): each for each in pages if each.endswith(".md")} | {
-        f"docs/{each}": each for each in pages
-    }
+    homes = {f"docs/{each}": each for each in pages}
+    homes |= {source: each for each in pages if each.endswith(".md") and (source := _source(docs / each))}
 
     def turned(link: re.Match[str]) -> str:
-        target = posixpath.normpath(posixpath.join(posixpath.dirname(file), link[2]))
+        path, anchor = re.fullmatch(r"([^#]*)(#.*)?", link[2]).groups(default="")
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(file), path))
         if target not in homes:
             raise PluginError(f"{file}, which is {page} of the site, links to {link[2]}, which the site has not")
-        return link[1] + os.path.relpath(homes[target], posixpath.dirname(page))
+        return link[1] + posixpath.relpath(homes[target], posixpath.dirname(page) or ".") + anchor
 
     if not (ROOT / file).is_file():
         raise PluginError(f"{page} includes {file}, which is missing")
