@@ -181,7 +181,7 @@ BAD = [
 @pytest.mark.parametrize(("command", "expected"), BAD, ids=[command or "nothing" for command, _ in BAD])
 def test_a_bad_argument_is_named_with_its_value_and_nothing_is_written(command, expected, files, capsys):
     before = sorted(files.rglob("*"))
-    code = exit_code(command.format(files=files).split())
+    code = exit_code([word.format(files=files) for word in command.split()])
     error = capsys.readouterr().err
     assert code == 2
     assert "Traceback" not in error

@@ -50,7 +50,7 @@ sys.exit(status)
     ids=["ask about a picture", "ask about a video", "doctor", "eval"],
 )
 def test_a_command_imports_nothing_that_it_does_not_need(command, needed, tmp_path):
-    words = command.format(tmp=tmp_path).split()
+    words = [word.format(tmp=tmp_path) for word in command.split()]
     done = subprocess.run([sys.executable, "-c", RAN, *words], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     imported = set(done.stderr.splitlines()[-1].split())

@@ -91,7 +91,7 @@ def test_a_command_whose_reader_goes_away_runs_to_its_end(command, lines, stdout
     reading, writing = os.pipe()
     stdout_is(writing)
     reader = one_line_of(reading) if lines else os.close(reading)
-    status = exit_code([command, *words.format(tmp=tmp_path, runs=runs).split()])
+    status = exit_code([command, *(word.format(tmp=tmp_path, runs=runs) for word in words.split())])
     sys.stdout.close()  # what is left in it would have to go somewhere
     if reader is not None:
         reader.join()
