@@ -161,7 +161,7 @@ def test_the_verdict_says_whether_the_answers_are_the_same_and_what_one_takes_of
     assert "The same answer." in same
     for name, share in (("visual tokens per layer", "6.2 %"), ("memory of the KV cache", "6.2 %")):
         assert f"<dt>{name}</dt><dd>{share}</dd>" in same
-    assert "<dt>time to first token</dt><dd>125 %</dd>" in same  # it says so where it takes longer
+    assert "<dt>time to first token (3 rounds)</dt><dd>125 %</dd>" in same  # it says so where it takes longer
     other = outcome.verdict({0: Said("bus"), 1: Said("cat")}, {0: cost(16, rounds=0), 1: cost(256)})
     assert "Different answers." in other and "<dt>time to first token</dt><dd>…</dd>" in other
     for waiting in (outcome.pending(), outcome.verdict({0: Said("bus")}, {0: cost(16)})):

@@ -161,7 +161,8 @@ def numbers(sides: Sequence[Numbers | None], specs: Sequence[str]) -> str:
         for side, spec in zip(SIDES, specs)
     )
     rounds = max(side.rounds for side in (a, b) if side is not None)
-    times = f"Times: medians of {rounds} rounds, quartiles in brackets." if rounds else "Times: of one run each."
+    counted = f"{rounds} round{'s' if rounds > 1 else ''}"
+    times = f"Times: medians of {counted}, quartiles in brackets." if rounds else "Times: of one run each."
     return (
         '<table class="vtc-numbers"><caption>What each setting costs</caption>'
         f'<thead><tr><td></td>{heads}<th scope="col">A : B</th></tr></thead><tbody>{"".join(lines)}</tbody></table>'

@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from vtc.demo import controls
 from vtc.demo.jobs import comparison
@@ -69,17 +69,18 @@ def verdict(answers: Mapping[int, Answer], costs: Mapping[int, Numbers]) -> str:
 
 def _shares(a: Numbers | None, b: Numbers | None) -> dict[str, float | None]:
     """What A takes, as a share of what B takes; None where it is not known."""
-    if a is None or b is None:
-        ratios: list[float | None] = [None] * 4
-    else:
-        ratios = [
-            comparison.ratio(a.equivalent_tokens, b.equivalent_tokens),
-            comparison.ratio(a.flops, b.flops),
-            comparison.ratio(a.kv_bytes, b.kv_bytes),
-            comparison.ratio(a.first_token_ms, b.first_token_ms) if a.rounds and b.rounds else None,
-        ]
-    names = ("visual tokens per layer", "FLOPs of the prefill", "memory of the KV cache", "time to first token")
-    return dict(zip(names, ratios))
+
+    def share(of: Callable[[Numbers], float]) -> float | None:
+        return None if a is None or b is None else comparison.ratio(of(a), of(b))
+
+    rounds = 0 if a is None or b is None else min(a.rounds, b.rounds)
+    counted = f" ({rounds} round{'s' if rounds > 1 else ''})" if rounds else ""
+    return {
+        "visual tokens per layer": share(lambda of: of.equivalent_tokens),
+        "FLOPs of the prefill": share(lambda of: of.flops),
+        "memory of the KV cache": share(lambda of: of.kv_bytes),
+        f"time to first token{counted}": share(lambda of: of.first_token_ms) if rounds else None,
+    }
 
 
 def _verdict(says: str, shares: Mapping[str, float | None]) -> str:
