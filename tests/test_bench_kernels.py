@@ -184,7 +184,7 @@ def test_the_table_shows_what_was_measured(capsys: pytest.CaptureFixture[str]) -
         ("--ops merge,gather", "argument --ops: 'gather' is none of compact, max_min"),
         ("--ops merge,", "has an empty name"),
         ("--rounds 0", "'0' is not a whole number of at least 1"),
-        ("--dtype float64", "invalid choice: 'float64'"),
+        ("--dtype float64", "unknown 'float64'; did you mean 'float"),
         ("--device tpu9", "argument --device: 'tpu9'"),
         ("--json nowhere/at/all.json", "folder 'nowhere/at' does not exist"),
     ],
