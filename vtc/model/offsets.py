@@ -106,6 +106,10 @@ class Offsets:
             value = value.repeat_interleave(rows // len(value), dim=0)
         put_offset(cache, value)
 
+    def unheard(self) -> None:
+        """Called where the decoder was not heard: the cache that it filled looks like one from before the patch."""
+        self._first = None
+
     def after_call(self) -> None:
         """Called behind the module, also when it failed: a call that made no offset leaves the one that was there."""
         thread = self._thread

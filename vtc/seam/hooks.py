@@ -188,6 +188,7 @@ class Seam(Stays):
         self.observer.after_composite()
         self._offsets.after_call()
         if output is not None and prompt.shows and not prompt.entered:
+            self._offsets.unheard()
             self._tell_unseen(prompt, f"its {type(self.composition.parts.decoder).__name__} was not called as a module")
 
     def _tell_unseen(self, prompt: Prompt, why: str) -> None:
