@@ -123,13 +123,13 @@ class Adapter(Finder):
             check_seen(self.family, prompt, kind, here, shape, self.image_is_run)
             ids = prompt.early.read(prompt.ids) if prompt.ids is not None and prompt.ids.shape == mask.shape else None
             split = self._split(here, features, ids)
-            found = _numbered([VisualInput(row, kind, at, ()) for row, at in split])
+            found = [VisualInput(row, kind, at, ()) for row, at in split]
             images += [
                 replace(image, grids=self.grids(features, origin, len(image)), origin=origin)
                 for image, origin in zip(found, origins(self.family, found, features))
             ]
         images.sort(key=lambda image: (image.row, int(image.positions[0])))
-        return Layout(shape, tuple(_numbered(images)))
+        return Layout(shape, tuple(images))
 
     def _on_host(self, prompt: Prompt, kind: str, mask: Tensor) -> Tensor:
         """A mask of placeholders on the host.
@@ -288,11 +288,3 @@ class Adapter(Finder):
     def _thw(features: Features) -> Tensor | None:
         """The grids in patches [images, 3] that the call was given."""
         return grid_thw(features.arguments, features.kind)
-
-
-def _numbered(images: list[VisualInput]) -> list[VisualInput]:
-    """`images`, in order, with their place in the row."""
-    return [
-        replace(image, ordinal=sum(other.row == image.row for other in images[:index]))
-        for index, image in enumerate(images)
-    ]

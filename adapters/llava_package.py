@@ -160,9 +160,8 @@ class LlavaPackageAdapter(Adapter):
         joined = str(getattr(self.parts.composite.config, "mm_patch_merge_type", "flat")).startswith("spatial")
         images: list[VisualInput] = []
         for row, index, positions in prepared.spans():
-            ordinal = sum(image.row == row for image in images)
             grids = grids_of(prepared.patch[row, positions], prepared.per_crop, joined)
-            images.append(VisualInput(row, "image", positions, grids, ordinal, origin=index))
+            images.append(VisualInput(row, "image", positions, grids, origin=index))
         return Layout(shape, tuple(images))
 
     def patches(self, features: Features, shape: tuple[int, int], tokens: list[int] | None = None) -> list[Tensor]:

@@ -1,5 +1,7 @@
 """Whether what was seen of a call tells where its images are, and which of the encoded ones."""
 
+from collections import Counter
+
 import torch
 from torch import Tensor
 
@@ -72,11 +74,13 @@ def _by_rows(images: list[VisualInput], repeats: int) -> list[int]:
     """
     result: list[int] = []
     base = shown = group = 0
+    before: Counter[int] = Counter()  # row -> images of it
     for image in images:
         if image.row // repeats != group:
             base, shown, group = base + shown, 0, image.row // repeats
-        result.append(base + image.ordinal)
-        shown = max(shown, image.ordinal + 1)
+        result.append(base + before[image.row])
+        before[image.row] += 1
+        shown = max(shown, before[image.row])
     return result
 
 

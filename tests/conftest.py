@@ -68,6 +68,15 @@ def site(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def browser():
+    """A running browser, for tests that are `NEEDED` of `chromium`."""
+    from chromium import started
+
+    with started() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
 def two_questions(loaded):
     """Inputs of a short question and a long one."""
     from vtc.eval import embedded

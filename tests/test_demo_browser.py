@@ -1,14 +1,13 @@
 """The whole story in a real browser: Debian's Chromium, driven by Playwright. Screenshots are left in build/demo."""
 
 import io
-import os
 import re
-import shutil
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from chromium import NEEDED
 from covering import FIRST, REST, product
 from demo_server import server
 from PIL import Image
@@ -16,14 +15,7 @@ from PIL import Image
 import vtc
 from vtc.eval.tasks.benchmarks import example
 
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-)
-#: In CI a missing browser is a failure, not a reason to skip.
-pytestmark = [
-    FIRST,
-    pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="needs a browser: apt-get install chromium"),
-]
+pytestmark = [FIRST, NEEDED]
 SHOTS = Path(__file__).parent.parent / "build" / "demo"
 PATIENCE = 120_000
 
@@ -32,16 +24,6 @@ PATIENCE = 120_000
 def demo():
     with server() as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 #: Of every piece of text that is shown: its contrast, composed from all that lies under it, where that is too little.

@@ -1,20 +1,13 @@
 """The documentation's site in a real browser, read from the disk; screenshots are left in build/docs-shots."""
 
-import os
-import shutil
 from pathlib import Path
 
 import pytest
+from chromium import NEEDED
 from covering import REST
 from site_build import ROOT
 
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-)
-#: In CI a missing browser is a failure, not a reason to skip.
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None and "CI" not in os.environ, reason="needs a browser: apt-get install chromium"
-)
+pytestmark = NEEDED
 SHOTS = ROOT / "build" / "docs-shots"
 PATIENCE = 120_000
 #: Looked at in each test run, and by whoever changes the site: build/docs-shots has a picture of each.
@@ -61,16 +54,6 @@ FAINT = """() => {
   }
   return found;
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture

@@ -5,19 +5,16 @@ import csv
 import html
 import io
 import json
-import os
 import re
 import shutil
 from itertools import product
 from pathlib import Path
 
 import pytest
+from chromium import NEEDED
 
 from vtc.eval.cli import main
 
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-)
 NASTY = "<script>alert('x')</script>"
 
 
@@ -104,27 +101,22 @@ def test_the_short_table_stands_before_everything_else(page):
         assert text in page[first:leaderboard]
 
 
-@pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="needs a browser: apt-get install chromium")
-def test_it_can_be_read_in_a_browser_wide_and_narrow_light_and_dark(runs, page):
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        for width, scheme in product((1280, 390), ("light", "dark")):
-            options = {"viewport": {"width": width, "height": 900}, "color_scheme": scheme, "offline": True}
-            visit = browser.new_context(**options).new_page()
-            asked, errors = [], []
-            visit.on("request", lambda request, asked=asked: asked.append(request.url))
-            visit.on("console", lambda line, errors=errors: errors.append(line.text))
-            visit.on("pageerror", lambda error, errors=errors: errors.append(str(error)))
-            visit.goto((runs / "report.html").as_uri())
-            assert visit.evaluate("document.documentElement.scrollWidth") <= width
-            assert [url for url in asked[1:] if not url.startswith("data:")] == [] and errors == []
-            sizes, inks, back = visit.evaluate(SEEN)
-            assert len(sizes) > 50 and min(sizes) >= 9
-            assert all(contrast(ink, back) >= 4.5 for ink in inks)
-            assert contrast(visit.evaluate("getComputedStyle(document.querySelector('.short td')).color"), back) >= 7
-        browser.close()
+@NEEDED
+def test_it_can_be_read_in_a_browser_wide_and_narrow_light_and_dark(runs, page, browser):
+    for width, scheme in product((1280, 390), ("light", "dark")):
+        options = {"viewport": {"width": width, "height": 900}, "color_scheme": scheme, "offline": True}
+        visit = browser.new_context(**options).new_page()
+        asked, errors = [], []
+        visit.on("request", lambda request, asked=asked: asked.append(request.url))
+        visit.on("console", lambda line, errors=errors: errors.append(line.text))
+        visit.on("pageerror", lambda error, errors=errors: errors.append(str(error)))
+        visit.goto((runs / "report.html").as_uri())
+        assert visit.evaluate("document.documentElement.scrollWidth") <= width
+        assert [url for url in asked[1:] if not url.startswith("data:")] == [] and errors == []
+        sizes, inks, back = visit.evaluate(SEEN)
+        assert len(sizes) > 50 and min(sizes) >= 9
+        assert all(contrast(ink, back) >= 4.5 for ink in inks)
+        assert contrast(visit.evaluate("getComputedStyle(document.querySelector('.short td')).color"), back) >= 7
 
 
 #: Of each text in a figure that is shown: its height in pixels and its colour; and the colour behind the page.

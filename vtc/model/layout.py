@@ -115,7 +115,6 @@ class VisualInput:
         kind: "image" or "video".
         positions: LongTensor [N] on the CPU: places in the row, ascending (separators of mistral3 may sit between).
         grids: the blocks that make up the N tokens, in order.
-        ordinal: how many images stand before it in its row.
         origin: which of the encoded images it is (beams show one image in several rows).
     """
 
@@ -123,7 +122,6 @@ class VisualInput:
     kind: str
     positions: Tensor
     grids: tuple[Grid, ...]
-    ordinal: int = 0
     origin: int = 0
 
     def __len__(self) -> int:

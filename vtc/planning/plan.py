@@ -181,7 +181,7 @@ class Planner:
         grid = Grid(0, self.frames, 1, each - front, end=end, front=front)
         kind = "image" if self.frames == 1 else "video"
         places = torch.arange(total).split(self.visual_tokens)
-        return Layout((1, total), tuple(VisualInput(0, kind, at, (grid,), n, n) for n, at in enumerate(places)))
+        return Layout((1, total), tuple(VisualInput(0, kind, at, (grid,), n) for n, at in enumerate(places)))
 
     def _tower(self, composition: Composition) -> list[BlockRun]:
         """The tower's work; once for each number of tokens that a reducer leaves, all else being equal.
