@@ -5,6 +5,7 @@ As a script (`python tests/test_futures.py [-v] [word of a future ...]`): a tabl
 
 import copy
 import linecache
+import re
 import sys
 import traceback
 import warnings
@@ -121,7 +122,7 @@ def same(one: torch.Tensor, other: torch.Tensor, tolerance: float = 2e-4) -> boo
 
 def is_clear(error: BaseException) -> bool:
     """Whether it is a sentence that vtc itself raised, or one that it has added its own to."""
-    if "\nvtc: raised in the decoder of" in str(error):
+    if re.search("\nvtc: raised in the (decoder|vision tower) of", str(error)):
         return True
     frame = traceback.extract_tb(error.__traceback__)[-1]
     raised = linecache.getline(frame.filename, frame.lineno or 0).strip().startswith("raise ")

@@ -15,11 +15,11 @@ from vtc.calls.decoder import DecoderCall, LayerCall, calls_layers_again
 from vtc.calls.outputs import Output
 from vtc.calls.rotary import RotaryCall
 from vtc.model.compiled import forget_compiled
+from vtc.model.errors import explain
 from vtc.model.marks import mark
 from vtc.model.offsets import Offsets
 from vtc.model.staying import Stays
 from vtc.model.wrap import Wrap
-from vtc.seam.checks.arrival import explain
 from vtc.seam.checks.call import check_entered, check_no_replica
 from vtc.seam.checks.gaps import check_gaps
 from vtc.seam.checks.notice import Notices, merged_outside
@@ -225,7 +225,7 @@ class Seam(Stays):
         if running is None:
             return None
         if output is None:  # it failed
-            explain(sys.exc_info()[1], self.composition.spec, running.arrival)
+            explain(sys.exc_info()[1], running.arrival.reached)
             return None
         output = running.leave(output)
         self._offsets.keep(output, running.layout.shape[0], running.fresh or bool(running.layout.images))

@@ -1,6 +1,7 @@
 """The hooks through which a reducer shortens a vision tower, its projector's work and the sequence."""
 
 import functools
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from vtc.calls.outputs import Output, first_of, with_first
 from vtc.method.reducer import Reducer
+from vtc.model.errors import explain
 from vtc.model.staying import Stays
 from vtc.tower.encoding import Encoding
 from vtc.tower.placement import Move
@@ -55,7 +57,7 @@ class ReducerHooks(Stays):
                 yield mlp.register_forward_hook(self._after_mlp)
         for index, block in enumerate(blocks):
             yield block.register_forward_hook(functools.partial(self._after_block, index), prepend=True)
-        yield self.adapter.tower.register_forward_hook(self._after_tower, prepend=True)
+        yield self.adapter.tower.register_forward_hook(self._after_tower, prepend=True, always_call=True)
         for merger in self.adapter.mergers:
             yield merger.register_forward_hook(self._after_merger)
         if (projector := self.adapter.projector) is not None:
@@ -97,6 +99,10 @@ class ReducerHooks(Stays):
     def _after_tower(self, module: nn.Module, args: tuple, output: Any) -> Any:
         run = self.encoding.reducing
         if run is None or not run.moved:
+            return None
+        if output is None:  # it failed
+            family = self.adapter.parts.family
+            explain(sys.exc_info()[1], f"in the vision tower of {family}, shortened by {self.reducer.name}")
             return None
         if isinstance(output, Tensor):
             return run.restore(output, run.layout)

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from vtc.calls.attention import shown_by
 from vtc.calls.decoder import LayerCall
+from vtc.model.errors import WAY_OUT
 from vtc.seam.composition import Composition
-
-_WAY_OUT = "run `vtc doctor` to see what this release of transformers does otherwise, or call vtc.unpatch"
 
 
 class Arrival:
@@ -31,6 +30,12 @@ class Arrival:
         self._positions: Tensor | None = None
         self._alive: Any = None
         self._padded = self._turned = self._apart = False
+
+    @property
+    def reached(self) -> str:
+        """Where the call is, for an error that ends it."""
+        ran = f"layers 0 to {self.ran[-1]}" if self.ran else "no layer"
+        return f"in the decoder of {self.family}, compressed by {self.composition.spec}, when {ran} had been called"
 
     def expect(
         self, positions: Tensor | None, alive: Tensor | None, length: int, padded: bool, apart: bool = False
@@ -61,7 +66,7 @@ class Arrival:
             raise RuntimeError(
                 f"vtc: the decoder of {self.family} turned its queries and keys by positions of shape "
                 f"{tuple(seen.shape)} that are not those of the tokens it was entered with, {tuple(wanted.shape)}; "
-                f"{_WAY_OUT}"
+                f"{WAY_OUT}"
             )
         self._turned = True
 
@@ -83,7 +88,7 @@ class Arrival:
             there = "no hidden state" if hidden is None else f"a hidden state of shape {tuple(hidden.shape)}"
             raise RuntimeError(
                 f"vtc: the decoder of {self.family} was entered with {self._length} tokens a row, and its layer "
-                f"{layer} got {there}; {_WAY_OUT}"
+                f"{layer} got {there}; {WAY_OUT}"
             )
         if layer not in self.composition.recurrent:
             self._check_mask(layer, call.mask)
@@ -100,17 +105,17 @@ class Arrival:
         if mask is None and self._apart:
             raise RuntimeError(
                 f"vtc: rows of {self.family} hold several samples, and its layer {layer} got no mask that keeps them "
-                f"apart; give each sample a row of its own, or {_WAY_OUT}"
+                f"apart; give each sample a row of its own, or {WAY_OUT}"
             )
         if mask is None and (self._padded or (host and not alive.all())):
             raise RuntimeError(
                 f"vtc: rows of {self.family} have padding among their {self._length} tokens, and its layer {layer} got "
-                f"no mask that hides it; {_WAY_OUT}"
+                f"no mask that hides it; {WAY_OUT}"
             )
         if host and not all(_fits(item, alive, layer in self.composition.windowed) for item in masks):
             raise RuntimeError(
                 f"vtc: a mask of shape {tuple(masks[0].shape)} in layer {layer} of {self.family} does not hide the "
-                f"padding, and that alone, among the {alive.shape[1]} tokens that it covers; {_WAY_OUT}"
+                f"padding, and that alone, among the {alive.shape[1]} tokens that it covers; {WAY_OUT}"
             )
 
     def check(self, needed: bool) -> None:
@@ -128,12 +133,12 @@ class Arrival:
             ran = ", ".join(map(str, self.ran)) or "none"
             raise RuntimeError(
                 f"vtc: the layers of {self.family} were to run once each, 0 to {min(depth, wanted) - 1}; seen were "
-                f"{ran}, so what this call computed is not known; {_WAY_OUT}"
+                f"{ran}, so what this call computed is not known; {WAY_OUT}"
             )
         if self._positions is not None and not self._turned and self.composition.rotary_modules:
             raise RuntimeError(
                 f"vtc: no rotary embedding of {self.family}'s decoder was called, so which positions its tokens had is "
-                f"not known; {_WAY_OUT}"
+                f"not known; {WAY_OUT}"
             )
 
 
@@ -165,27 +170,3 @@ def _same_places(seen: Tensor, wanted: Tensor) -> bool:
     axes = wanted if wanted.dim() == 3 else wanted[None]
     given = seen if seen.dim() == 3 else seen[None]
     return all(any(torch.equal(one.expand_as(axis), axis) for axis in axes) for one in given)
-
-
-def explain(error: BaseException | None, spec: str, arrival: Arrival) -> None:
-    """Say in the message of an error, raised by others within a compressed decoder, that it may be vtc's.
-
-    Args:
-        error: it.
-        spec: the methods.
-        arrival: of the call.
-    """
-    kinds = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError)  # no class of somebody's own
-    if (
-        error is not None
-        and type(error) in kinds
-        and error.args
-        and isinstance(error.args[0], str)
-        and "vtc" not in error.args[0]
-    ):
-        ran = f"layers 0 to {arrival.ran[-1]}" if arrival.ran else "no layer"
-        error.args = (
-            f"{error.args[0]}\nvtc: raised in the decoder of {arrival.family}, compressed by {spec}, when {ran} had "
-            f"been called; {_WAY_OUT}",
-            *error.args[1:],
-        )
