@@ -131,13 +131,17 @@ LIGHT = [
 ]
 
 
+#: A terminal without most characters.
+ASCII = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+
+
 def vtc(words, **options):
     return subprocess.Popen([sys.executable, "-m", "vtc.eval.cli", *words], **options)
 
 
 @pytest.mark.parametrize("words", LIGHT, ids=" ".join)
 def test_nothing_is_said_at_the_interpreter_s_end(words):
-    """The four fates of stdout at once, for the processes take their time to start."""
+    """The five fates of stdout at once, for the processes take their time to start."""
     reading, writing = os.pipe()
     os.close(reading)
     with open("/dev/full", "wb") as full, open(writing, "wb") as gone:
@@ -146,15 +150,18 @@ def test_nothing_is_said_at_the_interpreter_s_end(words):
             "full": vtc(words, stdout=full, stderr=subprocess.PIPE),
             "closed": vtc(words, stderr=subprocess.PIPE, preexec_fn=lambda: os.close(1)),
             "deaf": vtc(words, stdout=subprocess.PIPE, stderr=gone),
+            "poor": vtc(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | ASCII),
         }
     said = {name: process.communicate(timeout=120) for name, process in running.items()}
     assert {name: process.returncode for name, process in running.items()} == {
-        "gone": outputs.READER_GONE, "full": 1, "closed": 0, "deaf": 0,
+        "gone": outputs.READER_GONE, "full": 1, "closed": 0, "deaf": 0, "poor": 0,
     }  # fmt: skip
     name = " ".join(["vtc", *(words[:1] if words[0] in COMMANDS else [])])
     assert said["gone"][1] == said["closed"][1] == b""
     assert said["full"][1].decode() == f"{name}: error: stdout can't be written (No space left on device)\n"
-    assert said["deaf"][0].strip()
+    assert said["deaf"][0].strip() and said["poor"][0].isascii() and said["poor"][1] == b""
+    same = said["poor"][0].splitlines(), said["deaf"][0].decode().splitlines()
+    assert len(same[0]) == len(same[1]) and all(len(one) == len(other) for one, other in zip(*same))
 
 
 PROGRAM = """

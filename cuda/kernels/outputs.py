@@ -1,9 +1,10 @@
 """What every program here does about its output: it runs to its end, whoever reads.
 
 A reader that goes away (`vtc methods | head -1`), a disk that is full, a stream that was closed before the program
-began: none of them stops a program on its way, so that what it writes elsewhere is whole. What it says from then on is
-dropped, and its exit status tells: `READER_GONE` after a broken pipe, 1 and a line on stderr where stdout could not be
-written otherwise, unless the program ended with a status of its own. Where stderr fails nothing is told, to whom?
+began, a terminal that lacks a character (and gets a question mark): none of them stops a program on its way, so that
+what it writes elsewhere is whole. What it says from then on is dropped, and its exit status tells: `READER_GONE`
+after a broken pipe, 1 and a line on stderr where stdout could not be written otherwise, unless the program ended with
+a status of its own. Where stderr fails nothing is told, to whom?
 
 Only stdout and stderr are looked after, where they fail: another pipe that breaks, of a worker or a socket, is an error
 as ever. Imports nothing but Python's own, and lies here since all rooms may import it.
@@ -87,7 +88,7 @@ def _kept(name: str, descriptor: int) -> Iterator[_Raw | None]:
 
 
 def _guarded(stream: Any) -> tuple[_Raw, io.TextIOWrapper]:
-    """The same stream once more, over a descriptor that takes everything."""
+    """The same stream once more, over a descriptor that takes everything, and with every character."""
     stream.flush()
     raw = _Raw(stream.fileno(), "wb", closefd=False)
     raw.name = stream.name  # type: ignore[misc]  # as Python itself does
@@ -95,7 +96,7 @@ def _guarded(stream: Any) -> tuple[_Raw, io.TextIOWrapper]:
     made = io.TextIOWrapper(
         buffer,
         encoding=stream.encoding,
-        errors=stream.errors,
+        errors="replace" if stream.errors == "strict" else stream.errors,
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )
