@@ -119,6 +119,11 @@ class Finder:
         """The module between tower and decoder, or None."""
         return child(self.parts.composite, _PROJECTORS)
 
+    def use_projector(self, projector: nn.Module) -> None:
+        """Put another module in the projector's place: what runs the model elsewhere has its own."""
+        name = next(name for name in _PROJECTORS if self.parts.composite._modules.get(name) is not None)
+        self.parts.composite._modules[name] = projector
+
     @property
     def mergers(self) -> tuple[nn.Module, ...]:
         """Modules of the tower that turn the rows of its blocks into one row for each visual token."""

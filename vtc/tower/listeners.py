@@ -40,7 +40,7 @@ def tower_listeners(
     def hear(block: int, attention: Attention, kwargs: dict[str, Any]) -> Change | None:
         features = encoding.features
         with torch.no_grad():
-            for what, values in _seen(needs, block, attention, kwargs):
+            for what, values in seen(needs, block, attention, kwargs):
                 features.scores.setdefault(what, []).append(values)
         run = encoding.reducing
         return None if run is None else Change(bias=run.hear(attention, block in reducing_at))
@@ -52,7 +52,7 @@ def tower_listeners(
     }
 
 
-def _seen(
+def seen(
     needs: Needs, block: int, attention: Attention, kwargs: dict[str, Any]
 ) -> Iterator[tuple[tuple[str, int | str], Tensor]]:
     """What a selector wants of one call of a tower block's attention: [sequences, P, ...], CLS included."""

@@ -1,7 +1,7 @@
 """Running a selector over the images of a call, and putting merged tokens in their places."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +81,13 @@ def merged_into(selections: Sequence[Selection], layout: Layout) -> dict[int, Te
 
 
 def select(
-    composition: Composition, layout: Layout, prompt: Prompt, embeds: Tensor, scores: Scores, packed: bool = True
+    composition: Composition,
+    layout: Layout,
+    prompt: Prompt,
+    embeds: Tensor,
+    scores: Scores,
+    packed: bool = True,
+    images: Collection[int] | None = None,
 ) -> list[Selection]:
     """Run the selector on all units that it shortens, those laid out alike at once.
 
@@ -92,6 +98,7 @@ def select(
         embeds: Tensor [B, L, D], the decoder's input.
         scores: what was asked of the tower -> for each image, Tensor [N, ...].
         packed: whether the survivors will be numbered anew.
+        images: those of the layout that are decided here; None: all.
 
     Raises:
         RuntimeError: the selector kept another number than its budget says.
@@ -100,7 +107,7 @@ def select(
     assert selector is not None
     groups: dict[Any, list[Unit]] = defaultdict(list)
     for number, unit in enumerate(units(layout, selector.per)):
-        if selector.shortens(unit):
+        if selector.shortens(unit) and (images is None or set(unit.images) <= set(images)):
             groups[unit.kind, unit.grids, len(unit), number if selector.adaptive else None].append(unit)
     selections = []
     for (kind, grids, total, _), members in groups.items():

@@ -1,0 +1,174 @@
+"""In the engine's front end: how many tokens of each picture stay, which is settled before any encoder runs."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalFieldElem
+from vllm.multimodal.processing import BaseMultiModalProcessor, BaseProcessingInfo
+from vllm.multimodal.processing.processor import PromptUpdateDetails
+
+from vtc.method.budget import Keep
+from vtc.serve.served import ROW, Item, Served, features_of, served
+from vtc.serve.setting import KEEP, SPEC
+from vtc.serve.told import Told, field, key_of
+from vtc.tower.features import Features
+
+
+class PruningInfo:
+    """In front of an engine's processing info: what the largest item takes is found by processing one."""
+
+    def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> None:
+        """Nothing: the engine then asks the processor, which counts what stays."""
+        return None
+
+
+class PruningProcessor:
+    """In front of an engine's processor of a model.
+
+    Raises:
+        ValueError: in a request: a budget that can't be had, or a picture whose tokens can't be told. The engine answers
+            with HTTP 400.
+    """
+
+    _measuring = False
+
+    @functools.cached_property
+    def served(self: Any) -> Served:
+        """What the engine is asked to do."""
+        return served(self.info.get_hf_config())
+
+    @property
+    def uses_mrope(self: Any) -> bool:
+        """Whether positions have several axes."""
+        return self.info.ctx.model_config.uses_mrope
+
+    # ------------------------------------------------------------ the engine's own hooks, without our key
+
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
+        return super()._apply_hf_processor_main(mm_items=mm_items, hf_kwargs=_without_keep(hf_kwargs))
+
+    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
+        return super()._get_mm_fields_config(hf_inputs, _without_keep(hf_processor_mm_kwargs))
+
+    def _get_mm_hashes(self: Any, inputs: Any) -> Any:
+        """Hashes that name the setting and the budget too: an encoder or KV store may be shared between engines."""
+        keep = inputs.hf_processor_mm_kwargs.get(KEEP)
+        name = f"vtc{key_of([self.served.setting.spec, keep]) & 0xFFFFFFFFFFFF:x}"
+        found = super()._get_mm_hashes(inputs)
+        return {modality: [f"{each}-{name}" for each in hashes] for modality, hashes in found.items()}
+
+    def apply(self: Any, inputs: Any, timing_ctx: Any) -> Any:
+        self._check_keep(inputs.hf_processor_mm_kwargs.get(KEEP))
+        made = super().apply(inputs, timing_ctx)
+        if self.uses_mrope and not self._measuring:
+            _check_surroundings(made["mm_placeholders"], len(made["prompt_token_ids"]))
+        return made
+
+    def get_dummy_mm_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """What the engine measures itself with when it starts: pictures alone."""
+        self._measuring = True
+        try:
+            return super().get_dummy_mm_inputs(*args, **kwargs)
+        finally:
+            self._measuring = False
+
+    def _check_keep(self: Any, keep: Any) -> None:
+        setting = self.served.setting
+        asked, most = setting.asked(keep).keep, setting.keep
+        if keep is not None and type(asked) is type(most) and asked > most:
+            raise ValueError(_too_much(keep, setting.spec))
+
+    def _get_mm_prompt_updates(self: Any, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Any:
+        """The engine's replacements for its placeholders, shortened; each item is told what was settled."""
+        keep = hf_processor_mm_kwargs.get(KEEP)
+        own = _without_keep(hf_processor_mm_kwargs)
+        updates = super()._get_mm_prompt_updates(mm_items, own, out_mm_kwargs)
+        return {
+            modality: [
+                self._shorten(modality, each, out_mm_kwargs[modality][index], keep)
+                for index, each in enumerate(of_items)
+            ]
+            for modality, of_items in updates.items()
+        }
+
+    # ------------------------------------------------------------ one item
+
+    def _shorten(self: Any, modality: str, updates: Sequence[Any], data: Any, keep: Keep | None) -> Sequence[Any]:
+        if any(name.endswith("_embeds") for name in data):
+            raise ValueError(
+                f"a {modality} was given as embeddings, and {SPEC}={self.served.setting.spec!r} selects by what this "
+                "engine's own tower makes; give the pixels"
+            )
+        (update,) = updates
+        full = torch.tensor(update.content.full)
+        at = update.content.is_embed
+        visual = torch.ones(len(full), dtype=torch.bool) if at is None else at(update.content.full)
+        ids, setting, kind = torch.where(visual, ROW, full), self.served.setting, self.served.kind(modality)
+        values = {name: elem.data for name, elem in data.items()}
+        features = features_of(kind, {n: v[None] for n, v in values.items() if isinstance(v, Tensor)}, [int(visual.sum())])
+        item = Item(ids, setting.asked(keep))
+        short = self.served.shortened(kind, item, features)
+        self._check_count(keep, item, kind, features)
+        whole = short.whole or (self.uses_mrope and not bool(visual.all()))
+        stays = short.stays
+        left = int(stays.sum()) if whole else int((stays & visual).sum())
+        pixels = [v for v in values.values() if isinstance(v, Tensor) and v.is_floating_point()]
+        key = key_of([setting.spec, keep, ids, *pixels])
+        told = Told(left, whole, key, keep, ids).encoded()
+        data[field(modality)] = MultiModalFieldElem(
+            data=told, field=MultiModalFieldConfig.batched(modality, keep_on_cpu=True).field
+        )
+        content = PromptUpdateDetails.from_seq(full[stays].tolist())
+        if not whole and at is not None:
+            content = replace(content, is_embed=functools.partial(_mask, visual[stays]))
+        return [update.with_content(content)]
+
+    def _check_count(self: Any, keep: Keep | None, item: Item, kind: str, features: Features) -> None:
+        """Refuse a budget above the engine's, for which it has no room."""
+        if keep is None:
+            return
+        mine, most = (
+            int(self.served.shortened(kind, each, features).stays.sum())
+            for each in (item, replace(item, selector=self.served.setting.selector))
+        )
+        if mine > most:
+            raise ValueError(_too_much(keep, self.served.setting.spec))
+
+
+def _too_much(keep: Keep, spec: str) -> str:
+    return f"{KEEP}={keep!r} is more than this engine was started with ({SPEC}={spec!r}); ask for at most that"
+
+
+def _mask(mask: Tensor, full: Sequence[int]) -> Tensor:
+    return mask
+
+
+def _without_keep(kwargs: Mapping[str, object]) -> Mapping[str, object]:
+    return {name: value for name, value in kwargs.items() if name != KEEP}
+
+
+def _check_surroundings(placeholders: Mapping[str, Sequence[Any]], length: int) -> None:
+    """Refuse pictures that no text follows: positions behind them are told by the text.
+
+    Raises:
+        ValueError: there is one.
+    """
+    ranges = sorted((each.offset, each.offset + each.length) for found in placeholders.values() for each in found)
+    for (_, end), (start, _) in zip(ranges, [*ranges[1:], (length, length)]):
+        if end >= start:
+            raise ValueError(
+                "a picture of the prompt has no text behind it, by which M-RoPE positions go on; use the model's chat "
+                "template, or put a token there"
+            )
+
+
+@functools.cache
+def pruning(stock: type) -> type:
+    """An engine's processor or processing info with ours in front."""
+    ours = PruningInfo if issubclass(stock, BaseProcessingInfo) else PruningProcessor
+    assert issubclass(stock, BaseProcessingInfo | BaseMultiModalProcessor)
+    return type(f"Pruning{stock.__name__}", (ours, stock), {"__module__": __name__})

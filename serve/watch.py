@@ -1,0 +1,148 @@
+"""What a selector reads of the engine's vision tower: attention, keys, outputs of blocks, what the projector takes.
+
+The engine's towers hand q and k to one module, `MMEncoderAttention`, after the rotary embedding; a hook in front of it
+sees what transformers' attention interface shows on the other side.
+"""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtc.adapters.finding import child
+from vtc.attention.scores import Attention
+from vtc.calls.outputs import first_of
+from vtc.serve.served import Served
+from vtc.serve.setting import refuse
+from vtc.tower.features import Features
+from vtc.tower.listeners import seen
+
+_TOWERS, _PROJECTORS = ("vision_tower", "visual"), ("multi_modal_projector",)
+
+
+class Watch:
+    """Sees the tower encode.
+
+    Args:
+        served: says what is wanted.
+        model: the engine's, before its weights are loaded.
+        quantization: the engine's config of it, for blocks that are added.
+
+    Raises:
+        ValueError: the engine's tower is not built so that it can be seen.
+    """
+
+    def __init__(self, served: Served, model: nn.Module, quantization: Any):
+        self.served, self.needs, self.parts = served, served.composition.needs, served.adapter.parts
+        self.features = Features("image")
+        tower = child(model, _TOWERS)
+        if tower is None:
+            raise ValueError(f"{type(model).__name__} has no vision tower under a known name: {', '.join(_TOWERS)}")
+        self.blocks = _blocks(tower)
+        self.depth, self.tail = len(self.blocks), nn.ModuleList()
+        heard = set(served.composition.heard_blocks) | {0}
+        self._deepen(max((*heard, *self.needs.hidden)) + 1, tower, quantization)
+        for index in sorted(heard):
+            attention = _attention(self.blocks[index])
+            attention.register_forward_pre_hook(functools.partial(self._hear, index), with_kwargs=True)
+        for index in self.needs.hidden:
+            self.blocks[index].register_forward_hook(functools.partial(self._see_block, index))
+        if self.needs.projection and served.adapter.projects_rows:
+            self._watch_projector(model)
+
+    def start(self, features: Features) -> None:
+        """Called in front of the tower, with the record of what it makes."""
+        if len(self.blocks) > self.depth:  # the weights are loaded
+            self.tail.extend(self.blocks[self.depth :])
+            del self.blocks[self.depth :]
+            self.blocks[-1].register_forward_hook(self._run_tail)
+        self.features = features
+
+    # ------------------------------------------------------------ building
+
+    def _deepen(self, wanted: int, tower: nn.Module, quantization: Any) -> None:
+        """Give a tower that the engine cuts off behind its features the blocks that the method reads."""
+        if wanted <= self.depth:
+            return
+        block, config = type(self.blocks[0]), self.served.config.vision_config
+        name = next(name for name, module in tower.named_modules() if module is self.blocks)
+        try:
+            for index in range(self.depth, wanted):
+                attention = type(_attention(self.blocks[0]))
+                made = block(config, quantization, prefix=f"{name}.{index}", attn_cls=attention)
+                self.blocks.append(made)
+        except TypeError as error:
+            refuse(
+                self.served.setting.selector.name,
+                f"reads block {wanted - 1} of the vision tower, of which the engine loads {self.depth} ({error})",
+                f"give it a layer up to {self.depth - 1}, if it takes one",
+            )
+
+    def _watch_projector(self, model: nn.Module) -> None:
+        """See what the projector takes, and use it in place of the one without weights."""
+        projector = child(model, _PROJECTORS)
+        if projector is None or len(self.served.adapter.feature_layers) > 1:
+            refuse(
+                self.served.setting.selector.name,
+                "reads what goes into the projector, of one tower layer, and this model has several, or none",
+            )
+        assert projector is not None
+        projector.register_forward_pre_hook(self._see_projector, with_kwargs=True)
+        self.served.adapter.use_projector(projector)
+        if self.parts.has_cls:
+            self.blocks[self.depth - 1].register_forward_hook(self._see_cls)
+
+    # ------------------------------------------------------------ seeing
+
+    def _run_tail(self, module: nn.Module, args: tuple, output: Any) -> None:
+        hidden = first_of(output)
+        for block in self.tail:
+            hidden = first_of(block(hidden))
+
+    def _hear(self, block: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        given = dict(zip(("query", "key", "value", "cu_seqlens"), args)) | kwargs
+        query, key = (_heads(given[name], module.head_size) for name in ("query", "key"))
+        if block == 0:
+            self.features.shape = (len(query), query.shape[2] - int(self.parts.has_cls))
+        attention = Attention(query, key, module.scale, causal=False)
+        with torch.no_grad():
+            for what, values in seen(self.needs, block, attention, {"cu_seq_lens_q": given.get("cu_seqlens")}):
+                self.features.scores.setdefault(what, []).append(values)
+
+    def _see_block(self, block: int, module: nn.Module, args: tuple, output: Any) -> None:
+        hidden = first_of(output)
+        packed = hidden.dim() == 3 and hidden.shape[1] == 1  # [S, 1, C]
+        hidden = hidden.transpose(0, 1) if packed else hidden
+        self.features.scores.setdefault(("hidden", block), []).append(hidden if hidden.dim() == 3 else hidden[None])
+
+    def _see_cls(self, module: nn.Module, args: tuple, output: Any) -> None:
+        self.features.cls = first_of(output)[:, 0]
+
+    def _see_projector(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        rows = args[0] if args else next(iter(kwargs.values()))
+        self.features.projected = rows if rows.dim() == 3 else None
+
+
+def _blocks(tower: nn.Module) -> nn.ModuleList:
+    """The tower's blocks."""
+    return max((part for part in tower.modules() if isinstance(part, nn.ModuleList)), key=len)
+
+
+def _heads(tensor: Tensor, size: int) -> Tensor:
+    """[B, S, H · d] or [B, S, H, d] as [B, H, S, d]."""
+    return (tensor.unflatten(-1, (-1, size)) if tensor.dim() == 3 else tensor).transpose(1, 2)
+
+
+def _attention(block: nn.Module) -> nn.Module:
+    """The module of a tower block that is given q and k.
+
+    Raises:
+        ValueError: it has none of the known kind.
+    """
+    from vllm.model_executor.layers.attention.mm_encoder_attention import MMEncoderAttention
+
+    found = [part for part in block.modules() if isinstance(part, MMEncoderAttention)]
+    if len(found) != 1:
+        raise ValueError(f"{type(block).__name__} of the engine's tower has {len(found)} MMEncoderAttention; vtc reads one")
+    return found[0]
