@@ -194,7 +194,7 @@ def qwen3_vl():
 
 
 def qwen3_vl_moe():
-    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
     rope = {"mrope_interleaved": True}
     return _qwen(Qwen3VLMoeConfig, Qwen3VLProcessor, Qwen3VLVideoProcessor, dict(QWEN3_VISION), rope, **experts)
 
@@ -245,7 +245,16 @@ def save(name: str, folder: Path) -> Path:
     processor.save_pretrained(folder)
     if name.startswith("llava"):
         _name_as_published(folder / "model.safetensors")
+    if name == "qwen3_vl_moe":
+        _turn_experts(folder / "model.safetensors")
     return folder
+
+
+def _turn_experts(path: Path) -> None:
+    """Experts' weights as hub checkpoints have them, [experts, in, out], which both sides load."""
+    weights = load_file(path)
+    turned = {key: value.transpose(1, 2).contiguous() for key, value in weights.items() if ".experts." in key}
+    save_file({**weights, **turned}, path, metadata={"format": "pt"})
 
 
 def _name_as_published(path: Path) -> None:
