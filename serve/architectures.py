@@ -65,10 +65,12 @@ def pruned(architecture: str) -> type[Any]:
     """The engine's class with pruning in front, and its processor likewise."""
     from vllm.multimodal import MULTIMODAL_REGISTRY
 
+    from vtc.serve.cpu import open_gate
     from vtc.serve.model import PruningModel
     from vtc.serve.positions import PruningMRopeModel
     from vtc.serve.processor import pruning
 
+    open_gate()
     base = stock(architecture)
     front = PruningMRopeModel if ARCHITECTURES[architecture].mrope else PruningModel
     made = type(PREFIX + architecture, (front, base), {"__module__": "vtc.serve.models"})

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vtc.serve.choosing import Batch, Chooser, Kept
 from vtc.serve.limits import check_engine
-from vtc.serve.served import features_of, served
+from vtc.serve.served import features_of, is_pixels, served
 from vtc.serve.told import Told, field
 from vtc.serve.watch import Watch
 
@@ -98,7 +98,7 @@ def _part(name: str, value: Any, values: Mapping[str, Any], first: int, last: in
         return value  # shared
     for size in ("image_grid_thw", "video_grid_thw", "image_num_patches", "video_num_patches"):
         sizes = values.get(size)
-        if name.startswith("pixel_values") and isinstance(sizes, Tensor):
+        if is_pixels(name) and isinstance(sizes, Tensor):
             counts = sizes.prod(dim=1).tolist() if sizes.dim() > 1 else sizes.tolist()
             if sum(counts) == len(value):
                 return value[sum(counts[:first]) : sum(counts[:last])]

@@ -3,9 +3,6 @@
 from typing import Any
 
 from vtc.serve.architectures import ARCHITECTURES, PREFIX, pruned
-from vtc.serve.cpu import open_gate
-
-open_gate()
 
 
 def __getattr__(name: str) -> Any:

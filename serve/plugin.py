@@ -22,21 +22,22 @@ def register() -> None:
         return
     for architecture in ARCHITECTURES:
         ModelRegistry.register_model(PREFIX + architecture, f"vtc.serve.models:{PREFIX}{architecture}")
-    for name in ("inspect_model_cls", "resolve_model_cls"):
-        setattr(ModelRegistry, name, _looking(getattr(ModelRegistry, name)))
+    inspect, resolve = ModelRegistry.inspect_model_cls, ModelRegistry.resolve_model_cls
+    ModelRegistry.inspect_model_cls = _looking(inspect, refuses=True)  # called once for what is to be served
+    ModelRegistry.resolve_model_cls = _looking(resolve, refuses=False)  # for language models in it too
     ModelRegistry._vtc = True
 
 
-def _looking(look_up: Any) -> Any:
+def _looking(look_up: Any, refuses: bool) -> Any:
     """A look-up of the registry that minds the spec."""
 
     def asked(architectures: str | list[str], model_config: Any) -> Any:
-        return look_up(_ours(architectures, model_config), model_config)
+        return look_up(_ours(architectures, model_config, refuses), model_config)
 
     return asked
 
 
-def _ours(architectures: str | list[str], model_config: Any) -> str | list[str]:
+def _ours(architectures: str | list[str], model_config: Any, refuses: bool) -> str | list[str]:
     """Our names in place of the engine's where the config has a spec.
 
     Raises:
@@ -49,6 +50,8 @@ def _ours(architectures: str | list[str], model_config: Any) -> str | list[str]:
     names = [architectures] if isinstance(architectures, str) else list(architectures)
     names = [name.removeprefix(PREFIX) for name in names]
     known = [name for name in names if name in ARCHITECTURES]
+    if not known and not refuses:
+        return architectures
     if not known:
         raise ValueError(
             f"{SPEC}={spec!r}: {', '.join(names)} can't be served with pruning; these can: {', '.join(ARCHITECTURES)}"

@@ -23,7 +23,7 @@ from vllm.multimodal.inputs import (
 from vtc.ops.host import on
 from vtc.serve.choosing import Kept
 from vtc.serve.model import PruningModel
-from vtc.serve.served import ROW
+from vtc.serve.served import ROW, is_pixels
 from vtc.serve.told import Told, field
 
 _BASE, _DIGITS = 128, 3
@@ -65,7 +65,7 @@ class PruningMRopeModel(PruningModel):
         data = {
             name: MultiModalFieldElem(data=value[index], field=batched)
             for name, value in values.items()
-            if not name.startswith("pixel_values") and len(value) == items
+            if not is_pixels(name) and len(value) == items
         }
         feature = MultiModalFeatureSpec(
             data=MultiModalKwargsItem(data),

@@ -116,8 +116,7 @@ class PruningProcessor:
         whole = short.whole or (self.uses_mrope and not bool(visual.all()))
         stays = short.stays
         left = int(stays.sum()) if whole else int((stays & visual).sum())
-        pixels = [v for v in values.values() if isinstance(v, Tensor) and v.is_floating_point()]
-        key = key_of([setting.spec, keep, ids, *pixels])
+        key = key_of([setting.spec, keep, ids, *values.items()])
         told = Told(left, whole, key, keep, ids).encoded()
         data[field(modality)] = MultiModalFieldElem(
             data=told, field=MultiModalFieldConfig.batched(modality, keep_on_cpu=True).field

@@ -166,9 +166,15 @@ def features_of(kind: str, values: Mapping[str, Any], sizes: list[int]) -> Featu
         sizes: visual tokens of each.
     """
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-    arguments = {name: value.cpu() for name, value in tensors.items() if not value.is_floating_point()}
-    shapes = {name: tuple(value.shape) for name, value in tensors.items() if value.is_floating_point()}
+    pixels = {name for name, value in tensors.items() if is_pixels(name) or value.is_floating_point()}
+    arguments = {name: value.cpu() for name, value in tensors.items() if name not in pixels}
+    shapes = {name: tuple(value.shape) for name, value in tensors.items() if name in pixels}
     return Features(kind, sizes=sizes, images=len(sizes), arguments=arguments, shapes=shapes)
+
+
+def is_pixels(name: str) -> bool:
+    """Whether an argument of the engine holds pixels, which may be whole numbers: it normalises on the device."""
+    return name.startswith("pixel_values")
 
 
 def served(config: Any) -> Served:

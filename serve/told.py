@@ -2,7 +2,6 @@
 
 import hashlib
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,12 +65,20 @@ def field(modality: str) -> str:
     return f"vtc_{modality}"
 
 
-def key_of(parts: Iterable[Any]) -> int:
-    """A number that names tensors (on the CPU) and whatever else has a `repr`."""
+def key_of(parts: Any) -> int:
+    """A number that names values: tensors (on the CPU), lists, tuples, and whatever else has a `repr`."""
     digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        if isinstance(part, Tensor):
-            digest.update(part.contiguous().view(-1).view(torch.uint8).numpy().data)
-        else:
-            digest.update(repr(part).encode())
+    _feed(digest, parts)
     return int.from_bytes(digest.digest(), "little", signed=True)
+
+
+def _feed(digest: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().data)
+    elif isinstance(value, list | tuple):
+        digest.update(f"{len(value)} of".encode())
+        for part in value:
+            _feed(digest, part)
+    else:
+        digest.update(repr(value).encode())
