@@ -10,8 +10,8 @@ from vtc.serve.versions import HOOKS, differing, unusable, warn
 def register() -> None:
     """Let a config that has a spec (`--hf-overrides '{"vtc": "divprune:keep=0.25"}'`) run the pruning classes.
 
-    The engine's registry is asked for a class whenever a model is looked up; a config without a spec gets the engine's
-    own, as if nothing were installed. May be called again.
+    The engine's registry is asked for a class when a model is looked up first; a config without a spec gets the
+    engine's own, as if nothing were installed. May be called again.
     """
     from vllm import ModelRegistry
 
@@ -22,26 +22,25 @@ def register() -> None:
         return
     for architecture in ARCHITECTURES:
         ModelRegistry.register_model(PREFIX + architecture, f"vtc.serve.models:{PREFIX}{architecture}")
-    inspect, resolve = ModelRegistry.inspect_model_cls, ModelRegistry.resolve_model_cls
-    ModelRegistry.inspect_model_cls = _looking(inspect, refuses=True)  # called once for what is to be served
-    ModelRegistry.resolve_model_cls = _looking(resolve, refuses=False)  # for language models in it too
+    ModelRegistry.inspect_model_cls = _minding_spec(ModelRegistry.inspect_model_cls)
     ModelRegistry._vtc = True
 
 
-def _looking(look_up: Any, refuses: bool) -> Any:
-    """A look-up of the registry that minds the spec."""
+def _minding_spec(inspect_model_cls: Any) -> Any:
+    """The registry's first look at what is to be served. It names our class in the config, where the rest looks."""
 
-    def asked(architectures: str | list[str], model_config: Any) -> Any:
-        return look_up(_ours(architectures, model_config, refuses), model_config)
+    def inspect(architectures: str | list[str], model_config: Any) -> Any:
+        return inspect_model_cls(_ours(architectures, model_config), model_config)
 
-    return asked
+    return inspect
 
 
-def _ours(architectures: str | list[str], model_config: Any, refuses: bool) -> str | list[str]:
-    """Our names in place of the engine's where the config has a spec.
+def _ours(architectures: str | list[str], model_config: Any) -> str | list[str]:
+    """Our name in place of the engine's where the config has a spec.
 
     Raises:
-        ValueError: it has one, and this is no model that can be served so.
+        ValueError: it has one, and this is no model that can be served so, or the spec can't.
+        TypeError: the spec is no string.
     """
     config = model_config.hf_config
     spec = getattr(config, SPEC, None)
@@ -50,8 +49,6 @@ def _ours(architectures: str | list[str], model_config: Any, refuses: bool) -> s
     names = [architectures] if isinstance(architectures, str) else list(architectures)
     names = [name.removeprefix(PREFIX) for name in names]
     known = [name for name in names if name in ARCHITECTURES]
-    if not known and not refuses:
-        return architectures
     if not known:
         raise ValueError(
             f"{SPEC}={spec!r}: {', '.join(names)} can't be served with pruning; these can: {', '.join(ARCHITECTURES)}"
@@ -62,5 +59,8 @@ def _ours(architectures: str | list[str], model_config: Any, refuses: bool) -> s
     from vtc.serve.served import served
 
     served(config)  # refused now, before anything is loaded
-    config.architectures = [PREFIX + known[0]]  # by which the engine remembers classes
+    for part in vars(config).values():  # transformers hands what it doesn't know on to the configs inside
+        if hasattr(part, "to_dict") and hasattr(part, SPEC):
+            delattr(part, SPEC)
+    config.architectures = [PREFIX + known[0]]  # the engine's other processes get this config
     return config.architectures

@@ -22,7 +22,6 @@ HOOKS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "vllm.model_executor.models.registry:_ModelRegistry": {
         "register_model": ("self", "model_arch", "model_cls"),
         "inspect_model_cls": ("self", "architectures", "model_config"),
-        "resolve_model_cls": ("self", "architectures", "model_config"),
     },
     _PROCESSOR: {
         "apply": ("self", "inputs", "timing_ctx"),

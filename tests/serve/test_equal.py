@@ -179,4 +179,4 @@ def test_positions_without_gaps_would_be_noticed(name, monkeypatch):
     asks = eight()
     with engine(name, "divprune:keep=0.5") as running:
         got = running.ask(asks)
-    assert sum(a != b for a, b in zip(got, expected(name, asks, 0.5))) >= 6
+    assert sum(a != b for a, b in zip(got, expected(name, asks, 0.5))) >= 4
