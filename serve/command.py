@@ -1,7 +1,7 @@
 """`vtc serve`: the engine's server with pruning, started once all that can be known before was checked.
 
-It is `vllm serve MODEL --hf-overrides '{"vtc": SPEC}'`. An engine that can't prune says so when its processes are up, or
-only in its log; here a sentence says it at once.
+It is `vllm serve MODEL --hf-overrides '{"vtc": SPEC}'`. An engine that can't prune says so when its processes are up,
+or only in its log; here a sentence says it at once.
 """
 
 import argparse
@@ -88,7 +88,9 @@ def with_spec(spec: str, passed_on: Sequence[str]) -> tuple[dict[str, Any], list
         name, equals, value = word.partition("=")
         name = name.replace("_", "-")  # as the engine reads it
         if name == "--model":
-            raise InputError(f"argument --model: {value or next(words, '')!r} is a second model; MODEL is the first argument")
+            raise InputError(
+                f"argument --model: {value or next(words, '')!r} is a second model; MODEL is the first argument"
+            )
         if name.startswith(f"{_OVERRIDES}."):
             raise InputError(f"argument {word}: the spec is an override too; give all others as {_OVERRIDES} JSON")
         if name == _OVERRIDES:
@@ -104,9 +106,13 @@ def _read_overrides(text: str) -> dict[str, Any]:
     except json.JSONDecodeError:
         found = None
     if not isinstance(found, dict):
-        raise InputError(f'argument {_OVERRIDES}: {text!r} is no JSON object; give e.g. \'{{"max_position_embeddings": 8192}}\'')
+        raise InputError(
+            f"argument {_OVERRIDES}: {text!r} is no JSON object; give e.g. '{{\"max_position_embeddings\": 8192}}'"
+        )
     if "vtc" in found:
-        raise InputError(f"argument {_OVERRIDES}: its own spec {found['vtc']!r} has no place beside --compress; drop one")
+        raise InputError(
+            f"argument {_OVERRIDES}: its own spec {found['vtc']!r} has no place beside --compress; drop one"
+        )
     return found
 
 
@@ -196,8 +202,8 @@ def check(model: str, spec: str, argument: str = "MODEL") -> Checked:
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
-            f"argument {argument}: the config of {model!r} can't be read ({reason}); give the folder of a checkpoint or "
-            "a hub id, before all other arguments"
+            f"argument {argument}: the config of {model!r} can't be read ({reason}); give the folder of a checkpoint "
+            "or a hub id, before all other arguments"
         ) from None
     names = list(getattr(config, "architectures", None) or [type(config).__name__])
     known = [name for name in names if name in ARCHITECTURES]
