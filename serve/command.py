@@ -185,7 +185,7 @@ def check(model: str, spec: str, argument: str = "MODEL") -> Checked:
         ModuleNotFoundError: there is no engine.
     """
     release = engine_release()
-    _check_release(release)
+    _check_engine(release)
     with importing():
         from transformers import AutoConfig
 
@@ -231,10 +231,15 @@ def engine_release() -> str:
     return vllm.__version__
 
 
-def _check_release(release: str) -> None:
-    """Refuse an engine that nothing is known of, unless it is asked for."""
+def _check_engine(release: str) -> None:
+    """Refuse an engine that nothing is known of, unless it is asked for, and one that is told to leave vtc out."""
     from vtc.serve.versions import TESTED
 
+    plugins = os.environ.get("VLLM_PLUGINS")
+    if plugins is not None and "vtc" not in plugins.split(","):
+        raise InputError(
+            f"VLLM_PLUGINS={plugins!r} leaves vtc out, without which nothing is pruned; add vtc, or unset it"
+        )
     if release.partition("+")[0] in TESTED or os.environ.get("VTC_SERVE_UNTESTED") == "1":
         return
     raise InputError(

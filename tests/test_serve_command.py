@@ -74,9 +74,9 @@ def test_the_readers_overrides_are_merged(name, model, started):
 BAD = [
     ("{model}", ["--compress"]),
     ("{model} --compress dvprune", ["--compress", "did you mean 'divprune'"]),
-    ("{model} --compress divprune:keep=2", ["--compress", "2"]),
+    ("{model} --compress divprune:keep=1.5", ["--compress", "1.5"]),
     ("{model} --compress fastv", ["--compress", "between decoder layers"]),
-    ("{model} --compress hiprune:layer=99", ["--compress", "hiprune", "99"]),
+    ("{model} --compress hiprune:object_layer=99", ["--compress", "hiprune", "99"]),
     ("{model} --compress divprune --hf-overrides {{", ["--hf-overrides", "'{'", "JSON"]),
     ("{model} --compress divprune --hf-overrides", ["--hf-overrides", "''", "JSON"]),
     ("{model} --compress divprune --hf-overrides=[1]", ["--hf-overrides", "'[1]'"]),
@@ -118,6 +118,14 @@ def test_an_engine_that_was_not_tested_has_to_be_asked_for(model, started, monke
     monkeypatch.setattr(versions, "unusable", lambda architecture: None)
     assert exit_code(["serve", model, "--compress", SPEC]) == 0
     assert "vLLM 9.9.9 (not tested: never seen)" in capsys.readouterr().out and len(started) == 1
+
+
+def test_an_engine_that_is_told_to_leave_vtc_out_is_refused(model, started, monkeypatch, capsys):
+    monkeypatch.setenv("VLLM_PLUGINS", "other")
+    assert exit_code(["serve", model, "--compress", SPEC]) == 2
+    assert "VLLM_PLUGINS='other'" in capsys.readouterr().err and not started
+    monkeypatch.setenv("VLLM_PLUGINS", "other,vtc")
+    assert exit_code(["serve", model, "--compress", SPEC]) == 0
 
 
 def test_other_commands_still_refuse_what_they_do_not_know(capsys):
