@@ -1,4 +1,4 @@
-"""`vtc bench serve` with two real engines, at its smallest; and what it says where a server does not start."""
+"""`vtc bench serve` with two real engines, at its smallest."""
 
 import json
 import subprocess
@@ -10,6 +10,8 @@ pytest.importorskip("vllm")
 from vtc.eval.cli import main
 
 SMALLEST = ["--shape", "64", "--clients", "1", "--rounds", "1", "--requests", "2", "--output-tokens", "4"]
+#: One process less for each engine, and so less to wait for.
+FEWER = "--distributed-executor-backend uni --max-model-len 256"
 
 
 def servers() -> list[str]:
@@ -17,8 +19,10 @@ def servers() -> list[str]:
     return [line for line in listed.splitlines() if "api_server" in line and "vtc-bench-model" in line]
 
 
-def test_both_servers_are_measured_and_stopped(tmp_path, capsys):
-    assert main(["bench", "serve", *SMALLEST, "--json", str(tmp_path / "b.json")]) == 0
+def test_both_servers_are_measured_and_stopped(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # else the engine has its worker in a process of its own
+    words = [*SMALLEST, "--server-arguments", FEWER, "--json", str(tmp_path / "b.json")]
+    assert main(["bench", "serve", *words]) == 0
     told = capsys.readouterr()
     found = json.loads((tmp_path / "b.json").read_text())
     stock, pruned = found["results"]
@@ -29,10 +33,3 @@ def test_both_servers_are_measured_and_stopped(tmp_path, capsys):
     ratio = pruned["requests_per_s"]["median"] / stock["requests_per_s"]["median"]
     assert pruned["requests_speedup"]["median"] == pytest.approx(ratio)
     assert "| 1       | divprune:keep=0.25 | 43 " in told.out and not servers()
-
-
-def test_a_server_that_does_not_start_is_told_with_its_log(capsys):
-    assert main(["bench", "serve", *SMALLEST, "--server-arguments=--no-such-argument"]) == 2
-    error = capsys.readouterr().err
-    assert "ended with status 2" in error and "no-such-argument" in error and "/0.log" in error
-    assert not servers()
