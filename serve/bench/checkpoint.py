@@ -97,9 +97,12 @@ def make(name: str, folder: Path) -> None:
     }  # fmt: skip
     if shape.tiles:
         one, two, three = (shape.side * times for times in (1, 2, 3))
-        grids = {"image_grid_pinpoints": [[one, two], [two, one], [two, two], [one, three], [three, one]]}
+        grids: dict[str, Any] = {
+            "image_grid_pinpoints": [[one, two], [two, one], [two, two], [one, three], [three, one]]
+        }
         config: Any = LlavaNextConfig(**sizes, **grids)
-        image_processor, processor_class = LlavaNextImageProcessor(**pictures, **grids), LlavaNextProcessor
+        image_processor: Any = LlavaNextImageProcessor(**pictures, **grids)
+        processor_class: Any = LlavaNextProcessor
     else:
         config = LlavaConfig(**sizes)
         image_processor, processor_class = CLIPImageProcessor(**pictures), LlavaProcessor

@@ -109,7 +109,7 @@ def _measure(args: argparse.Namespace, model: str, environment: dict[str, str], 
     logs, results = Path(tempfile.mkdtemp(prefix="vtc-bench-serve-")), list["SideResult"]()
     with contextlib.ExitStack() as stack:
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _end))
-        servers = []
+        servers = list[Server]()
         for name, given in (("none", without), (args.compress, overrides)):
             log = logs / f"{len(servers)}.log"
             say(f"vtc bench serve: starts the server {name}, log {log}")
