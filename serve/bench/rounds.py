@@ -100,7 +100,7 @@ def measure(servers: Sequence[Server], load: Load, clients: int) -> list[SideRes
         for server in servers if round_ % 2 == 0 else reversed(servers):
             done[server].append(_burst(server, bodies))
     results = [_result(server.name, clients, done[server], done[stock]) for server in servers]
-    check(*results, load.output_tokens)
+    check(results[0], results[1], load.output_tokens)
     return results
 
 
