@@ -20,6 +20,7 @@ from vtc.eval.cli import COMMANDS
 SMALLEST: dict[str, tuple[str, tuple[str, ...]]] = {
     "ask": ("--example images/5 --max-new-tokens 1 --out {tmp}/kept.png", ("kept.png",)),
     "demo": ("--help", ()),  # serves until it is told to end: see the end of this file
+    "serve": ("--help", ()),  # likewise, and needs vLLM
     "eval": (
         "--methods none,stride --keep 16 --limit 1 --max-new-tokens 1 --output {tmp}/run",
         ("run/journal-0.jsonl", "run/samples.jsonl", "run/results.json", "run/results.md", "run/figure.png"),
@@ -123,7 +124,7 @@ def test_a_status_of_the_program_s_own_is_kept(stdout_is):
 # -- in a process of its own, to the interpreter's end
 
 LIGHT = [
-    *([name, *SMALLEST[name][0].split()] for name in COMMANDS if name not in SLOW and name != "demo"),
+    *([name, *SMALLEST[name][0].split()] for name in COMMANDS if name not in SLOW and name not in ("demo", "serve")),
     *([name, "--help"] for name in COMMANDS if name not in SLOW),
     *(["bench", name, "--help"] for name in list(BENCHES)[:1]),
     ["--help"],

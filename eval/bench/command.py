@@ -13,6 +13,9 @@ BENCHES = {
         "vtc.eval.bench.kernels.command",
         "time of each operation beside plain torch, released loops and the device's bounds",
     ),
+    "serve": Command(
+        "vtc.serve.bench.command", "requests per second and latency of a vLLM server, with and without pruning"
+    ),
 }
 
 

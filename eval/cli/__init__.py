@@ -22,6 +22,9 @@ COMMANDS = {
         "vtc.eval.commands.ask", "ask about one picture, with and without compression, and see what was kept", USE
     ),
     "demo": Command("vtc.demo.command", "two settings side by side in a browser", USE),
+    "serve": Command(
+        "vtc.serve.command", "serve a model with vLLM, its visual tokens pruned behind the tower", USE, passes_on=True
+    ),
     "eval": Command(
         "vtc.eval.run.evaluate", "measure accuracy, time, memory and FLOPs of methods at several budgets", MEASURE
     ),

@@ -6,6 +6,7 @@ EXTRAS = {
     **dict.fromkeys(("decord", "qwen_vl_utils"), "video"),
     "gradio": "demo",
     "ray": "ray",
+    "vllm": "vllm",
 }
 
 

@@ -20,11 +20,13 @@ class Command:
         module: has `add_arguments(parser)` and `main(args)`; imported only where the command is wanted.
         help: one line.
         heading: under which `--help` lists it.
+        passes_on: whether arguments that it does not know are another program's: `args.passed_on` has them, in order.
     """
 
     module: str
     help: str
     heading: str = "commands"
+    passes_on: bool = False
 
     def load(self) -> Any:
         """The module."""
@@ -33,7 +35,25 @@ class Command:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that knows what a misspelt name was meant to be, of a command as of any other choice."""
+    """A parser that knows what a misspelt name was meant to be, of a command as of any other choice.
+
+    Args:
+        passes_on: keep what is not known as `passed_on`, without the first "--", instead of refusing it.
+    """
+
+    def __init__(self, *args: Any, passes_on: bool = False, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._passes_on = passes_on
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """As argparse does, but that nothing is unknown where it is passed on."""
+        found, rest = super().parse_known_args(args, namespace)
+        if not self._passes_on:
+            return found, rest
+        if "--" in rest:
+            rest.remove("--")
+        found.passed_on = rest
+        return found, []
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
@@ -63,6 +83,7 @@ def add_commands(
             description=command.help[0].upper() + command.help[1:] + ".",
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
             allow_abbrev=False,
+            passes_on=command.passes_on,
         )
         if name in wanted:
             command.load().add_arguments(child)

@@ -1,0 +1,1 @@
+"""`vtc bench serve`: what an engine's server gains by pruning."""
