@@ -121,12 +121,21 @@ class Watch:
 
     def _see_projector(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         rows = args[0] if args else next(iter(kwargs.values()))
-        self.features.projected = rows if rows.dim() == 3 else None
+        if self.features.projected is None and rows.dim() == 3:  # later calls are the method's own
+            self.features.projected = rows
 
 
 def _blocks(tower: nn.Module) -> nn.ModuleList:
-    """The tower's blocks."""
-    return max((part for part in tower.modules() if isinstance(part, nn.ModuleList)), key=len)
+    """The tower's blocks: the list of modules that have an attention each.
+
+    Raises:
+        ValueError: there is none.
+    """
+    lists = (part for part in tower.modules() if isinstance(part, nn.ModuleList) and len(part))
+    found = next((blocks for blocks in lists if all(_attentions(block) for block in blocks)), None)
+    if found is None:
+        raise ValueError(f"{type(tower).__name__} of the engine has no list of blocks with MMEncoderAttention in each")
+    return found
 
 
 def _heads(tensor: Tensor, size: int) -> Tensor:
@@ -134,15 +143,20 @@ def _heads(tensor: Tensor, size: int) -> Tensor:
     return (tensor.unflatten(-1, (-1, size)) if tensor.dim() == 3 else tensor).transpose(1, 2)
 
 
-def _attention(block: nn.Module) -> nn.Module:
-    """The module of a tower block that is given q and k.
-
-    Raises:
-        ValueError: it has none of the known kind.
-    """
+def _attentions(block: nn.Module) -> list[nn.Module]:
+    """The modules of a tower block that are given q and k."""
     from vllm.model_executor.layers.attention.mm_encoder_attention import MMEncoderAttention
 
-    found = [part for part in block.modules() if isinstance(part, MMEncoderAttention)]
+    return [part for part in block.modules() if isinstance(part, MMEncoderAttention)]
+
+
+def _attention(block: nn.Module) -> nn.Module:
+    """The one of them.
+
+    Raises:
+        ValueError: there are several.
+    """
+    found = _attentions(block)
     if len(found) != 1:
-        raise ValueError(f"{type(block).__name__} of the engine's tower has {len(found)} MMEncoderAttention; vtc reads one")
+        raise ValueError(f"{type(block).__name__} of the engine's tower attends {len(found)} times; vtc reads one")
     return found[0]

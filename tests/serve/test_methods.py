@@ -21,7 +21,7 @@ VIDEOS = ("pool", "hiprune", "evs", "frame_stride", "divprune:per=frame")
 
 
 @pytest.mark.parametrize(
-    ("name", "method"), [(name, method) for name, methods in CASES.items() for method in methods], ids="-".join
+    ("name", "method"), [(name, method) for name, methods in CASES.items() for method in methods]
 )
 def test_equal(name, method):
     spec = f"{method}{',' if ':' in method else ':'}keep=0.4"
