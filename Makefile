@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run table share-0 share-1 demo test test-all test-part test-versions mutants test-gpu test-lmms dist bench lint \
-	docs clean
+.PHONY: run table share-0 share-1 demo test test-all test-part test-versions mutants test-gpu test-lmms test-serve \
+	dist bench lint docs clean
 
 # In at most three minutes on two cores: the baselines, and of each kind the four methods that did best in
 # docs/methods/results.json (tests/test_best.py holds the list against it), with a quarter and a sixteenth of the tokens.
@@ -85,6 +85,21 @@ $(LMMS)/.done: pyproject.toml tests/lmms/requirements.txt tests/lmms/constraints
 	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
+# A real vLLM, in an environment of its own, which takes about three minutes to install: every served model and method
+# against transformers, and the server under load. Where it can't be installed, that is said, and nothing is run.
+SERVE := .venv-serve
+test-serve:
+	@if $(MAKE) --no-print-directory $(SERVE)/.done; then \
+		PYTHONPATH=tests/serve/stand_in $(SERVE)/bin/python -m pytest -o addopts=-q -n 2 --dist loadgroup tests/serve; \
+	else echo "make test-serve: SKIPPED, since vLLM could not be installed; what pip said stands above"; fi
+
+$(SERVE)/.done: pyproject.toml tests/serve/requirements.txt tests/serve/constraints.txt
+	$(PYTHON) -m venv $(SERVE)
+	$(SERVE)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint tests/serve/constraints.txt --requirement tests/serve/requirements.txt
+	$(SERVE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
 # Sdist and wheel in dist/, checked, and the wheel tried in an empty environment of each of these Pythons that is here.
 PYTHONS ?= python3.11 python3.13
 dist: $(VENV)/.done
@@ -123,4 +138,4 @@ $(VENV)/.emulator: $(VENV)/.done $(wildcard cuda/kernels/*.cu* tests/cuda_emulat
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-versions $(LMMS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-versions $(LMMS) $(SERVE) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -62,6 +62,7 @@ class PruningProcessor:
         return {modality: [f"{each}-{name}" for each in hashes] for modality, hashes in found.items()}
 
     def apply(self: Any, inputs: Any, timing_ctx: Any) -> Any:
+        _check_names(inputs.hf_processor_mm_kwargs)
         self._check_keep(inputs.hf_processor_mm_kwargs.get(KEEP))
         made = super().apply(inputs, timing_ctx)
         if self.uses_mrope and not self._measuring:
@@ -136,6 +137,20 @@ class PruningProcessor:
         )
         if mine > most:
             raise ValueError(_too_much(keep, self.served.setting.spec))
+
+
+def _check_names(kwargs: Mapping[str, object]) -> None:
+    """Refuse what looks like ours and is not: a request chooses its budget, and nothing else.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for name, value in kwargs.items():
+        if name.startswith(SPEC) and name != KEEP:
+            raise ValueError(
+                f"mm_processor_kwargs {{{name!r}: {value!r}}}: a request may ask for {KEEP!r} alone; the method is the "
+                "engine's, given when it is started"
+            )
 
 
 def _too_much(keep: Keep, spec: str) -> str:

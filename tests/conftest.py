@@ -1,6 +1,7 @@
 """Methods that only tests use: prunes whose decision does not depend on the text, so that runs can be compared."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import ClassVar
 
 import pytest
@@ -21,6 +22,7 @@ from vtc.method.registry import register
 
 settle()  # before anything here imports transformers, which looks at variables once
 torch.set_num_threads(1)
+collect_ignore = [] if find_spec("vllm") else ["serve"]  # `make test-serve` has an environment of its own
 
 
 @pytest.fixture(scope="module", autouse=True)

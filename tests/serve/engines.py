@@ -244,13 +244,13 @@ def engine(name: str, spec: str | None = None, **options: Any) -> Iterator[Engin
         "limit_mm_per_prompt": kinds,
     }
     overrides = {} if spec is None else {"hf_overrides": {"vtc": spec}}
+    gc.freeze()  # the engine collects garbage many times, through all that was imported, and would let go of this
+    gc.unfreeze = lambda: None  # type: ignore[assignment]
     llm = LLM(str(folder(name)), **{**defaults, **overrides, **options})
     try:
         yield Engine(name, llm)
     finally:
         llm.llm_engine.engine_core.shutdown()
-        del llm
-        gc.collect()
 
 
 FAMILIES = tuple(checkpoints.FAMILIES)
