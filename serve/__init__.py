@@ -4,3 +4,6 @@
 what a spec means for a model, `processor` counts in the front end, `model` selects behind the tower, `positions` keeps
 M-RoPE right, `watch` sees the tower's attention. `versions` tells which engines that was tested with.
 """
+
+#: The key of `--hf-overrides` that holds the spec, and that of a request's `mm_processor_kwargs` that holds its budget.
+SPEC, KEEP = "vtc", "vtc_keep"

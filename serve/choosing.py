@@ -1,4 +1,4 @@
-"""Behind the tower: which tokens of the encoded pictures stay, by the suite's own selectors. Nothing waits for a GPU."""
+"""Behind the tower: which tokens of encoded pictures stay, by the suite's own selectors. Nothing waits for a GPU."""
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence

@@ -48,7 +48,9 @@ class PruningModel:
         encoded = [rows.flatten(0, -2) for rows in super().embed_multimodal(**values)]
         lengths = [(rows.shape[0], int(item.visual.sum())) for rows, item in zip(encoded, items)]
         if any(made != wanted for made, wanted in lengths) or len(encoded) != len(items):
-            raise RuntimeError(f"vtc: the engine encoded {[made for made, _ in lengths]} tokens, and {lengths} were told")
+            raise RuntimeError(
+                f"vtc: the engine encoded other tokens than were told: {lengths} (made, told) of {len(items)} items"
+            )
         keys, left, whole = ([getattr(each, name) for each in told] for name in ("key", "left", "whole"))
         with torch.no_grad():
             kept = chooser.choose(Batch(kind, items, keys, left, whole, encoded, features))
@@ -103,5 +105,7 @@ def _part(name: str, value: Any, values: Mapping[str, Any], first: int, last: in
             if sum(counts) == len(value):
                 return value[sum(counts[:first]) : sum(counts[:last])]
     if len(value) != items:
-        raise RuntimeError(f"vtc: which part of {name} ({len(value)} entries) belongs to which of {items} items is not known")
+        raise RuntimeError(
+            f"vtc: which part of {name} ({len(value)} entries) belongs to which of {items} items is not known"
+        )
     return value[first:last]

@@ -1,9 +1,9 @@
-"""What the engine calls in each of its processes (entry point `vllm.general_plugins`). Nothing heavy is imported here."""
+"""What the engine calls in each of its processes (entry point `vllm.general_plugins`). Imports nothing heavy."""
 
 from typing import Any
 
+from vtc.serve import SPEC
 from vtc.serve.architectures import ARCHITECTURES, PREFIX
-from vtc.serve.setting import SPEC
 from vtc.serve.versions import HOOKS, differing, unusable, warn
 
 

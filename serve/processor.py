@@ -12,8 +12,8 @@ from vllm.multimodal.processing import BaseMultiModalProcessor, BaseProcessingIn
 from vllm.multimodal.processing.processor import PromptUpdateDetails
 
 from vtc.method.budget import Keep
+from vtc.serve import KEEP, SPEC
 from vtc.serve.served import ROW, Item, Served, features_of, served
-from vtc.serve.setting import KEEP, SPEC
 from vtc.serve.told import Told, field, key_of
 from vtc.tower.features import Features
 
@@ -30,8 +30,8 @@ class PruningProcessor:
     """In front of an engine's processor of a model.
 
     Raises:
-        ValueError: in a request: a budget that can't be had, or a picture whose tokens can't be told. The engine answers
-            with HTTP 400.
+        ValueError: in a request: a budget that can't be had, or a picture whose tokens can't be told. The engine
+            answers with HTTP 400.
     """
 
     _measuring = False
@@ -62,6 +62,7 @@ class PruningProcessor:
         return {modality: [f"{each}-{name}" for each in hashes] for modality, hashes in found.items()}
 
     def apply(self: Any, inputs: Any, timing_ctx: Any) -> Any:
+        """What the engine does with a prompt, once the budget that it asks for is known to be one."""
         _check_names(inputs.hf_processor_mm_kwargs)
         self._check_keep(inputs.hf_processor_mm_kwargs.get(KEEP))
         made = super().apply(inputs, timing_ctx)
@@ -110,7 +111,9 @@ class PruningProcessor:
         visual = torch.ones(len(full), dtype=torch.bool) if at is None else at(update.content.full)
         ids, setting, kind = torch.where(visual, ROW, full), self.served.setting, self.served.kind(modality)
         values = {name: elem.data for name, elem in data.items()}
-        features = features_of(kind, {n: v[None] for n, v in values.items() if isinstance(v, Tensor)}, [int(visual.sum())])
+        features = features_of(
+            kind, {n: v[None] for n, v in values.items() if isinstance(v, Tensor)}, [int(visual.sum())]
+        )
         item = Item(ids, setting.asked(keep))
         short = self.served.shortened(kind, item, features)
         self._check_count(keep, item, kind, features)

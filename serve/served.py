@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from vtc.method.selector import Selector
-from vtc.method.units import Unit, units
+from vtc.method.units import units
 from vtc.model.adapter import adapter_class
 from vtc.model.layout import Layout
 from vtc.seam.composition import Composition
-from vtc.serve.setting import SPEC, Setting, refuse
+from vtc.serve import SPEC
+from vtc.serve.setting import Setting, refuse
 from vtc.tower.features import Features
 from vtc.tower.prompt import Prompt
 

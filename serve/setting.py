@@ -8,9 +8,7 @@ from vtc.method.budget import Keep, check_keep
 from vtc.method.kinds import split_kinds
 from vtc.method.registry import list_methods, method_class
 from vtc.method.selector import Selector
-
-#: The key of `--hf-overrides` that holds the spec, and that of `mm_processor_kwargs` that holds a request's budget.
-SPEC, KEEP = "vtc", "vtc_keep"
+from vtc.serve import KEEP, SPEC
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,14 +32,22 @@ class Setting:
             TypeError: no string.
         """
         if not isinstance(spec, str):
-            raise TypeError(f"{SPEC}={spec!r} is a {type(spec).__name__}; give a spec string such as 'divprune:keep=0.25'")
+            raise TypeError(
+                f"{SPEC}={spec!r} is a {type(spec).__name__}; give a spec string such as 'divprune:keep=0.25'"
+            )
         methods = specs.parse(spec)
         reducer, selector, prunes = split_kinds(methods)
+        if selector is not None and selector.adaptive:
+            refuse(
+                selector.name,
+                "lets the picture decide how many tokens stay, and an engine has to know before the tower runs",
+                f"give it a keep, if that fixes them, or serve another selector: {', '.join(servable())}",
+            )
         if prunes:
             refuse(
                 prunes[0].name,
-                "removes tokens between decoder layers, and an engine gives each token of a request one KV slot for all "
-                "layers",
+                "removes tokens between decoder layers, and an engine gives each token of a request one KV slot for "
+                "all layers",
                 _without_prunes(methods),
             )
         if reducer is not None:
@@ -49,12 +55,6 @@ class Setting:
         if selector is None:
             selector = method_class("none")()
         assert isinstance(selector, Selector)
-        if selector.adaptive:
-            refuse(
-                selector.name,
-                "lets the picture decide how many tokens stay, and an engine has to know before the tower runs",
-                "give it a keep, if it takes one, or serve another method",
-            )
         if getattr(selector, "compat", False):
             refuse(selector.name, "keeps fewer tokens than its count with compat=True", "leave compat out")
         if selector.per == "row":

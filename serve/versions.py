@@ -41,7 +41,9 @@ HOOKS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "vllm.multimodal.inputs:MultiModalFieldElem": {"__init__": ("self", "data", "field")},
     "vllm.multimodal.inputs:MultiModalFieldConfig": {"batched": ("modality", "keep_on_cpu")},
-    "vllm.multimodal.inputs:MultiModalFeatureSpec": {"__init__": ("self", "data", "modality", "identifier", "mm_position")},
+    "vllm.multimodal.inputs:MultiModalFeatureSpec": {
+        "__init__": ("self", "data", "modality", "identifier", "mm_position")
+    },
     "vllm.multimodal.inputs:PlaceholderRange": {"__init__": ("self", "offset", "length")},
     "vllm.multimodal.registry:_ProcessorFactories": {"__init__": ("self", "info", "processor", "dummy_inputs")},
     "vllm.multimodal.registry:MultiModalRegistry": {

@@ -176,8 +176,8 @@ def qwen2_vl():
 
 def qwen2_5_vl():
     vision = {
-        "hidden_size": 64, "depth": 2, "num_heads": 2, "intermediate_size": 128, "out_hidden_size": 128, "patch_size": 14,
-        "window_size": 56, "fullatt_block_indexes": [1], "tokens_per_second": 2,
+        "hidden_size": 64, "depth": 2, "num_heads": 2, "intermediate_size": 128, "out_hidden_size": 128,
+        "patch_size": 14, "window_size": 56, "fullatt_block_indexes": [1], "tokens_per_second": 2,
     }  # fmt: skip
     return _qwen(Qwen2_5_VLConfig, Qwen2_5_VLProcessor, Qwen2VLVideoProcessor, vision, {})
 

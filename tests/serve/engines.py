@@ -109,7 +109,7 @@ def picture(seed: int, height: int = 112, width: int = 112) -> Shown:
 
 
 def video(seed: int, frames: int = 4, height: int = 160, width: int = 128) -> Shown:
-    """High enough that its grid reaches as far as its time: behind others transformers puts text elsewhere than vLLM."""
+    """So high that its grid reaches as far as its time: behind others transformers puts text elsewhere than vLLM."""
     return Shown("video", seed, height, width, frames)
 
 

@@ -4,6 +4,7 @@ import functools
 from dataclasses import replace
 
 import pytest
+import torch
 from engines import FAMILIES, MROPE, VIDEO_FAMILIES, Ask, engine, kept_tokens, picture, right, video
 
 #: Sizes that give grids of their own.
@@ -112,7 +113,7 @@ def test_a_bad_budget_is_refused_and_the_engine_goes_on(whole):
 @pytest.fixture(scope="module", params=[pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in FAMILIES])
 def narrow(request):
     """An engine that splits pictures over steps, has room for few requests, and keeps few encoder outputs."""
-    room = 48 if request.param == "llava_onevision" else 24  # there vLLM takes the largest picture for smaller than it is
+    room = 48 if request.param == "llava_onevision" else 24  # its largest picture vLLM takes for smaller
     options = {"max_num_batched_tokens": room, "num_gpu_blocks_override": 18, "max_model_len": 512}
     with engine(request.param, "divprune:keep=0.5", **options) as running:
         yield running
@@ -156,17 +157,14 @@ def test_without_a_spec_it_is_the_engine_as_it_was(name):
 def test_another_choice_would_be_noticed(name, monkeypatch):
     from vtc.serve.choosing import Chooser
 
-    monkeypatch.setattr(Chooser, "_select", lambda self, batch, row, main: ([], dict(enumerate(map(first, batch.left)))))
+    def first_ones(self, batch, row, main):
+        return [], dict(enumerate(map(torch.arange, batch.left)))
+
+    monkeypatch.setattr(Chooser, "_select", first_ones)
     asks = eight()
     with engine(name, "divprune:keep=0.5") as running:
         got = running.ask(asks)
     assert sum(a != b for a, b in zip(got, expected(name, asks, 0.5))) >= 6
-
-
-def first(count: int):
-    import torch
-
-    return torch.arange(count)
 
 
 @pytest.mark.xdist_group("wrong")

@@ -20,9 +20,7 @@ CASES = {
 VIDEOS = ("pool", "hiprune", "evs", "frame_stride", "divprune:per=frame")
 
 
-@pytest.mark.parametrize(
-    ("name", "method"), [(name, method) for name, methods in CASES.items() for method in methods]
-)
+@pytest.mark.parametrize(("name", "method"), [(name, method) for name, methods in CASES.items() for method in methods])
 def test_equal(name, method):
     spec = f"{method}{',' if ':' in method else ':'}keep=0.4"
     images = [] if method == "evs" else [picture(1), picture(2, 168, 112), picture(3, 140, 196)]

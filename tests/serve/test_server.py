@@ -19,7 +19,17 @@ from vtc.serve.bench.server import Server
 
 pytestmark = pytest.mark.xdist_group("servers")  # which are started once
 ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
-ENGINE = ("--dtype", "float32", "--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "8", "--block-size", "32")
+ENGINE = (
+    "--dtype",
+    "float32",
+    "--enforce-eager",
+    "--max-model-len",
+    "256",
+    "--max-num-seqs",
+    "8",
+    "--block-size",
+    "32",
+)
 KEEPS = (None, 0.25, 9, 0.5)
 PICTURES = 10
 
