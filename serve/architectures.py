@@ -77,10 +77,10 @@ def pruned(architecture: str) -> type[Any]:
     factories = base._processor_factory
 
     def info(ctx: Any) -> Any:
-        return pruning(type(factories.info(ctx)))(ctx)
+        return pruning(factories.info(ctx).__class__)(ctx)
 
     def processor(processing_info: Any, dummy_inputs: Any) -> Any:
-        return pruning(type(factories.processor(processing_info, dummy_inputs)))(processing_info, dummy_inputs)
+        return pruning(factories.processor(processing_info, dummy_inputs).__class__)(processing_info, dummy_inputs)
 
     register = MULTIMODAL_REGISTRY.register_processor(
         processor, info=info, dummy_inputs=lambda given: factories.dummy_inputs(given)

@@ -14,8 +14,9 @@ from vtc.serve.served import Item, Row, Served
 from vtc.tower.features import Features
 from vtc.tower.prompt import Prompt
 
-#: Numbers of tokens that are remembered: 16 MB, which are 4,000 pictures of 1,000 kept tokens.
-_REMEMBERED = 2**22
+#: Numbers of tokens that are remembered: 16 MB, which are 4,000 pictures of 1,000 kept tokens. A GPU gives no less
+#: memory than that of 128 numbers to each.
+_REMEMBERED, _LEAST = 2**22, 128
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,16 @@ class Memory:
 
     def put(self, key: int, places: Tensor) -> None:
         """Remember them; those that were asked for longest ago are forgotten."""
-        self._held += len(places) - len(self._places.pop(key, ()))
+        if key in self._places:
+            self._held -= _held(self._places.pop(key))
         self._places[key] = places.to(torch.int32)
+        self._held += _held(places)
         while self._held > _REMEMBERED:
-            self._held -= len(self._places.popitem(last=False)[1])
+            self._held -= _held(self._places.popitem(last=False)[1])
+
+
+def _held(places: Tensor) -> int:
+    return max(len(places), _LEAST)
 
 
 class Chooser:

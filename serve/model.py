@@ -6,14 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc.serve.choosing import Batch, Chooser, Kept
+from vtc.serve.choosing import Batch, Chooser, Kept, Memory
 from vtc.serve.limits import check_engine
 from vtc.serve.served import features_of, is_pixels, served
 from vtc.serve.told import Told, field
 from vtc.serve.watch import Watch
 
+_Stock: Any = object  # the engine's class of the model, which stands behind ours
 
-class PruningModel:
+
+class PruningModel(_Stock):
     """In front of an engine's class of a model: `embed_multimodal` gives the rows that stay."""
 
     def __init__(self: Any, *, vllm_config: Any, prefix: str = "") -> None:
@@ -25,6 +27,11 @@ class PruningModel:
         chooser = Chooser(what, lambda ids: self.get_language_model().embed_input_ids(ids), not model_config.uses_mrope)
         self._vtc_chooser = chooser
         self._vtc_room = vllm_config.scheduler_config.max_num_batched_tokens
+
+    def load_weights(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load the engine's weights, under which others may stay than before."""
+        self._vtc_chooser.memory = Memory()
+        return super().load_weights(*args, **kwargs)
 
     def embed_multimodal(self: Any, **kwargs: Any) -> Any:
         """For each item, Tensor [K, C] in the order of the prompt."""

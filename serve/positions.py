@@ -128,7 +128,7 @@ class PruningMRopeModel(PruningModel):
             base = positions[:, start - 1].max() + 1 if start else 0
             at = start + rank + len(told)
             positions[:, start + rank : at] = (base + told[:, :3].T).to(positions.dtype)
-        return rows, positions, int(positions.max()) + 1 - len(ids)
+        return rows, positions, int(positions[:, -1].max()) + 1 - len(ids)  # a prompt ends in text
 
 
 def digits(numbers: Tensor) -> Tensor:

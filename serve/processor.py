@@ -17,8 +17,10 @@ from vtc.serve.served import ROW, Item, Served, features_of, served
 from vtc.serve.told import Told, field, key_of
 from vtc.tower.features import Features
 
+_Stock: Any = object  # the engine's class, which stands behind ours
 
-class PruningInfo:
+
+class PruningInfo(_Stock):
     """In front of an engine's processing info: what the largest item takes is found by processing one."""
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> None:
@@ -26,7 +28,7 @@ class PruningInfo:
         return None
 
 
-class PruningProcessor:
+class PruningProcessor(_Stock):
     """In front of an engine's processor of a model.
 
     Raises:
@@ -67,8 +69,36 @@ class PruningProcessor:
         self._check_keep(inputs.hf_processor_mm_kwargs.get(KEEP))
         made = super().apply(inputs, timing_ctx)
         if self.uses_mrope and not self._measuring:
-            _check_surroundings(made["mm_placeholders"], len(made["prompt_token_ids"]))
+            try:
+                self._check_surroundings(made["prompt_token_ids"], made["mm_placeholders"])
+            except ValueError:
+                for item in (each for hashes in made["mm_hashes"].values() for each in hashes):
+                    if inputs.cache is not None:  # it believes by now that the engine has the picture
+                        inputs.cache.invalidate(item)
+                raise
         return made
+
+    def _check_surroundings(self: Any, ids: list[int], placeholders: Mapping[str, Sequence[Any]]) -> None:
+        """Refuse prompts in which positions can't be told: text has to follow each picture, without tokens of others.
+
+        Raises:
+            ValueError: this is one.
+        """
+        config = self.info.get_hf_config()
+        visual = {config.image_token_id, config.video_token_id}
+        ranges = sorted((each.offset, each.offset + each.length) for found in placeholders.values() for each in found)
+        at = 0
+        for index, (start, end) in enumerate(ranges):
+            if not visual.isdisjoint(ids[at:start]):
+                raise ValueError(
+                    "the prompt has a picture's token outside the places of its pictures; leave it out of the text"
+                )
+            if end == (ranges[index + 1][0] if index + 1 < len(ranges) else len(ids)):
+                raise ValueError(
+                    "a picture of the prompt has no text behind it, by which M-RoPE positions go on; use the model's "
+                    "chat template, or put a token there"
+                )
+            at = end
 
     def get_dummy_mm_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
         """What the engine measures itself with when it starts: pictures alone."""
@@ -102,7 +132,7 @@ class PruningProcessor:
     def _shorten(self: Any, modality: str, updates: Sequence[Any], data: Any, keep: Keep | None) -> Sequence[Any]:
         if any(name.endswith("_embeds") for name in data):
             raise ValueError(
-                f"a {modality} was given as embeddings, and {SPEC}={self.served.setting.spec!r} selects by what this "
+                f"{modality}s were given as embeddings, and {SPEC}={self.served.setting.spec!r} selects by what this "
                 "engine's own tower makes; give the pixels"
             )
         (update,) = updates
@@ -166,21 +196,6 @@ def _mask(mask: Tensor, full: Sequence[int]) -> Tensor:
 
 def _without_keep(kwargs: Mapping[str, object]) -> Mapping[str, object]:
     return {name: value for name, value in kwargs.items() if name != KEEP}
-
-
-def _check_surroundings(placeholders: Mapping[str, Sequence[Any]], length: int) -> None:
-    """Refuse pictures that no text follows: positions behind them are told by the text.
-
-    Raises:
-        ValueError: there is one.
-    """
-    ranges = sorted((each.offset, each.offset + each.length) for found in placeholders.values() for each in found)
-    for (_, end), (start, _) in zip(ranges, [*ranges[1:], (length, length)]):
-        if end >= start:
-            raise ValueError(
-                "a picture of the prompt has no text behind it, by which M-RoPE positions go on; use the model's chat "
-                "template, or put a token there"
-            )
 
 
 @functools.cache

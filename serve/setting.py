@@ -6,8 +6,9 @@ from typing import Any
 from vtc import spec as specs
 from vtc.method.budget import Keep, check_keep
 from vtc.method.kinds import split_kinds
-from vtc.method.registry import list_methods, method_class
+from vtc.method.registry import list_methods
 from vtc.method.selector import Selector
+from vtc.selectors.baselines import NoCompression
 from vtc.serve import KEEP, SPEC
 
 
@@ -41,7 +42,7 @@ class Setting:
             refuse(
                 selector.name,
                 "lets the picture decide how many tokens stay, and an engine has to know before the tower runs",
-                f"give it a keep, if that fixes them, or serve another selector: {', '.join(servable())}",
+                "give it a keep" if selector.name in servable() else "",
             )
         if prunes:
             refuse(
@@ -53,8 +54,7 @@ class Setting:
         if reducer is not None:
             refuse(reducer.name, "shortens the vision tower's own sequence, which is the engine's code")
         if selector is None:
-            selector = method_class("none")()
-        assert isinstance(selector, Selector)
+            selector = NoCompression()
         if getattr(selector, "compat", False):
             refuse(selector.name, "keeps fewer tokens than its count with compat=True", "leave compat out")
         if selector.per == "row":
@@ -78,7 +78,7 @@ class Setting:
         check_keep(keep, KEEP)
         if self.selector.name == "none":
             raise ValueError(f"{KEEP}={keep!r}, but this engine removes no tokens ({SPEC}={self.spec!r})")
-        return replace(self.selector, keep=keep)
+        return replace(self.selector, **{"keep": keep})
 
     @property
     def keep(self) -> Keep | None:

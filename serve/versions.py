@@ -3,7 +3,6 @@
 import functools
 import importlib
 import inspect
-import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -126,4 +125,6 @@ def warn(reason: str) -> None:
     """Say once, over all processes of an engine, that it runs without pruning."""
     if os.environ.get("VTC_SERVE_WARNED") != "1":
         os.environ["VTC_SERVE_WARNED"] = "1"  # the engine's processes are children of this one
-        logging.getLogger("vllm.vtc").warning("vtc: this engine runs WITHOUT pruning: %s", reason)
+        from vllm.logger import init_logger
+
+        init_logger("vllm.vtc").warning("vtc: this engine runs WITHOUT pruning: %s", reason)

@@ -37,6 +37,8 @@ class Watch:
         self.served, self.needs, self.parts = served, served.composition.needs, served.adapter.parts
         self.features = Features("image")
         tower = child(model, _TOWERS)
+        if type(tower).__name__ == "StageMissingLayer":  # this engine shows no pictures
+            return
         if tower is None:
             raise ValueError(f"{type(model).__name__} has no vision tower under a known name: {', '.join(_TOWERS)}")
         self.blocks = _blocks(tower)
@@ -100,7 +102,7 @@ class Watch:
         for block in self.tail:
             hidden = first_of(block(hidden))
 
-    def _hear(self, block: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _hear(self, block: int, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         given = dict(zip(("query", "key", "value", "cu_seqlens"), args)) | kwargs
         query, key = (_heads(given[name], module.head_size) for name in ("query", "key"))
         if block == 0:

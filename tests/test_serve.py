@@ -155,10 +155,10 @@ def test_pictures_of_one_size_have_keys_of_their_own():
 
 
 def test_memory_forgets_the_oldest(monkeypatch):
-    monkeypatch.setattr("vtc.serve.choosing._REMEMBERED", 10)
+    monkeypatch.setattr("vtc.serve.choosing._REMEMBERED", 1000)
     memory = Memory()
     for key in (1, 2, 1, 3):
-        memory.put(key, torch.arange(4))
+        memory.put(key, torch.arange(400))
     assert [memory.get(key) is not None for key in (1, 2, 3)] == [True, False, True]
 
 

@@ -231,10 +231,10 @@ FAMILIES = {
 }
 
 
-def save(name: str, folder: Path) -> Path:
+def save(name: str, folder: Path, seed: int = 0) -> Path:
     """The family's model with weights spread out, so that each prompt has an answer of its own."""
     config, processor = FAMILIES[name]()
-    torch.manual_seed(sum(map(ord, name)))
+    torch.manual_seed(sum(map(ord, name)) + seed)
     model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for parameter in model.parameters():

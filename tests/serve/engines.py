@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-os.environ.update(
-    VLLM_CPU_KVCACHE_SPACE="1",
-    HF_HUB_OFFLINE="1",
-    VLLM_NO_USAGE_STATS="1",
-    VLLM_ENABLE_V1_MULTIPROCESSING="0",
-    VLLM_LOGGING_LEVEL="ERROR",
+os.environ.update(  # of which an engine's own processes are given others
+    {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        **{name: value for name, value in os.environ.items() if name.startswith("VLLM_")},
+    }
 )
 
 import checkpoints
@@ -246,7 +249,7 @@ def engine(name: str, spec: str | None = None, **options: Any) -> Iterator[Engin
     overrides = {} if spec is None else {"hf_overrides": {"vtc": spec}}
     gc.freeze()  # the engine collects garbage many times, through all that was imported, and would let go of this
     gc.unfreeze = lambda: None  # type: ignore[assignment]
-    llm = LLM(str(folder(name)), **{**defaults, **overrides, **options})
+    llm = LLM(**{"model": str(folder(name)), **defaults, **overrides, **options})
     try:
         yield Engine(name, llm)
     finally:

@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from checkpoints import save
 from engines import FAMILIES, MROPE, VIDEO_FAMILIES, Ask, engine, kept_tokens, picture, right, video
+from vllm import SamplingParams
 
 #: Sizes that give grids of their own.
 SIZES = [(112, 112), (112, 168), (168, 112), (140, 140), (112, 196), (196, 112), (168, 168), (140, 112)]
@@ -178,3 +180,45 @@ def test_positions_without_gaps_would_be_noticed(name, monkeypatch):
     with engine(name, "divprune:keep=0.5") as running:
         got = running.ask(asks)
     assert sum(a != b for a, b in zip(got, expected(name, asks, 0.5))) >= 4
+
+
+# ---------------------------------------------------------------- what breaks it
+
+
+@pytest.mark.xdist_group("breaking")
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
+def test_prompts_whose_positions_can_not_be_told_are_refused_and_leave_nothing_behind(name):
+    """Each with a picture that is new to the engine, and then asked for as it should be."""
+
+    def bare(text: str, shown) -> dict:
+        return {"prompt": text, "multi_modal_data": {"image": [each.value for each in shown]}}
+
+    params = SamplingParams(max_tokens=8, min_tokens=8, temperature=0, ignore_eos=True)
+    with engine(name, "divprune:keep=0.5") as running:
+        for text, numbers, message in (
+            ("hello<|image_pad|>", [21], "no text behind it"),
+            ("a<|image_pad|><|image_pad|>b", [22, 23], "no text behind it"),
+            ("a <|video_pad|> b <|vision_start|><|image_pad|><|vision_end|> c", [24], "outside the places"),
+        ):
+            shown = [picture(number) for number in numbers]
+            with pytest.raises(ValueError, match=message):
+                running.llm.generate([bare(text, shown)], params, use_tqdm=False)
+            asks = [question(0, each) for each in shown]
+            assert running.ask(asks) == expected(name, asks, 0.5)
+        behind = "<|vision_start|><|image_pad|><|vision_end|> what is <|image_pad|>?"
+        (answer,) = running.llm.generate([bare(behind, [picture(1)])], params, use_tqdm=False)
+        assert len(answer.outputs[0].token_ids) == 8
+
+
+@pytest.mark.xdist_group("breaking")
+def test_other_weights_choose_anew(tmp_path):
+    other = save("llava", tmp_path / "llava", seed=1)
+    asks = eight()
+    with engine("llava", "divprune:keep=0.5") as running:
+        first = running.ask(asks)
+        running.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(other)})
+        for forget in (running.llm.reset_prefix_cache, running.llm.reset_mm_cache, running.runner.reset_encoder_cache):
+            forget()
+        second = running.ask(asks)
+    with engine("llava", "divprune:keep=0.5", model=str(other)) as running:
+        assert running.ask(asks) == second != first
