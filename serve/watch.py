@@ -37,14 +37,16 @@ class Watch:
         self.served, self.needs, self.parts = served, served.composition.needs, served.adapter.parts
         self.features = Features("image")
         tower = child(model, _TOWERS)
+        self.blocks, self.tail, self.depth = nn.ModuleList(), nn.ModuleList(), 0
         if type(tower).__name__ == "StageMissingLayer":  # this engine shows no pictures
             return
         if tower is None:
             raise ValueError(f"{type(model).__name__} has no vision tower under a known name: {', '.join(_TOWERS)}")
         self.blocks = _blocks(tower)
-        self.depth, self.tail = len(self.blocks), nn.ModuleList()
+        self.depth = len(self.blocks)
         heard = set(served.composition.heard_blocks) | {0}
         self._deepen(max((*heard, *self.needs.hidden)) + 1, tower, quantization)
+        self.blocks[self.depth - 1].register_forward_hook(self._run_tail)
         for index in sorted(heard):
             attention = _attention(self.blocks[index])
             attention.register_forward_pre_hook(functools.partial(self._hear, index), with_kwargs=True)
@@ -56,10 +58,14 @@ class Watch:
     def start(self, features: Features) -> None:
         """Called in front of the tower, with the record of what it makes."""
         if len(self.blocks) > self.depth:  # the weights are loaded
-            self.tail.extend(self.blocks[self.depth :])
+            self.tail = self.blocks[self.depth :]
             del self.blocks[self.depth :]
-            self.blocks[-1].register_forward_hook(self._run_tail)
         self.features = features
+
+    def before_weights(self) -> None:
+        """Called in front of loading weights: the blocks that were added stand where theirs are looked for."""
+        self.blocks.extend(self.tail)
+        self.tail = nn.ModuleList()
 
     # ------------------------------------------------------------ building
 

@@ -68,6 +68,8 @@ REFUSED = {
 READ_ONLY = {
     r"--device[ =]cuda": "needs a GPU",
     r"^vtc demo": "a server, which runs until it is stopped; tests/test_demo_*.py run it",
+    r"^(vtc|vllm) serve": "a server, which runs until it is stopped; tests/serve/test_server.py runs it",
+    r"^vtc bench serve": "needs vLLM, and takes minutes; tests/serve/test_bench.py runs it",
     r"^vtc train-": "trains for minutes; tests/test_train_*.py run it",
     r"^vtc sweep": "starts a cluster; tests/test_sweep.py runs it",
     r"^vtc eval .*--tasks (?!images|video|mine|signs)\S": "data that come from the hub",
@@ -184,7 +186,7 @@ def _simple(line: str) -> Iterator[str]:
 
 def _shell(example: Example) -> str | None:
     """Each line is a command that somebody knows."""
-    known = ("vtc", "make", "pip", "python", "lmms-eval", "accelerate", "torchrun", *ELSEWHERE)
+    known = ("vtc", "make", "pip", "python", "lmms-eval", "accelerate", "torchrun", "vllm", *ELSEWHERE)
     unknown = [each.text for each in _commands(example) if shlex.split(each.text)[0].rpartition("/")[2] not in known]
     return f"commands that nobody knows: {unknown}" if unknown else None
 

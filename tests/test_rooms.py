@@ -12,7 +12,7 @@ import vtc
 from vtc.calls import attention, clip, composite, decoder, generate, outputs, prepare, roles, tower
 
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-FOLDERS = [ROOT / name for name in ("vtc", "adapters", "cuda/kernels", "eval", "demo")]
+FOLDERS = [ROOT / name for name in ("vtc", "adapters", "cuda/kernels", "eval", "demo", "serve")]
 #: Rooms in a folder: modules beside `__init__` and folders with code.
 MOST = 16
 #: Names of arguments, outputs and methods of transformers that are no role of `vtc.calls`, but stand there too.

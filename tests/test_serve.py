@@ -3,6 +3,7 @@
 import importlib.metadata
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vtc
-from vtc.serve import KEEP, SPEC
+from vtc.serve import KEEP, SPEC, plugin
 from vtc.serve.architectures import ARCHITECTURES
 from vtc.serve.choosing import Memory
 from vtc.serve.model import portions
@@ -190,6 +191,16 @@ def test_arguments_of_which_nothing_is_known_are_not_cut():
 def test_the_engine_finds_it():
     (entry,) = (each for each in importlib.metadata.entry_points(group="vllm.general_plugins") if each.name == "vtc")
     assert entry.value == "vtc.serve.plugin:register"
+
+
+@pytest.mark.parametrize("name", ["Gemma3ForConditionalGeneration", "LlamaForCausalLM"])
+def test_a_model_that_can_not_be_served_is_refused_with_the_list(name):
+    model_config = SimpleNamespace(hf_config=SimpleNamespace(vtc="divprune:keep=0.25", architectures=[name]))
+    with pytest.raises(ValueError, match=f"{name} can't be served with pruning") as caught:
+        plugin._ours([name], model_config)
+    assert all(each in str(caught.value) for each in ARCHITECTURES)
+    model_config.hf_config.vtc = None
+    assert plugin._ours([name], model_config) == [name]
 
 
 def test_nothing_heavy_is_imported_before_it_is_wanted():

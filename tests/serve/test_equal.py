@@ -211,14 +211,16 @@ def test_prompts_whose_positions_can_not_be_told_are_refused_and_leave_nothing_b
 
 
 @pytest.mark.xdist_group("breaking")
-def test_other_weights_choose_anew(tmp_path):
+@pytest.mark.parametrize("spec", ["divprune:keep=0.5", "kcenter:keep=0.5"])
+def test_other_weights_choose_anew(spec, tmp_path):
+    """`kcenter` reads a block of the tower that the engine itself would not load."""
     other = save("llava", tmp_path / "llava", seed=1)
     asks = eight()
-    with engine("llava", "divprune:keep=0.5") as running:
+    with engine("llava", spec) as running:
         first = running.ask(asks)
         running.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(other)})
         for forget in (running.llm.reset_prefix_cache, running.llm.reset_mm_cache, running.runner.reset_encoder_cache):
             forget()
         second = running.ask(asks)
-    with engine("llava", "divprune:keep=0.5", model=str(other)) as running:
+    with engine("llava", spec, model=str(other)) as running:
         assert running.ask(asks) == second != first

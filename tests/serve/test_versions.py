@@ -6,7 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-import vllm
+import vllm.logger
 from engines import engine, folder, picture, right
 from test_equal import eight, question
 from vllm import ModelRegistry
@@ -23,7 +23,8 @@ def warnings(monkeypatch):
     """What is warned of; that it is seen, the last test here shows."""
     messages = []
     logger = SimpleNamespace(warning=lambda message, *given: messages.append(message % given))
-    monkeypatch.setattr("vllm.logger.init_logger", lambda name: logger)
+    real = vllm.logger.init_logger
+    monkeypatch.setattr("vllm.logger.init_logger", lambda name: logger if name == "vllm.vtc" else real(name))
     monkeypatch.setenv("VTC_SERVE_WARNED", "")
     versions.unusable.cache_clear()
     yield messages
