@@ -86,7 +86,8 @@ $(LMMS)/.done: pyproject.toml tests/lmms/requirements.txt tests/lmms/constraints
 	touch $@
 
 # A real vLLM, in an environment of its own, which takes about three minutes to install: every served model and method
-# against transformers, and the server under load. Where it can't be installed, that is said, and nothing is run.
+# against transformers, and the server under load. Where it can't be installed, that is said, and nothing is run. Three
+# packages that it brings can't be loaded beside a CPU build of torch, and what looks for them goes on without them.
 SERVE := .venv-serve
 test-serve:
 	@if $(MAKE) --no-print-directory $(SERVE)/.done; then \
@@ -97,6 +98,7 @@ $(SERVE)/.done: pyproject.toml tests/serve/requirements.txt tests/serve/constrai
 	$(PYTHON) -m venv $(SERVE)
 	$(SERVE)/bin/python -m pip install --quiet --disable-pip-version-check \
 		--constraint tests/serve/constraints.txt --requirement tests/serve/requirements.txt
+	$(SERVE)/bin/python -m pip uninstall --quiet --disable-pip-version-check --yes torchaudio torchcodec triton
 	$(SERVE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 

@@ -89,7 +89,7 @@ def read_lmms_eval(words):
 def read_vllm(words):
     """Its server, whose overrides hold a spec that can be served."""
     options = dict(itertools.pairwise(words))
-    assert words[1:3] == ["serve", "PATH_OR_ID"]
+    assert words[1] == "serve"
     Setting.of(json.loads(options["--hf-overrides"])[SPEC])
 
 
