@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vtc
+from vtc.method.registry import shipped
 from vtc.serve import KEEP, SPEC, plugin
 from vtc.serve.architectures import ARCHITECTURES
 from vtc.serve.choosing import Memory
@@ -225,7 +226,7 @@ def test_another_signature_is_noticed():
 
 
 def test_the_page_names_what_was_tested_and_served():
-    page = (ROOT / "docs/serving.md").read_text()
+    page = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
     assert all(f"| {release} " in page for release in TESTED)
     assert all(f"`{name}`" in page for name in ARCHITECTURES)
-    assert all(f"`{name}`" in page for name in servable())
+    assert all(f"`{name}`" in page for name in servable() if name in shipped())
