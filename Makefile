@@ -91,7 +91,7 @@ $(LMMS)/.done: pyproject.toml tests/lmms/requirements.txt tests/lmms/constraints
 SERVE := .venv-serve
 test-serve:
 	@if $(MAKE) --no-print-directory $(SERVE)/.done; then \
-		PYTHONPATH=tests/serve/stand_in $(SERVE)/bin/python -m pytest -o addopts=-q -n 2 --dist loadgroup tests/serve; \
+		PYTHONPATH=tests/serve/stand_in $(SERVE)/bin/python -m pytest -o addopts=-q -n 2 --dist loadfile tests/serve; \
 	else echo "make test-serve: SKIPPED, since vLLM could not be installed; what pip said stands above"; fi
 
 $(SERVE)/.done: pyproject.toml tests/serve/requirements.txt tests/serve/constraints.txt

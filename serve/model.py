@@ -31,8 +31,6 @@ class PruningModel(_Stock):
     def load_weights(self: Any, *args: Any, **kwargs: Any) -> Any:
         """Load the engine's weights, under which others may stay than before."""
         self._vtc_chooser.memory = Memory()
-        if self._vtc_watch is not None:
-            self._vtc_watch.before_weights()
         return super().load_weights(*args, **kwargs)
 
     def embed_multimodal(self: Any, **kwargs: Any) -> Any:

@@ -37,7 +37,6 @@ class Watch:
         self.served, self.needs, self.parts = served, served.composition.needs, served.adapter.parts
         self.features = Features("image")
         tower = child(model, _TOWERS)
-        self.blocks, self.tail, self.depth = nn.ModuleList(), nn.ModuleList(), 0
         if type(tower).__name__ == "StageMissingLayer":  # this engine shows no pictures
             return
         if tower is None:
@@ -46,7 +45,6 @@ class Watch:
         self.depth = len(self.blocks)
         heard = set(served.composition.heard_blocks) | {0}
         self._deepen(max((*heard, *self.needs.hidden)) + 1, tower, quantization)
-        self.blocks[self.depth - 1].register_forward_hook(self._run_tail)
         for index in sorted(heard):
             attention = _attention(self.blocks[index])
             attention.register_forward_pre_hook(functools.partial(self._hear, index), with_kwargs=True)
@@ -54,18 +52,14 @@ class Watch:
             self.blocks[index].register_forward_hook(functools.partial(self._see_block, index))
         if self.needs.projection and served.adapter.projects_rows:
             self._watch_projector(model)
+        if len(self.blocks) > self.depth:  # what comes out of the tower is what would without the further blocks
+            self._held: Any = None
+            self.blocks[self.depth - 1].register_forward_hook(self._hold)
+            self.blocks[-1].register_forward_hook(self._give_back)
 
     def start(self, features: Features) -> None:
         """Called in front of the tower, with the record of what it makes."""
-        if len(self.blocks) > self.depth:  # the weights are loaded
-            self.tail = self.blocks[self.depth :]
-            del self.blocks[self.depth :]
         self.features = features
-
-    def before_weights(self) -> None:
-        """Called in front of loading weights: the blocks that were added stand where theirs are looked for."""
-        self.blocks.extend(self.tail)
-        self.tail = nn.ModuleList()
 
     # ------------------------------------------------------------ building
 
@@ -103,10 +97,12 @@ class Watch:
 
     # ------------------------------------------------------------ seeing
 
-    def _run_tail(self, module: nn.Module, args: tuple, output: Any) -> None:
-        hidden = first_of(output)
-        for block in self.tail:
-            hidden = first_of(block(hidden))
+    def _hold(self, module: nn.Module, args: tuple, output: Any) -> None:
+        self._held = output
+
+    def _give_back(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        held, self._held = self._held, None
+        return held
 
     def _hear(self, block: int, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         given = dict(zip(("query", "key", "value", "cu_seqlens"), args)) | kwargs

@@ -7,8 +7,6 @@ import pytest
 
 from vtc.eval.cli import main
 
-pytestmark = pytest.mark.xdist_group("servers")
-
 SMALLEST = ["--shape", "64", "--clients", "1", "--rounds", "1", "--requests", "2", "--output-tokens", "4"]
 #: One process less for each engine, and so less to wait for.
 FEWER = "--distributed-executor-backend uni --max-model-len 256"

@@ -33,7 +33,7 @@ def spec(keep) -> str | None:
     return None if keep == 1.0 else f"divprune:keep={keep}"
 
 
-@pytest.fixture(scope="module", params=[pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in FAMILIES])
+@pytest.fixture(scope="module", params=FAMILIES)
 def whole(request):
     """An engine that removes nothing but for requests that ask for it."""
     with engine(request.param, "divprune:keep=1.0") as running:
@@ -112,7 +112,7 @@ def test_a_bad_budget_is_refused_and_the_engine_goes_on(whole):
 # ---------------------------------------------------------------- little room
 
 
-@pytest.fixture(scope="module", params=[pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in FAMILIES])
+@pytest.fixture(scope="module", params=FAMILIES)
 def narrow(request):
     """An engine that splits pictures over steps, has room for few requests, and keeps few encoder outputs."""
     room = 48 if request.param == "llava_onevision" else 24  # its largest picture vLLM takes for smaller
@@ -140,7 +140,6 @@ def test_more_than_the_engine_was_started_with_is_refused(narrow):
 # ---------------------------------------------------------------- as it was, and that these tests can fail
 
 
-@pytest.mark.xdist_group("stock")
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
 def test_without_a_spec_it_is_the_engine_as_it_was(name):
     asks = eight()
@@ -154,7 +153,6 @@ def test_without_a_spec_it_is_the_engine_as_it_was(name):
         assert running.ask(asks) == stock
 
 
-@pytest.mark.xdist_group("wrong")
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
 def test_another_choice_would_be_noticed(name, monkeypatch):
     from vtc.serve.choosing import Chooser
@@ -169,7 +167,6 @@ def test_another_choice_would_be_noticed(name, monkeypatch):
     assert sum(a != b for a, b in zip(got, expected(name, asks, 0.5))) >= 6
 
 
-@pytest.mark.xdist_group("wrong")
 @pytest.mark.parametrize("name", MROPE[1:2])
 def test_positions_without_gaps_would_be_noticed(name, monkeypatch):
     from vtc.serve.positions import PruningMRopeModel
@@ -185,7 +182,6 @@ def test_positions_without_gaps_would_be_noticed(name, monkeypatch):
 # ---------------------------------------------------------------- what breaks it
 
 
-@pytest.mark.xdist_group("breaking")
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
 def test_prompts_whose_positions_can_not_be_told_are_refused_and_leave_nothing_behind(name):
     """Each with a picture that is new to the engine, and then asked for as it should be."""
@@ -210,7 +206,6 @@ def test_prompts_whose_positions_can_not_be_told_are_refused_and_leave_nothing_b
         assert len(answer.outputs[0].token_ids) == 8
 
 
-@pytest.mark.xdist_group("breaking")
 @pytest.mark.parametrize("spec", ["divprune:keep=0.5", "kcenter:keep=0.5"])
 def test_other_weights_choose_anew(spec, tmp_path):
     """`kcenter` reads a block of the tower that the engine itself would not load."""

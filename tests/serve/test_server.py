@@ -17,7 +17,6 @@ from PIL import Image
 
 from vtc.serve.bench.server import Server
 
-pytestmark = pytest.mark.xdist_group("servers")  # which are started once
 ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
 ENGINE = (
     "--dtype",

@@ -97,7 +97,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.xdist_group("servers")
 def test_over_all_processes_of_an_engine(tmp_path):
     """The engine's core is a process of its own, and registers for itself."""
     script = tmp_path / "script.py"
