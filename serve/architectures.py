@@ -17,40 +17,31 @@ class Architecture:
         module: where its class is.
         name: of the class.
         mrope: whether positions have several axes.
-        modalities: that can be served.
     """
 
     module: str
     name: str
     mrope: bool = False
-    modalities: tuple[str, ...] = ("image",)
 
 
 _MODELS = "vllm.model_executor.models."
-_BOTH = ("image", "video")
 
 #: The name in a checkpoint's config -> what the engine runs.
 ARCHITECTURES = {
     "LlavaForConditionalGeneration": Architecture(f"{_MODELS}llava", "LlavaForConditionalGeneration"),
     "LlavaNextForConditionalGeneration": Architecture(f"{_MODELS}llava_next", "LlavaNextForConditionalGeneration"),
     "LlavaOnevisionForConditionalGeneration": Architecture(
-        f"{_MODELS}llava_onevision", "LlavaOnevisionForConditionalGeneration", modalities=_BOTH
+        f"{_MODELS}llava_onevision", "LlavaOnevisionForConditionalGeneration"
     ),
-    "Qwen2VLForConditionalGeneration": Architecture(
-        f"{_MODELS}qwen2_vl", "Qwen2VLForConditionalGeneration", True, _BOTH
-    ),
+    "Qwen2VLForConditionalGeneration": Architecture(f"{_MODELS}qwen2_vl", "Qwen2VLForConditionalGeneration", True),
     "Qwen2_5_VLForConditionalGeneration": Architecture(
-        f"{_MODELS}qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", True, _BOTH
+        f"{_MODELS}qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", True
     ),
-    "Qwen3VLForConditionalGeneration": Architecture(
-        f"{_MODELS}qwen3_vl", "Qwen3VLForConditionalGeneration", True, _BOTH
-    ),
+    "Qwen3VLForConditionalGeneration": Architecture(f"{_MODELS}qwen3_vl", "Qwen3VLForConditionalGeneration", True),
     "Qwen3VLMoeForConditionalGeneration": Architecture(
-        f"{_MODELS}qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration", True, _BOTH
+        f"{_MODELS}qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration", True
     ),
-    "InternVLForConditionalGeneration": Architecture(
-        f"{_MODELS}interns1", "InternS1ForConditionalGeneration", modalities=_BOTH
-    ),
+    "InternVLForConditionalGeneration": Architecture(f"{_MODELS}interns1", "InternS1ForConditionalGeneration"),
 }
 
 

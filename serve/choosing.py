@@ -60,8 +60,8 @@ class Memory:
     """Which tokens of a picture stayed, so that they do again where its encoder output was evicted and is made anew.
 
     Beside other pictures in a batch its features may differ in their last bits, and of two tokens that are nearly equal
-    the other one could be chosen: the prefix cache would hold one choice, and the rest of the prompt see another. What
-    a method merges is not remembered: its places are, but it is asked again for the values.
+    the other one could be chosen: the prefix cache would hold one choice, and the rest of the prompt see another. A
+    method that merges is asked again each time: its values hang on all tokens.
     """
 
     def __init__(self) -> None:
@@ -157,7 +157,7 @@ class Chooser:
         prompt, selections, scores = Prompt(features={batch.kind: batch.features}), list[Selection](), None
         for members in groups.values():
             composition = self.served.with_selector(batch.items[members[0]].selector)
-            images = [image for image, owner in enumerate(row.owner) if owner in members]
+            images = frozenset(image for image, owner in enumerate(row.owner) if owner in members)
             if not composition.removes(row.layout):
                 continue
             if scores is None:

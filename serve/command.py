@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vtc.eval.cli.errors import InputError
 from vtc.eval.cli.importing import importing
+from vtc.serve import SPEC
 
 if TYPE_CHECKING:
     from vtc.serve.served import Served
@@ -97,7 +98,7 @@ def with_spec(spec: str, passed_on: Sequence[str]) -> tuple[dict[str, Any], list
             overrides |= _read_overrides(value if equals else next(words, ""))
         else:
             left.append(word)
-    return {**overrides, "vtc": spec}, left
+    return {**overrides, SPEC: spec}, left
 
 
 def _read_overrides(text: str) -> dict[str, Any]:
@@ -109,9 +110,9 @@ def _read_overrides(text: str) -> dict[str, Any]:
         raise InputError(
             f"argument {_OVERRIDES}: {text!r} is no JSON object; give e.g. '{{\"max_position_embeddings\": 8192}}'"
         )
-    if "vtc" in found:
+    if SPEC in found:
         raise InputError(
-            f"argument {_OVERRIDES}: its own spec {found['vtc']!r} has no place beside --compress; drop one"
+            f"argument {_OVERRIDES}: its own spec {found[SPEC]!r} has no place beside --compress; drop one"
         )
     return found
 

@@ -28,11 +28,6 @@ def check_engine(vllm_config: Any, served: Served) -> None:
             )
         if getattr(vllm_config.compilation_config, "compile_mm_encoder", False):
             raise ValueError(f"vtc: {name} can't see into a compiled tower; leave compile_mm_encoder off, {way_out}")
-        if str(getattr(mm, "mm_encoder_attn_backend", "")).endswith("FLASHINFER"):
-            raise ValueError(
-                f"vtc: {name} reads where the tower's sequences begin, which the FLASHINFER backend rewrites; give "
-                f"--mm-encoder-attn-backend FLASH_ATTN, {way_out}"
-            )
         if getattr(mm, "mm_encoder_attn_dtype", None) == "fp8":
             raise ValueError(f"vtc: {name} reads q and k of the tower, which are fp8 here; leave that off, {way_out}")
     if vllm_config.model_config.uses_mrope:

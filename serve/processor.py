@@ -15,7 +15,6 @@ from vtc.method.budget import Keep
 from vtc.serve import KEEP, SPEC
 from vtc.serve.served import ROW, Item, Served, features_of, served
 from vtc.serve.told import Told, field, key_of
-from vtc.tower.features import Features
 
 _Stock: Any = object  # the engine's class, which stands behind ours
 
@@ -146,7 +145,10 @@ class PruningProcessor(_Stock):
         )
         item = Item(ids, setting.asked(keep))
         short = self.served.shortened(kind, item, features)
-        self._check_count(keep, item, kind, features)
+        if keep is not None:  # the engine has room for its own budget
+            most = self.served.shortened(kind, Item(ids, setting.selector), features)
+            if short.stays.sum() > most.stays.sum():
+                raise ValueError(_too_much(keep, setting.spec))
         whole = short.whole or (self.uses_mrope and not bool(visual.all()))
         stays = short.stays
         left = int(stays.sum()) if whole else int((stays & visual).sum())
@@ -159,17 +161,6 @@ class PruningProcessor(_Stock):
         if not whole and at is not None:
             content = replace(content, is_embed=functools.partial(_mask, visual[stays]))
         return [update.with_content(content)]
-
-    def _check_count(self: Any, keep: Keep | None, item: Item, kind: str, features: Features) -> None:
-        """Refuse a budget above the engine's, for which it has no room."""
-        if keep is None:
-            return
-        mine, most = (
-            int(self.served.shortened(kind, each, features).stays.sum())
-            for each in (item, replace(item, selector=self.served.setting.selector))
-        )
-        if mine > most:
-            raise ValueError(_too_much(keep, self.served.setting.spec))
 
 
 def _check_names(kwargs: Mapping[str, object]) -> None:

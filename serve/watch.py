@@ -46,7 +46,13 @@ class Watch:
         heard = set(served.composition.heard_blocks) | {0}
         self._deepen(max((*heard, *self.needs.hidden)) + 1, tower, quantization)
         for index in sorted(heard):
-            attention = _attention(self.blocks[index])
+            attention: Any = _attention(self.blocks[index])
+            if attention.attn_backend.name == "FLASHINFER":  # chosen, or by the engine itself
+                refuse(
+                    served.setting.selector.name,
+                    "reads where the tower's sequences begin, which the FLASHINFER backend rewrites",
+                    "give --mm-encoder-attn-backend FLASH_ATTN, or serve a method that does not read the tower",
+                )
             attention.register_forward_pre_hook(functools.partial(self._hear, index), with_kwargs=True)
         for index in self.needs.hidden:
             self.blocks[index].register_forward_hook(functools.partial(self._see_block, index))

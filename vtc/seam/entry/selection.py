@@ -1,7 +1,7 @@
 """Running a selector over the images of a call, and putting merged tokens in their places."""
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +87,7 @@ def select(
     embeds: Tensor,
     scores: Scores,
     packed: bool = True,
-    images: Collection[int] | None = None,
+    images: frozenset[int] | None = None,
 ) -> list[Selection]:
     """Run the selector on all units that it shortens, those laid out alike at once.
 
@@ -107,7 +107,7 @@ def select(
     assert selector is not None
     groups: dict[Any, list[Unit]] = defaultdict(list)
     for number, unit in enumerate(units(layout, selector.per)):
-        if selector.shortens(unit) and (images is None or set(unit.images) <= set(images)):
+        if selector.shortens(unit) and (images is None or images.issuperset(unit.images)):
             groups[unit.kind, unit.grids, len(unit), number if selector.adaptive else None].append(unit)
     selections = []
     for (kind, grids, total, _), members in groups.items():
