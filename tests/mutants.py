@@ -126,7 +126,7 @@ MUTANTS = (
     ),
     Mutant(
         "no token is revived",
-        "vtc/seam/recall.py",
+        "vtc/seam/reviving/recall.py",
         "self.selected.gather(1, waiting.slot) & waiting.valid",
         "torch.zeros_like(waiting.valid)",
     ),

@@ -284,18 +284,6 @@ def test_chunked_prefill_is_refused():
         greedy(model, inputs, prefill_chunk_size=8)
 
 
-def test_gradient_checkpointing_with_a_prune_is_refused():
-    model, inputs = batch("llava", "single")
-    model.gradient_checkpointing_enable()
-    model.train()
-    try:
-        with torch.enable_grad(), vtc.patched(model, "fastv:layer=2"), pytest.raises(ValueError, match="checkpointing"):
-            model(**inputs, use_cache=False)
-    finally:
-        model.eval()
-        model.gradient_checkpointing_disable()
-
-
 def test_text_only_calls_run_untouched():
     model = model_of("llava")
     inputs = {"input_ids": torch.tensor([[1, 20, 30, 40]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}

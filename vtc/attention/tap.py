@@ -106,6 +106,11 @@ def probing(module: nn.Module) -> Iterator[None]:
         _probing.module = None
 
 
+def is_probing() -> bool:
+    """Whether some module's attention raises so in this thread."""
+    return getattr(_probing, "module", None) is not None
+
+
 def probe(layer: nn.Module, attention: nn.Module, *args: Any, **kwargs: Any) -> Attention:
     """The q and k that `layer` would attend with, without running its attention or touching a cache.
 

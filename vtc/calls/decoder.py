@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from vtc.calls import words
 from vtc.calls.packing import is_bound
@@ -63,11 +63,6 @@ class LayerCall(Call):
             call.cache = None
         args, kwargs = call.given
         return args, {**kwargs, "use_cache": False}
-
-
-def calls_layers_again(decoder: nn.Module) -> bool:
-    """Whether layers run once more in backward (gradient checkpointing), where the decoder's own call is over."""
-    return decoder.training and any(getattr(module, "gradient_checkpointing", False) for module in decoder.modules())
 
 
 def may_return_tuples(config: Any) -> bool:

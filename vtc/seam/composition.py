@@ -159,6 +159,10 @@ class Composition(Stays):
         """The segment that a decoder layer belongs to."""
         return sum(layer >= boundary for boundary in self.boundaries) - 1
 
+    def returns_behind(self, layer: int) -> bool:
+        """Whether tokens that skip a layer come back behind it."""
+        return layer in self.prune_at and self.prune_at[layer][0].returns
+
     @cached_property
     def windowed(self) -> frozenset[int]:
         """Layers that see a window or chunk of the newest tokens."""

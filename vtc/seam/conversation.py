@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vtc.attention.heads import Heads
 from vtc.calls.cache import counter_of
-from vtc.seam.revival import Revival, Tokens
+from vtc.seam.reviving.revival import Revival, Tokens
 from vtc.seam.segments import Segments
 
 

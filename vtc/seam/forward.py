@@ -30,7 +30,7 @@ from vtc.seam.prompt.ending import PromptEnding
 from vtc.seam.prompt.view import behind_prompt
 from vtc.seam.report import trace_of, trace_of_untouched
 from vtc.seam.restoring import restore_lengths
-from vtc.seam.revival import Revival
+from vtc.seam.reviving.revival import Revival
 from vtc.seam.segments import Segment, cut_argument, visual_index
 from vtc.tower.prompt import Prompt
 from vtc.tracing import Trace

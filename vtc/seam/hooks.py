@@ -8,12 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from vtc.attention.tap import Tap
+from vtc.attention.tap import Change, Tap
 from vtc.calls import generate
+from vtc.calls.checkpointing import calls_layers_again, in_backward
 from vtc.calls.composite import CompositeCall
-from vtc.calls.decoder import DecoderCall, LayerCall, calls_layers_again
+from vtc.calls.decoder import DecoderCall, LayerCall
 from vtc.calls.outputs import Output
 from vtc.calls.rotary import RotaryCall
+from vtc.model.again import Again, Hooked
 from vtc.model.compiled import forget_compiled
 from vtc.model.errors import explain
 from vtc.model.marks import mark
@@ -33,6 +35,7 @@ from vtc.seam.prompt.ending import PromptEnding
 from vtc.tower.encoding import Encoding
 from vtc.tower.hooks import ReducerHooks
 from vtc.tower.listeners import tower_hooks, tower_listeners
+from vtc.tower.memory import BlockMemory
 from vtc.tower.observer import Observer
 from vtc.tower.prompt import Prompt
 from vtc.tracing import Trace
@@ -54,12 +57,12 @@ class Seam(Stays):
         self.composition = composition
         self.trace: Trace | None = None
         self.ending = PromptEnding()
-        self._encoding = Encoding()
+        self._encoding, self._again = Encoding(), Again()
         self._reducing: ReducerHooks | None = None
         adapter, reducer = composition.adapter, composition.reducer
         if reducer is not None:
-            self._reducing = ReducerHooks(reducer, composition.reducing_at, adapter, self._encoding)
-        self.observer = Observer(adapter, self._encoding, self._reducing)
+            self._reducing = ReducerHooks(reducer, composition.reducing_at, adapter, self._encoding, self._again)
+        self.observer = Observer(adapter, self._encoding, self._reducing, self._again)
         self._thread = threading.local()
         self._undo: list[Callable[[], None]] = []
         self._lease = Lease()
@@ -75,7 +78,7 @@ class Seam(Stays):
             self._install_observer()
             self._install_tower()
             self._install_decoder()
-            self._undo += mark(self.composition.adapter.model, self.composition.parts, self)
+            self._undo += [self._again.close, *mark(self.composition.adapter.model, self.composition.parts, self)]
             forget_compiled()
         except BaseException:
             self.remove()
@@ -124,9 +127,12 @@ class Seam(Stays):
     def _install_tower(self) -> None:
         composition, parts = self.composition, self.composition.parts
         for index in range(len(parts.blocks)):
-            before = functools.partial(self.observer.before_block, index)
+            before, reducing = functools.partial(self.observer.before_block, index), self._reducing
+            after, memory = (
+                (None, BlockMemory) if reducing is None else (reducing.after_block(index), reducing.memory(index))
+            )
             for block in parts.blocks_at(index):
-                self._hook(block.register_forward_pre_hook(before, with_kwargs=True))
+                self._hooks(self._again.hook(block, Hooked(before, after, memory, within=True)))
         for handle in self._reducing.install() if self._reducing is not None else ():
             self._hook(handle)
         for module, hook, named in tower_hooks(composition.adapter, composition.needs, self._encoding):
@@ -137,21 +143,26 @@ class Seam(Stays):
         self._hook(decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True))
         self._hook(decoder.register_forward_hook(self._after_decoder, always_call=True))
         for index, layer in enumerate(composition.parts.layers):
-            self._hook(layer.register_forward_pre_hook(functools.partial(self._before_layer, index), with_kwargs=True))
-            if index in composition.prune_at and composition.prune_at[index][0].returns:
-                self._hook(layer.register_forward_hook(self._after_layer))
+            before = functools.partial(self._before_layer, index)
+            after = self._after_layer if composition.returns_behind(index) else None
+            self._hooks(self._again.hook(layer, Hooked(before, after, self._changes)))
         for module, hook in module_hooks(composition, self._layers):
             self._hook(module.register_forward_hook(hook, with_kwargs=True))
         for module in composition.rotary_modules:
             self._hook(module.register_forward_hook(self._see_rotary, with_kwargs=True))
         adapter, blocks = composition.adapter, composition.heard_blocks
-        heard = tower_listeners(adapter, composition.needs, self._encoding, blocks, composition.reducing_at)
-        listeners = {**heard, **decoder_listeners(composition, self._layers)}
+        heard = tower_listeners(
+            adapter, composition.needs, self._encoding, blocks, self._again, composition.reducing_at
+        )
+        listeners = {**heard, **decoder_listeners(composition, self._layers, self._again)}
         if listeners:
             self._undo.append(Tap(listeners).close)
 
     def _hook(self, handle: Any) -> None:
         self._undo.append(handle.remove)
+
+    def _hooks(self, handles: list[Any]) -> None:
+        self._undo += [handle.remove for handle in handles]
 
     # ---------------------------------------------------------------- the call that runs in this thread
 
@@ -159,6 +170,11 @@ class Seam(Stays):
     def _running(self) -> ForwardPass | None:
         """The decoder call of this thread."""
         return getattr(self._thread, "running", None)
+
+    def _changes(self) -> dict[int, Change]:
+        """What its layers' attention was to do otherwise, as long as it runs."""
+        layers = self._layers()
+        return layers.changes if layers is not None else {}
 
     def _layers(self) -> Layers | None:
         """Its layers' side; None where it runs untouched."""
@@ -212,6 +228,7 @@ class Seam(Stays):
         if running.layers is not None:
             check_gaps(running.layers, running.fresh)
             if calls_layers_again(module):
+                self._again.see()
                 running.layers.cut_ahead(call)
         running.unseen = running.unseen or merged_outside(prompt, running.layout)
         if running.unseen is not None:
@@ -240,6 +257,11 @@ class Seam(Stays):
 
     def _before_layer(self, index: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         running = self._running
+        if running is None and self.composition.prunes and in_backward():
+            raise RuntimeError(
+                f"vtc: decoder layer {index} runs once more in backward by a checkpointing that transformers does not "
+                "know, so what was removed there is not known; use model.gradient_checkpointing_enable(), or a selector"
+            )
         if running is None or not running.runs_layer(index):
             return None
         return running.before_layer(index, LayerCall(args, kwargs, module))

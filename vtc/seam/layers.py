@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vtc.attention.heads import Heads
 from vtc.attention.scores import Attention
-from vtc.attention.tap import probe
+from vtc.attention.tap import Change, probe
 from vtc.calls.cache import keys_in_layer, keys_with
 from vtc.calls.decoder import DecoderCall, LayerCall
 from vtc.calls.outputs import first_of, with_first
@@ -25,8 +25,8 @@ from vtc.seam.conversation import Conversation
 from vtc.seam.cutting.arguments import LayerArguments
 from vtc.seam.prompt.rows import PromptRows
 from vtc.seam.prompt.view import PromptView
-from vtc.seam.recall import Recall
-from vtc.seam.revival import Tokens
+from vtc.seam.reviving.recall import Recall
+from vtc.seam.reviving.revival import Tokens
 from vtc.seam.segments import Segment, Segments, cut_argument, visual_index
 
 
@@ -51,6 +51,7 @@ class Layers:
         heads: layer -> the heads that it computes, where these are not all.
         recall: what brings dropped tokens back; None where none are, or the call has images of its own.
         heard: layers whose attention was seen in this call.
+        changes: layer -> what its attention was to do otherwise in this call.
         dropping: (index of the segment behind, tokens, visual tokens left of each row), of a prune that revives.
     """
 
@@ -81,6 +82,7 @@ class Layers:
             self.recall = Recall(composition, conversation, self.segments, self.rotary)
         self.arguments = LayerArguments(composition, conversation, cache, self.segments, self.rotary, self.has_images)
         self.heard: set[int] = set()
+        self.changes: dict[int, Change] = {}
         self._reached: dict[int, list[int]] = {}
         self._resting: tuple[Cut, Tensor] | None = None
         self._cut_ahead = False

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from vtc.attention.tap import Change, Listener
 from vtc.calls.decoder import LayerCall
 from vtc.calls.outputs import first_of
 from vtc.method.prune import Prune
+from vtc.model.again import Again
 from vtc.ops.host import on
 from vtc.seam.composition import Composition
 from vtc.seam.layers import Layers
@@ -21,10 +23,12 @@ from vtc.seam.layers import Layers
 Running = Callable[[], Layers | None]
 
 
-def decoder_listeners(composition: Composition, running: Running) -> dict[nn.Module, Listener]:
+def decoder_listeners(composition: Composition, running: Running, again: Again) -> dict[nn.Module, Listener]:
     """Decoder attention -> what hands it to the prunes that watch it; those that are probed have no watcher."""
 
     def hear(layer: int, attention: Attention, kwargs: dict[str, Any]) -> Change | None:
+        if again.memory is not None:
+            return again.memory.get(layer)
         layers = running()
         if layers is None:
             return None
@@ -35,7 +39,10 @@ def decoder_listeners(composition: Composition, running: Running) -> dict[nn.Mod
         for prune in watchers.get(layer, ()) if layers.prunes_ahead(layer) else ():
             with torch.no_grad():
                 prune.on_attention(layers.rows(prune), layers.view.attention(attention), layers.memory[id(prune)])
-        return _heads(layers, layer, pruners.get(layer, []))
+        change = _heads(layers, layer, pruners.get(layer, []))
+        if change is not None:
+            layers.changes[layer] = replace(change, output=None)
+        return change
 
     watchers: dict[int, list[Prune]] = {}
     pruners: dict[int, list[Prune]] = {}

@@ -2,16 +2,18 @@
 
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
 from vtc.calls.outputs import Output, first_of, with_first
 from vtc.method.reducer import Reducer
+from vtc.model.again import Again
 from vtc.model.errors import explain
 from vtc.model.staying import Stays
 from vtc.tower.encoding import Encoding
+from vtc.tower.memory import BlockMemory
 from vtc.tower.placement import Move
 from vtc.tower.run import TowerRun
 
@@ -24,6 +26,7 @@ class ReducerHooks(Stays):
         blocks: the tower blocks at which it is asked, as `blocks_of` tells them.
         adapter: of the model.
         encoding: the tower's pass in each thread.
+        again: tells of blocks that run once more in backward.
     """
 
     def __init__(
@@ -32,31 +35,25 @@ class ReducerHooks(Stays):
         blocks: tuple[int, ...],
         adapter: Any,
         encoding: Encoding,
+        again: Again,
     ):
         self.reducer, self.blocks, self.adapter = reducer, blocks, adapter
-        self.encoding = encoding
+        self.encoding, self._again = encoding, again
 
     def start(self, hidden: Tensor) -> None:
-        """Begin a run through the tower; `hidden` is its first block's input.
-
-        Raises:
-            ValueError: it can't be shortened.
-        """
-        _check_called_once(self.adapter.tower, self.reducer)
+        """Begin a run through the tower; `hidden` is its first block's input."""
         features, parts = self.encoding.features, self.adapter.parts
         maps = self.adapter.patches(features, features.shape)
         features.tower = TowerRun(self.reducer, self.blocks, maps, hidden, int(parts.has_cls), len(parts.blocks))
 
     def install(self) -> Iterator[Any]:
-        """Put the hooks in; the handle of each."""
+        """Put the hooks in that are not a block's own; the handle of each."""
         blocks = self.adapter.parts.blocks
         for index in self.blocks:
             if self.reducer.acts == "attention":
                 norm, mlp = self.adapter.second_norm(blocks[index]), self.adapter.mlp(blocks[index])
                 yield norm.register_forward_pre_hook(functools.partial(self._before_norm, index), prepend=True)
                 yield mlp.register_forward_hook(self._after_mlp)
-        for index, block in enumerate(blocks):
-            yield block.register_forward_hook(functools.partial(self._after_block, index), prepend=True)
         yield self.adapter.tower.register_forward_hook(self._after_tower, prepend=True, always_call=True)
         for merger in self.adapter.mergers:
             yield merger.register_forward_hook(self._after_merger)
@@ -64,26 +61,47 @@ class ReducerHooks(Stays):
             yield projector.register_forward_pre_hook(self._before_projector, with_kwargs=True)
             yield projector.register_forward_hook(self._after_projector)
 
+    def after_block(self, index: int) -> Callable[..., Any]:
+        """The forward hook of a block."""
+        return functools.partial(self._after_block, index)
+
+    def memory(self, index: int) -> Callable[[], BlockMemory]:
+        """Gives what to do again in a block that runs once more in backward."""
+
+        def of_run() -> BlockMemory:
+            run = self.encoding.reducing
+            return BlockMemory() if run is None else run.memory(index)
+
+        return of_run
+
+    @property
+    def _within(self) -> TowerRun | BlockMemory | None:
+        """Who shortens the block that runs; None where nobody does."""
+        return self._again.memory or self.encoding.reducing
+
     def _before_norm(self, index: int, module: nn.Module, args: tuple) -> Any:
-        run = self.encoding.reducing
+        run = self._within
         if run is None:
             return None
         run.move = run.reduce(index, args[0])
         if run.move is None:
             return None
         run.move.write(args[0])  # the block's residual stream
-        self.encoding.features.runs[-1].mlp_rows = run.rows()
+        if isinstance(run, TowerRun):
+            self.encoding.features.runs[-1].mlp_rows = run.rows()
         return (run.move.rows, *args[1:])
 
     def _after_mlp(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        run = self.encoding.reducing
+        run = self._within
         return run.move.expand(output) if run is not None and run.move is not None else None
 
     def _after_block(self, index: int, module: nn.Module, args: tuple, output: Any) -> Any:
-        run = self.encoding.reducing
+        run, hidden = self._within, first_of(output)
         if run is None:
             return None
-        hidden: Tensor = first_of(output)
+        if isinstance(run, BlockMemory):
+            rows = run.leave(hidden)
+            return None if rows is hidden else with_first(output, rows)
         move: Move | None = run.move
         if move is not None:  # decided between attention and MLP
             rows, run.move = move.take(hidden), None
@@ -162,16 +180,3 @@ def blocks_of(reducer: Reducer, adapter: Any) -> tuple[int, ...]:
                 f"{last}"
             )
     return blocks
-
-
-def _check_called_once(tower: nn.Module, reducer: Reducer) -> None:
-    """Refuse a tower that calls its blocks again.
-
-    Raises:
-        ValueError: gradient checkpointing.
-    """
-    if tower.training and any(getattr(module, "gradient_checkpointing", False) for module in tower.modules()):
-        raise ValueError(
-            f"{reducer.name} can't run under gradient checkpointing of the vision tower, which calls blocks again; "
-            "call model.gradient_checkpointing_disable() or use a selector"
-        )

@@ -13,6 +13,7 @@ from vtc.attention.tap import Change, Listener
 from vtc.calls.attention import boundaries
 from vtc.calls.outputs import Output, first_of
 from vtc.method.visual_tokens import Needs
+from vtc.model.again import Again
 from vtc.tower.encoding import Encoding
 
 
@@ -25,7 +26,12 @@ def blocks_heard(needs: Needs, reduces: bool, depth: int) -> tuple[int, ...]:
 
 
 def tower_listeners(
-    adapter: Any, needs: Needs, encoding: Encoding, blocks: tuple[int, ...], reducing_at: tuple[int, ...] = ()
+    adapter: Any,
+    needs: Needs,
+    encoding: Encoding,
+    blocks: tuple[int, ...],
+    again: Again,
+    reducing_at: tuple[int, ...] = (),
 ) -> dict[nn.Module, Listener]:
     """Tower attention -> what takes note of it while the tower runs, and what a reducer adds to its logits.
 
@@ -34,10 +40,14 @@ def tower_listeners(
         needs: what a selector reads.
         encoding: the tower's pass in each thread.
         blocks: whose attention is heard.
+        again: tells of blocks that run once more in backward.
         reducing_at: the blocks at which a reducer is asked.
     """
 
     def hear(block: int, attention: Attention, kwargs: dict[str, Any]) -> Change | None:
+        if again.memory is not None:
+            bias = again.memory.hear(attention)
+            return None if bias is None else Change(bias=bias)
         features = encoding.features
         with torch.no_grad():
             for what, values in seen(needs, block, attention, kwargs):

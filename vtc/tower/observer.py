@@ -10,6 +10,7 @@ from vtc.calls.composite import CompositeCall, FeaturesCall, is_real, placeholde
 from vtc.calls.generate import cuts_prompt, encoded_ahead, new_ids
 from vtc.calls.outputs import Output
 from vtc.calls.tower import BlockCall
+from vtc.model.again import Again
 from vtc.model.flops import BlockRun, lengths_of
 from vtc.model.staying import Stays
 from vtc.ops.host import EarlyCopies
@@ -48,10 +49,11 @@ class Observer(Stays):
         adapter: of the model.
         encoding: the tower's pass in each thread.
         reducing: the hooks of a reducer; None where there is none.
+        again: sees blocks that run once more in backward.
     """
 
-    def __init__(self, adapter: Any, encoding: Encoding, reducing: ReducerHooks | None):
-        self.adapter, self.encoding, self.reducing = adapter, encoding, reducing
+    def __init__(self, adapter: Any, encoding: Encoding, reducing: ReducerHooks | None, again: Again):
+        self.adapter, self.encoding, self.reducing, self.again = adapter, encoding, reducing, again
         self._thread = _Thread()
         self._measurements = Measurements(adapter.parts, encoding)
 
@@ -169,6 +171,7 @@ class Observer(Stays):
         call = FeaturesCall(self.adapter.parts.composite, kind, args, kwargs)
         early = self.prompt.early
         early.start(call.values)
+        self.again.see()
         arguments = {
             name: early.read(value) if isinstance(value, Tensor) else value
             for name, value in call.named.items()

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vtc import ops
 from vtc.ops.host import on
+from vtc.ops.mixing import Mixing
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,57 @@ class Move:
         entry = torch.arange(len(x), device=x.device)[:, None].expand_as(self.source)
         new = x[entry, self.source] * self.valid[..., None]
         return new[0] if self.flat else new
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Units that are mixed into new rows.
+
+    Attributes:
+        entries: LongTensor [G, 1], and `rows` LongTensor [G, U · cell]: the old rows of the units.
+        cell: rows of a unit.
+        mixing: of units, for G sequences.
+        units: how many units these become in each sequence.
+        places: for each sequence, (entry, place) of the new units' rows.
+    """
+
+    entries: Tensor
+    rows: Tensor
+    cell: int
+    mixing: Mixing
+    units: int
+    places: list[tuple[Tensor, Tensor]]
+
+    def put(self, old: Tensor, new: Tensor) -> Tensor:
+        """The rows `new` [E, P', D] with those of the new units, made of the rows `old` [E, P, D]."""
+        parts = old[self.entries, self.rows].unflatten(1, (-1, self.cell)).flatten(2)
+        for place, mixed in zip(self.places, ops.merge(parts, self.mixing, self.units)):
+            new = new.index_put(place, mixed.view(len(place[0]), -1).to(new.dtype))
+        return new
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """Which old rows stand where, and which are mixed; the same for whatever the rows hold.
+
+    Attributes:
+        source, valid, flat: see `Move`.
+        blends: what is mixed.
+    """
+
+    source: Tensor
+    valid: Tensor
+    flat: bool
+    blends: list[Blend]
+
+    def of(self, x: Tensor) -> Move:
+        """The move of the rows `x` [E, P, D] or [P, D]."""
+        x = x[None] if self.flat else x
+        entry = torch.arange(len(x), device=x.device)[:, None].expand_as(self.source)
+        new = x[entry, self.source] * self.valid[..., None]
+        for blend in self.blends:
+            new = blend.put(x, new)
+        return Move(self.source, self.valid, new, x.shape[1], self.flat)
 
 
 def padded(rows: list[Tensor]) -> tuple[Tensor, Tensor]:

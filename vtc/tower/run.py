@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc import ops
 from vtc.attention.scores import Attention
 from vtc.calls.tower import BlockCall, is_boundaries
 from vtc.method.patches import Patches
@@ -20,8 +19,9 @@ from vtc.method.reduction import Reduction
 from vtc.model.flops import lengths_of
 from vtc.ops.clock import Moment
 from vtc.ops.host import on
-from vtc.tower.placement import Move, Placement, padded
-from vtc.tower.sequences import Reduced, Sequence, left_of, rows_of_units, sequences_of
+from vtc.tower.memory import Biased, BlockMemory
+from vtc.tower.placement import Arrangement, Blend, Move, Placement, padded
+from vtc.tower.sequences import Reduced, Sequence, left_of, places_of_units, sequences_of
 
 #: Added to the logits of padding rows; finite, so that half precision holds it.
 _NOWHERE = -1e4
@@ -64,14 +64,15 @@ class TowerRun:
         self.slots: tuple[int, ...] = ()
         self.spent: list[tuple[Moment, Moment]] = []  # on deciding
         self._heard: list[Attention] = []
-        self._offset = 0
+        self._biased = Biased(None)
+        self._arrangements: dict[int, Arrangement | None] = {}
 
     # ---------------------------------------------------------------- a block
 
     def before_block(self, call: BlockCall) -> tuple[tuple, dict[str, Any]] | None:
         """A block's arguments with what is per row cut to the rows that are left; None: as they are."""
         self._heard.clear()
-        self._offset = 0
+        self._biased = Biased(self.bias)
         given = call.others
         packed = any(call.bounds(key) or self._per_row(value) for key, value in given.items())
         self.ordered = self.ordered or (packed and len(self.layout.index) == 1)
@@ -117,12 +118,13 @@ class TowerRun:
         Returns:
             What is to be added to the logits of its keys, Tensor [E, S]; None: nothing.
         """
-        keys = attention.key.shape[2]
-        bias = None if self.bias is None else self.bias[:, self._offset : self._offset + keys]
-        self._offset += keys
         if wanted:
             self._heard.append(attention)
-        return bias
+        return self._biased.of(attention)
+
+    def memory(self, block: int) -> BlockMemory:
+        """What to do again in a block that runs once more in backward."""
+        return BlockMemory(self._biased.bias, self._arrangements.get(block))
 
     # ---------------------------------------------------------------- deciding
 
@@ -130,11 +132,13 @@ class TowerRun:
         """Ask the method at `block` for the rows `x` [E, P, D] or [P, D]; None: nothing changes."""
         start = Moment(x.device)
         stage = self.blocks.index(block)
-        x = x[None] if self.flat else x
+        entries = x[None] if self.flat else x
         with torch.no_grad():
-            decisions = self._decide(block, stage, x)
+            decisions = self._decide(block, stage, entries)
         empty = [s for s in self.sequences if not s.target and s.units]  # whose part of the budget is nothing
-        move = self._move(decisions, empty, x) if decisions or empty else None
+        arrangement = self._arrange(decisions, empty, entries) if decisions or empty else None
+        self._arrangements[block] = arrangement
+        move = None if arrangement is None else arrangement.of(x)
         self.spent.append((start, Moment(x.device)))
         return move
 
@@ -196,14 +200,16 @@ class TowerRun:
                 groups[own, sequence.units, sequence.start, sequence.target].append(sequence)
         return list(groups.values())
 
-    def _move(self, decisions: list[tuple[list[Sequence], Reduction]], empty: list[Sequence], x: Tensor) -> Move:
-        """Cut the sequences, lay their rows out anew, and mix what is merged."""
-        mixed = [
-            (group, ops.merge(rows_of_units(x, group, self.cell), reduction.mixing, reduction.kept.shape[1]))
+    def _arrange(
+        self, decisions: list[tuple[list[Sequence], Reduction]], empty: list[Sequence], x: Tensor
+    ) -> Arrangement:
+        """Cut the sequences and lay their rows out anew."""
+        blends = [
+            (group, Blend(*places_of_units(group, x.device), self.cell, reduction.mixing, reduction.kept.shape[1], []))
             for group, reduction in decisions
             if reduction.mixing is not None
         ]
-        self.merged = self.merged or bool(mixed)
+        self.merged = self.merged or bool(blends)
         for group, reduction in decisions:
             for member, sequence in enumerate(group):
                 sequence.cut(reduction, member)
@@ -221,13 +227,11 @@ class TowerRun:
         self.layout = Placement(padded([torch.cat(parts) for parts in origins])[0], valid)
         self.moved = True
         self._update_bias(x, len({sum(map(len, source)) for source in sources}) > 1)
-        entry = torch.arange(len(x), device=x.device)[:, None].expand_as(index)
-        new = x[entry, index] * valid[..., None]
-        for group, units in mixed:
-            for member, sequence in enumerate(group):
-                place = (torch.full_like(sequence.at.flatten(), sequence.entry), sequence.at.flatten())
-                new = new.index_put(place, units[member].view(len(place[0]), -1).to(new.dtype))
-        return Move(index, valid, new, x.shape[1], self.flat)
+        for group, blend in blends:
+            for sequence in group:
+                place = sequence.at.flatten()
+                blend.places.append((torch.full_like(place, sequence.entry), place))
+        return Arrangement(index, valid, self.flat, [blend for _, blend in blends])
 
     def _update_bias(self, x: Tensor, ragged: bool) -> None:
         """What later blocks add to the logits of each row: log of its size, and padding (of `ragged`) is not seen."""

@@ -113,11 +113,9 @@ def sequences_of(
     return sequences
 
 
-def rows_of_units(x: Tensor, group: list[Sequence], cell: int) -> Tensor:
-    """The rows of the units of G sequences alike, [G, U, cell · D], of the entries `x` [E, P, D]."""
-    entries = on(x.device, [[s.entry] for s in group])
-    rows = x[entries, torch.stack([s.at.flatten() for s in group])]
-    return rows.unflatten(1, (-1, cell)).flatten(2)
+def places_of_units(group: list[Sequence], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Entry [G, 1] and place [G, U · cell] of the rows of the units of G sequences alike."""
+    return on(device, [[s.entry] for s in group]), torch.stack([s.at.flatten() for s in group])
 
 
 def left_of(rows: Tensor, budget: int, sequences: list[Sequence], merged: bool) -> Reduced:

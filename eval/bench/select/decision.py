@@ -28,6 +28,7 @@ from vtc.method.patches import Patches, take
 from vtc.method.prune import Memory, Prune, Rows
 from vtc.method.reducer import Reducer
 from vtc.method.selector import Selector
+from vtc.model.again import Again
 from vtc.tower.encoding import Encoding
 from vtc.tower.listeners import blocks_heard, tower_listeners
 from vtc.tower.run import TowerRun
@@ -123,7 +124,7 @@ def selection(selector: Selector, scene: Scene) -> Decision:
     prefix, encoding = int(parts.has_cls), Encoding()
     attention = scene.attention(scene.crops.side**2 + prefix, 1 - prefix)
     blocks = blocks_heard(needs, False, len(parts.blocks))
-    listeners = tower_listeners(stand_in_adapter(parts), needs, encoding, blocks)
+    listeners = tower_listeners(stand_in_adapter(parts), needs, encoding, blocks, Again())
     visual = scene.visual(needs, prefix)
 
     def run(meter: Meter) -> None:

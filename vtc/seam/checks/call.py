@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vtc.calls.cache import has_fixed_length
-from vtc.calls.decoder import DecoderCall, always_gives_attentions, calls_layers_again, may_return_tuples
+from vtc.calls.decoder import DecoderCall, always_gives_attentions, may_return_tuples
 from vtc.model.layout import Layout
 from vtc.seam.composition import Composition
 from vtc.seam.conversation import Conversation
@@ -21,9 +21,9 @@ def check_call(composition: Composition, call: DecoderCall, cache: Any) -> None:
         cache: its cache, where that counts tokens.
 
     Raises:
-        ValueError: static caches, attention outputs, tuples as output, gradient checkpointing with a prune.
+        ValueError: static caches, attention outputs, tuples as output.
     """
-    config, decoder = composition.decoder_config, composition.parts.decoder
+    config = composition.decoder_config
     if has_fixed_length(cache):
         raise ValueError(
             f"a {type(cache).__name__} has a fixed length for all layers, so a compressed model can't use it; "
@@ -36,11 +36,6 @@ def check_call(composition: Composition, call: DecoderCall, cache: Any) -> None:
         )
     if may_return_tuples(config):
         raise ValueError("the decoder's config says return_dict=False, which hides its outputs; set it to True")
-    if composition.prunes and calls_layers_again(decoder):
-        raise ValueError(
-            f"{', '.join(prune.name for prune in composition.prunes)} can't run under gradient checkpointing, which "
-            "calls layers again out of order; call model.gradient_checkpointing_disable() or use a selector"
-        )
 
 
 def check_no_replica(module: nn.Module) -> None:

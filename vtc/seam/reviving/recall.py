@@ -19,7 +19,7 @@ from vtc.method.prune import top_visual
 from vtc.ops.cut import Cut, map_tensors, token_dim
 from vtc.seam.composition import Composition
 from vtc.seam.conversation import Conversation
-from vtc.seam.revival import Tokens, behind
+from vtc.seam.reviving.revival import Tokens, behind
 from vtc.seam.segments import Segments
 
 

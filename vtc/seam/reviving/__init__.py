@@ -1,0 +1,1 @@
+"""Tokens that were dropped and come back in decode steps."""
