@@ -158,6 +158,10 @@ def _attend(function: Callable[..., Any], module: nn.Module, *args: Any, **kwarg
         output = spread_heads(output, chosen, heads)
     elif change.heads is not None:
         output = change.heads.hide(output)
+    if weights is not None and change.heads is not None:
+        weights = weights.transpose(1, 2)
+        weights = change.heads.hide(weights) if chosen is None else spread_heads(weights, chosen, heads)
+        weights = weights.transpose(1, 2)
     if change.output is not None:
         change.output(output)
     return output, weights

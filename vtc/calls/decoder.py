@@ -8,6 +8,8 @@ from vtc.calls import words
 from vtc.calls.packing import is_bound
 from vtc.calls.roles import Call, Key, Role, is_cache, real, whole
 
+_CACHE_POSITION = "cache_position"
+
 
 class DecoderCall(Call):
     """One call of the module that owns the decoder layers."""
@@ -33,15 +35,15 @@ class DecoderCall(Call):
         """The arguments that tell the lengths of samples packed into a row, where there are any."""
         return {key: value for key, value in self.named.items() if value is not None and is_bound(key)}
 
+    def drop_ignored(self) -> None:
+        """Leave out the cache positions [L] of older scripts, where the decoder takes none and passes them on."""
+        if _CACHE_POSITION in self.values and _CACHE_POSITION not in self.parameters:
+            del self.values[_CACHE_POSITION]
+
     def ask_for_all(self) -> None:
         """Have the decoder give all its states: some leave out early, by place, those that no logit needs."""
         if isinstance(self.tail, int) and self.tail:
             self.tail = 0
-
-    @property
-    def wants_attentions(self) -> bool:
-        """Whether attention matrices are asked for in this call."""
-        return bool(self.named.get("output_attentions"))
 
 
 class LayerCall(Call):
@@ -63,16 +65,6 @@ class LayerCall(Call):
             call.cache = None
         args, kwargs = call.given
         return args, {**kwargs, "use_cache": False}
-
-
-def may_return_tuples(config: Any) -> bool:
-    """Whether a decoder's config hides its outputs by returning plain tuples."""
-    return getattr(config, "return_dict", True) is False
-
-
-def always_gives_attentions(config: Any) -> bool:
-    """Whether a decoder's config asks for attention matrices in every call."""
-    return bool(getattr(config, "output_attentions", False))
 
 
 def window_of(config: Any) -> int:

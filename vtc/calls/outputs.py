@@ -1,11 +1,13 @@
 """What models and modules return, by the role that each part plays."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vtc.calls.roles import Key, Named, is_cache, real
+
+_DECLARED = "_can_record_outputs"  # of a decoder, by the name of the output
 
 
 class Field(Named):
@@ -38,8 +40,8 @@ class Field(Named):
 
 
 def are_states(value: Any) -> bool:
-    """Whether a value is hidden states: several tensors [B, L, D]."""
-    return isinstance(value, tuple | list) and len(value) > 0 and all(map(real(3), value))
+    """Whether a value is hidden states: several tensors [B, L, D], None for those that nobody asked for."""
+    return isinstance(value, tuple | list) and any(map(real(3), value)) and all(v is None or real(3)(v) for v in value)
 
 
 class Output:
@@ -67,6 +69,16 @@ class Output:
         fields = dict(self.value) if isinstance(self.value, Mapping) else {}
         return {**getattr(self.value, "__dict__", {}), **fields}
 
+    @property
+    def records(self) -> dict[Key, tuple[Tensor | None, ...]]:
+        """What it has of several layers, beside their states: attentions, router logits."""
+        of_states = type(self).states.key_in(self)
+        return {
+            key: tuple(value)
+            for key, value in self.values.items()
+            if key != of_states and isinstance(value, tuple | list) and any(isinstance(each, Tensor) for each in value)
+        }
+
     def put(self, key: Key, value: Any) -> None:
         """Change what stands somewhere."""
         if isinstance(self.value, Tensor):
@@ -87,3 +99,44 @@ def first_of(output: Any) -> Any:
 def with_first(output: Any, first: Any) -> Any:
     """An output of a module with another `first`."""
     return type(output)((first, *output[1:])) if isinstance(output, tuple | list) else first
+
+
+def layers_recorded(decoder: nn.Module, layers: Sequence[nn.Module], name: str, count: int) -> list[int]:
+    """The layer of each of `count` records that a decoder gives under a name, in the order in which they ran.
+
+    Args:
+        decoder: owns the layers.
+        layers: of it.
+        name: of the output, such as "attentions".
+        count: how many there are.
+
+    Raises:
+        RuntimeError: it does not declare what it records, or declares another number.
+    """
+    if count == len(layers):
+        return list(range(count))
+    specs = (getattr(decoder, _DECLARED, None) or {}).get(name, ())
+    targets = [_target(spec) for spec in (specs if isinstance(specs, list) else [specs] if specs else [])]
+    found = [index for index, layer in enumerate(layers) for _ in _givers(layer, targets)]
+    if len(found) != count:
+        raise RuntimeError(
+            f"vtc: {type(decoder).__name__} gives {count} {name}, and which of its {len(layers)} layers they are from "
+            "is not known, while these see different tokens; leave them out, or unpatch the model for this call"
+        )
+    return found
+
+
+def _target(spec: Any) -> tuple[Any, str | None]:
+    """The class, or the end of the name, of the modules that a declaration speaks of."""
+    if isinstance(spec, type):
+        return spec, None
+    if isinstance(spec, str):
+        return None, spec
+    return getattr(spec, "target_class", None), getattr(spec, "class_name", None)
+
+
+def _givers(layer: nn.Module, targets: list[tuple[Any, str | None]]) -> Iterator[nn.Module]:
+    for name, module in layer.named_modules():
+        for cls, ending in targets:
+            if (cls is not None and isinstance(module, cls)) or (ending is not None and name.endswith(ending)):
+                yield module

@@ -73,6 +73,8 @@ class Conversation:
         heads: layer -> the heads that it computes, where these are not all.
         revival: what was dropped and may come back; None: nothing may.
         revived: per segment, LongTensor [B]: how many tokens came back so far.
+        places: LongTensor [B, n]: the place among the tokens that the user fed of each of the first n slots; the others
+            follow without gaps. None: all do.
         text_tail: tokens since the last visual one; these can be taken back.
         gaps: segments whose rows have different numbers of tokens behind others, with padding in between.
         rope_offset: the model's M-RoPE offset that belongs to this conversation.
@@ -96,6 +98,7 @@ class Conversation:
         self.held: list[Tensor | None] = [everything if outside else None] + [everything] * (segments - 1)
         self.held_valid: list[Tensor | None] = [valid] * segments
         self.shift = [torch.zeros(batch, 1, dtype=torch.long, device=device)] * segments
+        self.places: Tensor | None = None
         self.heads: dict[int, Heads] = {}
         self.revival: Revival | None = None
         self.revived: dict[int, Tensor] = {}
@@ -126,10 +129,27 @@ class Conversation:
                 parts = [held, (segment.in_slots.index + self.slots).to(held.device)]
                 self.held[index] = torch.cat(parts if more is None else _insert(parts, more.slot), dim=1)
             self.shift[index] = segment.shift
+        length, cut = segments.first.cut.length, segments.first.cut
+        if not cut.identity and not self.outside:
+            slots = torch.arange(self.slots, device=cut.index.device).expand(len(cut.index), -1)
+            self.places = torch.cat([self.place(slots), cut.index + self.logical], dim=1)
         self.slots += segments.first.in_slots.length
-        length = segments.first.cut.length
         self.logical += length
         self.text_tail = length - 1 - max(visual_ends) if visual_ends else self.text_tail + length
+
+    @property
+    def whole(self) -> bool:
+        """Whether every layer holds all that the user fed."""
+        return self.slots == self.logical and all(held is None or held.shape[1] == self.slots for held in self.held)
+
+    def place(self, slots: Tensor) -> Tensor:
+        """The place among the tokens that the user fed of `slots` [B, m]."""
+        behind = slots + (self.logical - self.slots)
+        if self.places is None:
+            return behind
+        places = self.places.to(slots.device)
+        known = places.gather(1, slots.clamp(max=places.shape[1] - 1))
+        return torch.where(slots < places.shape[1], known, behind)
 
     def window(self) -> bool:
         """Whether masks cover every slot, also where layers hold fewer keys."""
@@ -174,10 +194,14 @@ class Conversation:
         self.logical -= count
         self.slots -= count
         self._map(lambda kept: kept[:, : kept.shape[1] - count] if kept is not None else None)
+        if self.places is not None:
+            self.places = self.places[:, : self.slots]
 
     def choose_rows(self, index: Tensor) -> None:
         """Reorder, repeat or select rows of the batch."""
         self._map(lambda kept: kept[index.to(kept.device)] if kept is not None else None)
+        if self.places is not None:
+            self.places = self.places[index.to(self.places.device)]
         self.heads = {layer: heads.of_rows(index) for layer, heads in self.heads.items()}
         if self.revival is not None:
             self.revival.choose_rows(index)

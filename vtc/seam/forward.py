@@ -26,10 +26,10 @@ from vtc.seam.entry.evidence import check_scores
 from vtc.seam.entry.samples import bounds_left, by_samples
 from vtc.seam.entry.selection import Selection, check_reduced, merge, reduced, select
 from vtc.seam.layers import Layers
+from vtc.seam.leaving.report import trace_of, trace_of_untouched
+from vtc.seam.leaving.restoring import restore_lengths
 from vtc.seam.prompt.ending import PromptEnding
 from vtc.seam.prompt.view import behind_prompt
-from vtc.seam.report import trace_of, trace_of_untouched
-from vtc.seam.restoring import restore_lengths
 from vtc.seam.reviving.revival import Revival
 from vtc.seam.segments import Segment, cut_argument, visual_index
 from vtc.tower.prompt import Prompt
@@ -86,6 +86,7 @@ class ForwardPass:
             elif self.layout.images or self.fresh:
                 self.trace = trace_of_untouched(self.composition, self.prompt, self.layout, mask2d)
             return call
+        call.drop_ignored()
         check_call(self.composition, call, self._cache)
         check_packed(self.composition, call, self.prompt, self.layout)
         self.composition.check_implementation()

@@ -10,6 +10,7 @@ from torch import nn
 
 from vtc.attention.tap import Change, Tap
 from vtc.calls import generate
+from vtc.calls.balancing import see_losses
 from vtc.calls.checkpointing import calls_layers_again, in_backward
 from vtc.calls.composite import CompositeCall
 from vtc.calls.decoder import DecoderCall, LayerCall
@@ -22,7 +23,7 @@ from vtc.model.marks import mark
 from vtc.model.offsets import Offsets
 from vtc.model.staying import Stays
 from vtc.model.wrap import Wrap
-from vtc.seam.checks.call import check_entered, check_no_replica
+from vtc.seam.checks.call import check_balanced, check_entered, check_no_replica
 from vtc.seam.checks.gaps import check_gaps
 from vtc.seam.checks.notice import Notices, merged_outside
 from vtc.seam.checks.rebuilt import KeysSeen
@@ -100,6 +101,7 @@ class Seam(Stays):
     def _install_observer(self) -> None:
         composition, observer = self.composition, self.observer
         composite, model = composition.parts.composite, composition.adapter.model
+        self._undo.append(see_losses({model, composite}))
         if model is not composite:
             self._hook(model.register_forward_pre_hook(self._before_model, with_kwargs=True))
             self._hook(model.register_forward_hook(self._after_model, always_call=True))
@@ -188,6 +190,7 @@ class Seam(Stays):
 
     def _after_model(self, module: nn.Module, args: tuple, output: Any) -> None:
         call, self._thread.given = getattr(self._thread, "given", None), None
+        check_balanced(output, self.composition.parts.family)
         if call is not None and call.shows and output is not None:  # else it failed
             prompt = self.observer.of(call)
             self._tell_unseen(prompt, f"the {type(self.composition.parts.composite).__name__} inside was not called")

@@ -150,6 +150,29 @@ class Layers:
     ) -> Rows:
         return self.prompts.rows(prune, segment, self._layer, hidden, self._tables, probe)
 
+    def places_of_keys(self, segment: int, keys: int) -> tuple[Tensor, Tensor]:
+        """Where the keys of a layer in a segment stand among all tokens that the user fed, and which are no padding.
+
+        Args:
+            segment: its number.
+            keys: what the layer gave its attention; room that is not filled yet stands behind.
+
+        Returns:
+            LongTensor [B, S], BoolTensor [B, S]; S is at most `keys`.
+        """
+        conversation, cut = self.conversation, list(self.segments)[segment].cut
+        if self.recall is not None:
+            slots, valid = self.recall.stored(segment, keys)
+            new = slots - conversation.slots
+            return torch.where(new >= 0, new + conversation.logical, conversation.place(slots)), valid
+        held, seen = conversation.held[segment], conversation.held_valid[segment]
+        if held is None:
+            held = torch.arange(conversation.slots, device=cut.index.device).expand(len(cut.index), -1)
+        seen = torch.ones_like(held, dtype=torch.bool) if seen is None else seen
+        places = torch.cat([conversation.place(held).to(cut.index.device), cut.index + conversation.logical], dim=1)
+        valid = torch.cat([seen.to(cut.valid.device), cut.valid], dim=1)
+        return places[:, -keys:], valid[:, -keys:]
+
     # ---------------------------------------------------------------- prunes
 
     def _boundary(self, layer: int, hidden: Tensor, call: LayerCall) -> Tensor:

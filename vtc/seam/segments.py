@@ -84,6 +84,10 @@ class Segments:
         """The segment of the tokens that are alive, those that skip the layer among them."""
         return self.now.base or self.now
 
+    def index_of(self, segment: Segment) -> int:
+        """The number of a segment."""
+        return next(index for index, other in enumerate(self._all) if other is segment)
+
     def of_layer(self, layer: int) -> Segment:
         """The segment of a layer that ran."""
         return [segment for segment in self._all if segment.first_layer <= layer][-1]

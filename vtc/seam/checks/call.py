@@ -4,8 +4,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vtc.calls.balancing import LOSS, ROUTER_LOGITS, Routed
 from vtc.calls.cache import has_fixed_length
-from vtc.calls.decoder import DecoderCall, always_gives_attentions, may_return_tuples
+from vtc.calls.decoder import DecoderCall
 from vtc.model.layout import Layout
 from vtc.seam.composition import Composition
 from vtc.seam.conversation import Conversation
@@ -21,21 +22,13 @@ def check_call(composition: Composition, call: DecoderCall, cache: Any) -> None:
         cache: its cache, where that counts tokens.
 
     Raises:
-        ValueError: static caches, attention outputs, tuples as output.
+        ValueError: static caches.
     """
-    config = composition.decoder_config
     if has_fixed_length(cache):
         raise ValueError(
             f"a {type(cache).__name__} has a fixed length for all layers, so a compressed model can't use it; "
             "use the default dynamic cache (cache_implementation=None)"
         )
-    if call.wants_attentions or always_gives_attentions(config):
-        raise ValueError(
-            "output_attentions=True is not available while a model is compressed, since layers see different "
-            "tokens; unpatch the model for it, or read vtc.trace(model)"
-        )
-    if may_return_tuples(config):
-        raise ValueError("the decoder's config says return_dict=False, which hides its outputs; set it to True")
 
 
 def check_no_replica(module: nn.Module) -> None:
@@ -48,6 +41,24 @@ def check_no_replica(module: nn.Module) -> None:
         raise ValueError(
             "torch.nn.DataParallel calls copies of a patched model, whose own parts vtc does not see; use "
             "torch.nn.parallel.DistributedDataParallel, or call vtc.unpatch"
+        )
+
+
+def check_balanced(output: Any, family: str) -> None:
+    """Refuse a balancing loss that was computed of tokens that are gone.
+
+    Args:
+        output: of the whole model; None where it failed.
+        family: of the model.
+
+    Raises:
+        RuntimeError: it was.
+    """
+    given = getattr(output, ROUTER_LOGITS, None)
+    if isinstance(given, Routed) and not given.balanced and getattr(output, LOSS, None) is not None:
+        raise RuntimeError(
+            f"vtc: {family} computes its {LOSS} otherwise than vtc knows, so that dropped tokens count in it; "
+            "give output_router_logits=False, or unpatch the model for this call"
         )
 
 

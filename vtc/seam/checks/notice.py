@@ -5,7 +5,7 @@ import warnings
 from vtc.calls.composite import PLACEHOLDERS
 from vtc.model.layout import Layout
 from vtc.seam.composition import Composition
-from vtc.seam.report import trace_of_untouched
+from vtc.seam.leaving.report import trace_of_untouched
 from vtc.tower.prompt import Prompt
 from vtc.tracing import Trace
 

@@ -96,10 +96,14 @@ class Recall:
 
     # ---------------------------------------------------------------- in a layer
 
+    def extra_at(self, index: int) -> Tokens | tuple:
+        """The tokens that run in a segment beside the new ones."""
+        return self.extra.get(index, ())
+
     def hear(self, layer: int, attention: Attention) -> Tensor | None:
         """The mask [B, 1, Q, S] of a layer's attention; None in front of the first boundary, where it stays."""
         index = self.segments.index
-        slot, valid = self._stored(index, attention.key.shape[2])
+        slot, valid = self.stored(index, attention.key.shape[2])
         mask = None
         if index:
             mask = self._mask(slot, valid, attention).to(attention.query.device)
@@ -114,7 +118,7 @@ class Recall:
             self._scores = scores.scatter(1, torch.where(valid, slot, width), given)[:, :width]
         return mask
 
-    def _stored(self, index: int, keys: int) -> tuple[Tensor, Tensor]:
+    def stored(self, index: int, keys: int) -> tuple[Tensor, Tensor]:
         """Slot [B, S] of each key of a layer in a segment, and whether it is no padding."""
         conversation = self.conversation
         held, valid = conversation.held[index], conversation.held_valid[index]

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from vtc.calls.outputs import Output
 from vtc.seam.layers import Layers
+from vtc.seam.leaving.records import restore_records
 
 
 def restore_lengths(output: Output, layers: Layers) -> None:
@@ -20,7 +21,8 @@ def restore_lengths(output: Output, layers: Layers) -> None:
         new = layers.segments.first.in_entry.length
         output.last = output.last[:, -new:]
         if output.states is not None:
-            output.states = tuple(state[:, -new:] for state in output.states)
+            output.states = tuple(None if state is None else state[:, -new:] for state in output.states)
+    restore_records(output, layers)
     if all(segment.cut.identity for segment in layers.segments):
         return
     last, cut = output.last, layers.segments.base.cut
@@ -35,13 +37,17 @@ def restore_lengths(output: Output, layers: Layers) -> None:
         output.states = _restored(output.states, layers)
 
 
-def _restored(states: tuple[Tensor, ...], layers: Layers) -> tuple[Tensor, ...]:
+def _restored(states: tuple[Tensor | None, ...], layers: Layers) -> tuple[Tensor | None, ...]:
     """Hidden states, one in front of each layer and the last, at the length that the user gave."""
-    restored, before = [], states[0]
+    restored: list[Tensor | None] = []
     for index, state in enumerate(states):
         segment = layers.segments.of_layer(layers.composition.adapter.layer_of_state(index))
-        if segment.within is not None and state.shape[1] == len(segment.within):  # recorded before tokens came back
-            state = segment.within.put(before, state)
-        before = state
-        restored.append((segment.base or segment).cut.scatter(state, layers.layout.samples))
+        cut = (segment.base or segment).cut
+        if state is not None and state.shape[1] != len(cut):
+            raise RuntimeError(
+                f"vtc: {layers.composition.parts.family}'s hidden state {index} has shape {tuple(state.shape)} where "
+                f"{len(cut)} tokens a row ran, so its places are not known; run `vtc doctor`, or unpatch the model for "
+                "this call"
+            )
+        restored.append(None if state is None else cut.scatter(state, layers.layout.samples))
     return tuple(restored)
