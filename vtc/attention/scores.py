@@ -1,6 +1,6 @@
 """Attention scores from q and k alone: chosen rows or column means, never an N × N matrix kept."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,6 +36,18 @@ class Attention:
     softcap: float | None = None
     value: Tensor | None = None
     bias: Tensor | None = None
+
+    def of_keys(self, keys: int) -> "Attention":
+        """The same of the first `keys` keys; what a static cache gives behind them holds nothing yet."""
+        if keys >= self.key.shape[2]:
+            return self
+        mask, value = self.mask, self.value
+        return replace(
+            self,
+            key=self.key[:, :, :keys],
+            value=None if value is None else value[:, :, :keys],
+            mask=None if mask is None else mask[..., :keys],
+        )
 
     def rows(self, index: Tensor) -> Tensor:
         """Attention probabilities of chosen queries, mean over heads, in float32.

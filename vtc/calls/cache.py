@@ -23,7 +23,7 @@ def tokens_in(cache: "Cache | None") -> int:
     if cache is None:
         return 0
     check_asked(cache)
-    return cache.get_seq_length()
+    return int(cache.get_seq_length())  # static layers count on their device
 
 
 def check_asked(cache: Any) -> None:
@@ -40,34 +40,59 @@ def check_asked(cache: Any) -> None:
         )
 
 
-def keys_in_layer(cache: "Cache | None", layer: int) -> int | None:
-    """Keys that a layer of the cache gives its attention beside new ones; None where it keeps none (recurrent layers).
+def keys_in_layer(cache: "Cache | None", layer: int, fed: int) -> int | None:
+    """Keys that a layer of the cache gives its attention in front of new ones; None where it keeps none (recurrent).
 
-    By the layer's own answer: what it stores may be quantized, elsewhere, or more than it gives.
+    By the layer's own answer: what it stores may be quantized, elsewhere, or more than it gives. A static layer gives
+    all that it has room for, `fed` of which hold something, or as many as its window leaves.
     """
     if cache is None or layer >= len(cache.layers):
         return 0
     asked: Any = cache.layers[layer]
+    if _is_fixed(asked):
+        return min(fed, asked.max_cache_len - 1) if getattr(asked, "is_sliding", False) else fed
     if hasattr(asked, MASK_SIZES):
         return asked.get_mask_sizes(0)[0]
     return 0 if hasattr(asked, "keys") else None
 
 
-def keys_with(cache: "Cache", layer: int, keys: Tensor, values: Tensor | None) -> Tensor:
+def room_in_layer(cache: "Cache | None", layer: int, held: int | None, new: int) -> int:
+    """Keys that a static layer gives its attention behind `held` and `new` ones, since it has room for them."""
+    if cache is None or held is None or layer >= len(cache.layers) or not _is_fixed(cache.layers[layer]):
+        return 0
+    return cache.layers[layer].get_mask_sizes(new)[0] - held - new
+
+
+def keys_with(cache: "Cache", layer: int, keys: Tensor, values: Tensor | None, held: int) -> Tensor:
     """The keys [B, H, S, d] that a layer's attention would get with new `keys` and `values`; the cache stays as it is.
 
-    A copy of the layer is updated: whatever it does to what it stores, it gives keys as its attention gets them.
+    A copy of the layer is updated: whatever it does to what it stores, it gives keys as its attention gets them. A
+    static one, which would write into what it shares with its copy, is read: the newest `held` keys in front.
     """
     asked: Any = copy.copy(cache.layers[layer])
+    if _is_fixed(asked):
+        begin = asked.keys.shape[2] - held if _is_full(asked) else 0
+        return torch.cat([asked.keys[:, :, begin : begin + held], keys], dim=2)
     if hasattr(asked, PREFETCH):
         asked.prefetch()  # an offloaded layer comes back just before its turn
     return asked.update(keys, values)[0]
 
 
+def _is_full(layer: Any) -> bool:
+    """Whether the window of a static layer is filled."""
+    return getattr(layer, "is_sliding", False) and layer.get_seq_length() >= layer.max_cache_len
+
+
 def keys_of_last_layer(cache: Any) -> Tensor | None:
-    """The keys [B, H, n, d] of the last layer of a cache that keeps some; None where none does."""
-    kept = (getattr(layer, "keys", None) for layer in reversed(getattr(cache, "layers", ())))
-    return next((keys for keys in kept if isinstance(keys, Tensor) and keys.dim() == 4 and keys.numel()), None)
+    """The keys [B, H, n, d] of the last layer of a cache that keeps some; None where none does.
+
+    Of a static layer they are those that hold something. Waits for the device then.
+    """
+    for layer in reversed(getattr(cache, "layers", ())):
+        keys = getattr(layer, "keys", None)
+        if isinstance(keys, Tensor) and keys.dim() == 4 and keys.numel():
+            return keys[:, :, : int(layer.get_seq_length())] if _is_fixed(layer) else keys
+    return None
 
 
 def lengths_in(cache: Any) -> list[int | None]:
@@ -89,8 +114,16 @@ def has_state(cache: Any) -> bool:
 
 def has_fixed_length(cache: "Cache | None") -> bool:
     """Whether it is a static cache: layers whose length was given in advance."""
-    layers = (layer for layer in getattr(cache, "layers", ()) if hasattr(layer, MASK_SIZES))
-    return any(getattr(layer, "is_compileable", False) for layer in layers)
+    return any(_is_fixed(layer) for layer in getattr(cache, "layers", ()))
+
+
+def _is_fixed(layer: Any) -> bool:
+    return bool(getattr(layer, "is_compileable", False)) and hasattr(layer, MASK_SIZES)
+
+
+def own_length(cache: Any, layer: int = 0) -> Any:
+    """Tokens that a layer of a compressed cache counts itself: of a static one a tensor, or an int."""
+    return super(CompressedCache, cache).get_seq_length(layer)  # type: ignore[misc]
 
 
 class Counter(Protocol):
@@ -98,11 +131,15 @@ class Counter(Protocol):
 
     Attributes:
         logical: tokens that the user fed, removed ones included.
+        ahead: by how much these are more than the cache counts itself, of a static one; None: it is none.
+        stepping: whether the call that runs is a step of a static cache, whose masks are made of what its layers hold.
         slots: length of a mask's key axis.
         rope_offset: M-RoPE offset of each row, [B, 1]; None: there is none.
     """
 
     logical: int
+    ahead: int | None
+    stepping: bool
     slots: int
     rope_offset: Tensor | None
 
@@ -134,16 +171,20 @@ class CompressedCache:
     _vtc: Counter
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens that the user fed, removed ones included."""
+        """Tokens that the user fed, removed ones included; of a static cache counted by itself, as it is untouched."""
+        if self._vtc.ahead is not None:
+            return super().get_seq_length() + self._vtc.ahead  # type: ignore[misc]
         return self._vtc.logical
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
         """Slots before the new queries."""
+        if self._vtc.stepping:
+            return super().get_seq_length(layer_idx)  # type: ignore[misc]
         return self._vtc.slots
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Length and offset of the keys that a mask covers: all slots, where layers may hold fewer."""
-        if self._vtc.window():
+        if self._vtc.window() and not self._vtc.stepping:
             return self._vtc.slots + query_length, 0
         return super().get_mask_sizes(query_length, layer_idx)  # type: ignore[misc]
 

@@ -46,6 +46,25 @@ class DecoderCall(Call):
             self.tail = 0
 
 
+_TOKENS, _CACHES = ("inputs_embeds", "input_ids", "hidden_states"), ("past_key_values", "cache")
+
+
+def cache_of_step(args: tuple, kwargs: dict[str, Any]) -> Any:
+    """The cache of a call, of a model, its decoder or a layer, that brings one token a row; None: it is another call.
+
+    Read so plainly that `torch.compile` follows it: what does not go by its usual name is another call.
+    """
+    tokens = args[0] if args else None
+    for name in _TOKENS:
+        tokens = kwargs.get(name) if tokens is None else tokens
+    if not isinstance(tokens, Tensor) or tokens.shape[1] != 1:
+        return None
+    for name in _CACHES:
+        if kwargs.get(name) is not None:
+            return kwargs[name]
+    return None
+
+
 class LayerCall(Call):
     """One call of a decoder layer."""
 

@@ -11,8 +11,10 @@ MAKING_CACHES = "_prepare_cache_for_generation"
 MAKING_POSITIONS = "_prepare_position_ids_for_generation"
 ENCODING_AHEAD = "_maybe_prepare_encoder_kwargs_for_generation"  # runs the tower before the first forward pass
 
+STEP_INPUTS = "prepare_inputs_for_generation"
 FINDING_INPUTS = "_prepare_model_inputs"  # tells ids from embeddings
 
+_MASK = "attention_mask"
 _PROMPT, _ARGUMENTS, _CACHES = "inputs_tensor", "model_kwargs", ("past_key_values", "cache")  # renamed by 5.24
 
 
@@ -30,6 +32,20 @@ def takes_drafts(args: tuple, kwargs: dict[str, Any]) -> bool:
 def goes_without_cache(args: tuple, kwargs: dict[str, Any]) -> bool:
     """Whether a call of `MAKING_CACHES` is told that each step feeds the whole sequence."""
     return any(getattr(value, "use_cache", None) is False for value in (*args, *kwargs.values()))
+
+
+def give_mask_back(output: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Behind `STEP_INPUTS`: where it made masks of queries by keys of one of what is padding, have that again.
+
+    They are made ahead for static caches, before anybody removes tokens; a model makes them itself as well.
+    """
+    given, made = kwargs.get(_MASK), output.get(_MASK) if isinstance(output, dict) else None
+    if made is None or made is given or (given is not None and given.dim() != 2):
+        return
+    if given is None:
+        del output[_MASK]
+    else:
+        output[_MASK] = given
 
 
 def inputs_given(output: Any) -> Tensor | None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from vtc.attention.tap import is_probing
@@ -82,7 +83,9 @@ class Again(Stays):
         """A hook that keeps still where it had its turn."""
 
         def outside(*args: Any, **kwargs: Any) -> Any:
-            return None if self._thread.passive else hook(*args, **kwargs)
+            if not torch.compiler.is_compiling() and self._thread.passive:
+                return None
+            return hook(*args, **kwargs)
 
         return outside
 

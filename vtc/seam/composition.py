@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from vtc.calls.attention import implementation
+from vtc.calls.composite import turns_several_axes
 from vtc.calls.sharing import sources_of_keys
 from vtc.method.base import Method
 from vtc.method.kinds import split_kinds
@@ -177,6 +178,35 @@ class Composition(Stays):
     def counts_tokens(self) -> bool:
         """Whether the decoder's cache counts tokens: that of Mamba, which has no attention, does not."""
         return len(self.recurrent) < len(self.parts.layers)
+
+    @cached_property
+    def packs_at_entry(self) -> bool:
+        """Whether survivors of the selector, or reducer, are numbered anew on the one axis that turns tokens."""
+        outer = self.reducer or self.selector
+        several = turns_several_axes(self.parts.composite)
+        return outer is not None and outer.positions == "packed" and not several
+
+    @cached_property
+    def layer_that_keeps(self) -> tuple[int, ...]:
+        """For each segment, a layer of it that keeps keys; its first one where none does."""
+        ends = (*self.boundaries[1:], len(self.parts.layers))
+        inside = [range(begin, end) for begin, end in zip(self.boundaries, ends)]
+        return tuple(next((layer for layer in some if layer not in self.recurrent), some[0]) for some in inside)
+
+    @property
+    def adds_masks(self) -> bool:
+        """Whether the decoder's attention adds its mask to the logits."""
+        return implementation(self.decoder_config) == "eager"
+
+    @property
+    def steps_alone(self) -> bool:
+        """Whether nothing is due in decode steps but masks, which are the same for all layers of a segment."""
+        plain = all(
+            not (prune.returns or prune.revives or prune.positions == "packed" or self.watch(prune).heads)
+            for prune in self.prunes
+        )
+        alike = not self.prunes or not (self.windowed or self.sources_of_keys)
+        return plain and alike and implementation(self.decoder_config) in ("sdpa", "eager") and self.counts_tokens
 
     @cached_property
     def open_layers(self) -> frozenset[int]:

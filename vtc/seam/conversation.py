@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vtc.attention.heads import Heads
-from vtc.calls.cache import counter_of
+from vtc.calls.cache import counter_of, own_length
 from vtc.seam.reviving.revival import Revival, Tokens
 from vtc.seam.segments import Segments
 
@@ -48,6 +48,29 @@ def _lease(key: str) -> Lease:
     return found
 
 
+class Steps:
+    """What decode steps of a static cache need, as tensors that stay where they are.
+
+    Attributes:
+        visible: for each segment, BoolTensor [B, room]: False at padding; None: there is none.
+        shift: LongTensor [B, 1]: by how much packed positions lag behind the logical ones; None: they don't.
+    """
+
+    def __init__(self, visible: Sequence[Tensor | None], shift: Tensor | None):
+        self.visible, self.shift = tuple(visible), shift
+
+    def shown(self, segment: int, begin: int, count: int) -> Tensor | None:
+        """Which of `count` tokens from `begin` on are no padding."""
+        visible = self.visible[segment]
+        return None if visible is None else visible[:, begin : begin + count]
+
+    def of_rows(self, index: Tensor) -> "Steps":
+        """The same for other rows of the batch."""
+        chosen = (None if part is None else part[index.to(part.device)] for part in (*self.visible, self.shift))
+        *visible, shift = chosen
+        return Steps(visible, shift)
+
+
 class Conversation:
     """Lengths and padding of one cache whose layers may hold different numbers of tokens.
 
@@ -66,6 +89,9 @@ class Conversation:
 
     Attributes:
         logical: tokens that the user fed; what `get_seq_length()` answers.
+        ahead: by how much the logical tokens are more than a static cache counts; None: it is none.
+        steps: what decode steps of a static cache need; None: they are calls as others.
+        stepping: whether the call that runs is such a step.
         slots: length of a mask's key axis.
         held: per segment, LongTensor [B, n]: slot of each key in its layers; None: all slots.
         held_valid: per segment, BoolTensor [B, n]: False at padding; None where there is none.
@@ -92,6 +118,9 @@ class Conversation:
         lease: Lease,
     ):
         self.logical = logical
+        self.ahead: int | None = None
+        self.steps: Steps | None = None
+        self.stepping = False
         self.slots = logical
         self.outside = outside
         everything = torch.arange(logical, device=device).expand(batch, logical)
@@ -137,10 +166,35 @@ class Conversation:
         self.logical += length
         self.text_tail = length - 1 - max(visual_ends) if visual_ends else self.text_tail + length
 
+    def fed(self, segment: int) -> int:
+        """Tokens that the layers of a segment were fed."""
+        held = self.held[segment]
+        return self.slots if held is None else held.shape[1]
+
+    def fix(self, own: int, steps: "Steps | None") -> None:
+        """Take note, behind a call, that a static cache counts `own` tokens itself."""
+        self.ahead, self.steps, self.stepping = self.logical - own, steps, steps is not None
+
+    def catch_up(self, own: int) -> None:
+        """Take note of steps since the last call: a static cache, which counts `own` tokens now, counted them alone."""
+        count = own + (self.ahead or 0) - self.logical
+        if self.ahead is None or not count:
+            return
+        for index, held in enumerate(self.held):
+            new = torch.arange(self.slots, self.slots + count, device=self.shift[0].device).expand(self.rows(), -1)
+            if held is not None:
+                self.held[index] = torch.cat([held, new.to(held.device)], dim=1)
+            valid = self.held_valid[index]
+            if valid is not None:
+                shown = self.steps.shown(index, valid.shape[1], count) if self.steps is not None else None
+                more = valid.new_ones(len(valid), count) if shown is None else shown.to(valid)
+                self.held_valid[index] = torch.cat([valid, more], dim=1)
+        self.slots, self.logical, self.text_tail = self.slots + count, self.logical + count, self.text_tail + count
+
     @property
     def whole(self) -> bool:
         """Whether every layer holds all that the user fed."""
-        return self.slots == self.logical and all(held is None or held.shape[1] == self.slots for held in self.held)
+        return self.slots == self.logical and all(self.fed(index) == self.slots for index in range(len(self.held)))
 
     def place(self, slots: Tensor) -> Tensor:
         """The place among the tokens that the user fed of `slots` [B, m]."""
@@ -205,6 +259,8 @@ class Conversation:
         self.heads = {layer: heads.of_rows(index) for layer, heads in self.heads.items()}
         if self.revival is not None:
             self.revival.choose_rows(index)
+        if self.steps is not None:
+            self.steps = self.steps.of_rows(index)
         rows = len(self.shift[0])
         self.shift = [shift[index.to(shift.device)] for shift in self.shift]
         if self.rope_offset is not None and len(self.rope_offset) == rows:
@@ -218,6 +274,15 @@ class Conversation:
 def conversation_of(cache: Any) -> Conversation | None:
     """The conversation that lives on `cache`, if any."""
     return counter_of(cache)
+
+
+def resumed(cache: Any) -> Conversation | None:
+    """The same, up to date with steps that nobody saw, where a call begins that is no step."""
+    conversation = conversation_of(cache)
+    if conversation is not None and conversation.ahead is not None:
+        conversation.stepping = False
+        conversation.catch_up(int(own_length(cache)))
+    return conversation
 
 
 def _insert(parts: list[Tensor], middle: Tensor) -> list[Tensor]:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc.calls.cache import attach, mark_whole, tokens_in
+from vtc.calls.cache import attach, has_fixed_length, mark_whole, own_length, tokens_in
 from vtc.calls.decoder import DecoderCall, LayerCall
 from vtc.calls.outputs import Output
 from vtc.calls.rotary import RotaryCall
@@ -15,12 +15,12 @@ from vtc.ops.cut import Cut
 from vtc.ops.following import followed
 from vtc.ops.host import on
 from vtc.seam.checks.arrival import Arrival
-from vtc.seam.checks.call import check_call, check_turn, check_visible
+from vtc.seam.checks.call import check_cache, check_turn, check_visible
 from vtc.seam.checks.notice import not_found
 from vtc.seam.checks.packed import check_packed
 from vtc.seam.checks.past import check_lengths, check_past, seen_before
 from vtc.seam.composition import Composition
-from vtc.seam.conversation import Conversation, Lease, conversation_of
+from vtc.seam.conversation import Conversation, Lease, resumed
 from vtc.seam.entry.entering import Entry
 from vtc.seam.entry.evidence import check_scores
 from vtc.seam.entry.samples import bounds_left, by_samples
@@ -32,6 +32,7 @@ from vtc.seam.prompt.ending import PromptEnding
 from vtc.seam.prompt.view import behind_prompt
 from vtc.seam.reviving.revival import Revival
 from vtc.seam.segments import Segment, cut_argument, visual_index
+from vtc.seam.stepping import steps_of
 from vtc.tower.prompt import Prompt
 from vtc.tracing import Trace
 
@@ -59,6 +60,7 @@ class ForwardPass:
         self.unseen: str | None = None
         self._cache: Any = None
         self._revived: dict[int, Tensor] = {}
+        self._masked = False  # whether somebody tells what is padding
         self._spent: list[tuple[Moment, Moment]] = []  # on deciding
         self._selections: list[Selection] = []
 
@@ -68,8 +70,9 @@ class ForwardPass:
         start, (batch, length) = Moment(embeds.device), embeds.shape[:2]
         mask = call.mask
         mask2d = mask if isinstance(mask, Tensor) and mask.dim() == 2 else self.prompt.mask
+        self._masked = mask2d is not None
         self._cache = call.cache if self.composition.counts_tokens else None
-        conversation = conversation_of(self._cache)
+        conversation = resumed(self._cache)
         self.fresh = self.composition.adapter.fresh(call)
         layout = self.composition.adapter.layout(self.prompt, (batch, length))
         self.layout: Layout = by_samples(self.composition, call, self.prompt, layout)
@@ -87,7 +90,7 @@ class ForwardPass:
                 self.trace = trace_of_untouched(self.composition, self.prompt, self.layout, mask2d)
             return call
         call.drop_ignored()
-        check_call(self.composition, call, self._cache)
+        check_cache(self.composition, self._cache)
         check_packed(self.composition, call, self.prompt, self.layout)
         self.composition.check_implementation()
         if conversation is None:
@@ -172,9 +175,18 @@ class ForwardPass:
         told = text_counts, answers, call.extras
         self.layers = Layers(composition, conversation, self._cache, first, self.layout, *told)
         call.ask_for_all()
-        seen = conversation.held_valid[0]
+        seen, fixed = conversation.held_valid[0], has_fixed_length(self._cache)
+        if fixed and seen is None:
+            seen = cut.valid.new_ones(len(cut.valid), conversation.slots)
         alive = cut.valid if seen is None else torch.cat([seen.to(cut.valid.device), cut.valid], dim=1)
-        self.arrival.expect(call.positions, entry.seen(alive), len(cut), removes and cut.padded, entry.apart)
+        self.arrival.expect(
+            call.positions,
+            entry.seen(alive),
+            len(cut),
+            removes and cut.padded,
+            entry.apart,
+            fixed,
+        )
         return call
 
     def _decide(self, embeds: Tensor, several_axes: bool) -> list[Selection]:
@@ -278,6 +290,9 @@ class ForwardPass:
         conversation.add(layers.segments, ends, layers.recall.extra if layers.recall is not None else {})
         conversation.packed = self.layout.samples is not None
         conversation.heads = layers.heads
+        if has_fixed_length(cache):
+            attach(cache, conversation)
+            conversation.fix(int(own_length(cache)), steps_of(self.composition, conversation, cache, self._masked))
         check_lengths(cache, conversation, self.composition)
         attach(cache, conversation)
         self.lease.used = True

@@ -6,14 +6,16 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from vtc.attention.tap import Change, Tap
 from vtc.calls import generate
 from vtc.calls.balancing import see_losses
+from vtc.calls.cache import has_fixed_length
 from vtc.calls.checkpointing import calls_layers_again, in_backward
 from vtc.calls.composite import CompositeCall
-from vtc.calls.decoder import DecoderCall, LayerCall
+from vtc.calls.decoder import DecoderCall, LayerCall, cache_of_step
 from vtc.calls.outputs import Output
 from vtc.calls.rotary import RotaryCall
 from vtc.model.again import Again, Hooked
@@ -28,11 +30,12 @@ from vtc.seam.checks.gaps import check_gaps
 from vtc.seam.checks.notice import Notices, merged_outside
 from vtc.seam.checks.rebuilt import KeysSeen
 from vtc.seam.composition import Composition
-from vtc.seam.conversation import Lease, conversation_of
+from vtc.seam.conversation import Lease, conversation_of, resumed
 from vtc.seam.forward import ForwardPass
 from vtc.seam.layers import Layers
 from vtc.seam.listeners import decoder_listeners, module_hooks
 from vtc.seam.prompt.ending import PromptEnding
+from vtc.seam.stepping import is_quiet, is_step, step, step_layer
 from vtc.tower.encoding import Encoding
 from vtc.tower.hooks import ReducerHooks
 from vtc.tower.listeners import tower_hooks, tower_listeners
@@ -104,10 +107,12 @@ class Seam(Stays):
         self._undo.append(see_losses({model, composite}))
         if model is not composite:
             self._hook(model.register_forward_pre_hook(self._before_model, with_kwargs=True))
-            self._hook(model.register_forward_hook(self._after_model, always_call=True))
+            self._hook(model.register_forward_hook(self._after_model, with_kwargs=True, always_call=True))
         self._hook(composite.register_forward_pre_hook(self._before_composite, with_kwargs=True))
-        self._hook(composite.register_forward_hook(self._after_composite, always_call=True))
+        self._hook(composite.register_forward_hook(self._after_composite, with_kwargs=True, always_call=True))
         wraps: list[Wrap] = composition.adapter.record(observer)
+        if hasattr(model, generate.STEP_INPUTS):
+            wraps.append(Wrap(model, generate.STEP_INPUTS, after=self._see_inputs))
         if hasattr(model, generate.PREFILL):
             wraps.append(Wrap(model, generate.PREFILL, before=observer.refuse_chunks))
         if self._offsets.needed and hasattr(model, generate.MAKING_POSITIONS):
@@ -143,7 +148,7 @@ class Seam(Stays):
     def _install_decoder(self) -> None:
         composition, decoder = self.composition, self.composition.parts.decoder
         self._hook(decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True))
-        self._hook(decoder.register_forward_hook(self._after_decoder, always_call=True))
+        self._hook(decoder.register_forward_hook(self._after_decoder, with_kwargs=True, always_call=True))
         for index, layer in enumerate(composition.parts.layers):
             before = functools.partial(self._before_layer, index)
             after = self._after_layer if composition.returns_behind(index) else None
@@ -185,10 +190,24 @@ class Seam(Stays):
 
     # ---------------------------------------------------------------- hooks
 
+    def _see_inputs(self, output: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Called with what `generate` will call the model with."""
+        if not isinstance(output, dict):
+            return
+        call = CompositeCall((), output, self.composition.parts.composite)
+        if not has_fixed_length(call.cache) or is_step(cache_of_step((), output), {}):
+            return
+        if conversation_of(call.cache) is not None or call.shows:
+            generate.give_mask_back(output, args, kwargs)
+
     def _before_model(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if is_quiet(args, kwargs):
+            return
         self._thread.given = CompositeCall(args, kwargs, module)
 
-    def _after_model(self, module: nn.Module, args: tuple, output: Any) -> None:
+    def _after_model(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        if torch.compiler.is_compiling() and is_quiet(args, kwargs):
+            return
         call, self._thread.given = getattr(self._thread, "given", None), None
         check_balanced(output, self.composition.parts.family)
         if call is not None and call.shows and output is not None:  # else it failed
@@ -196,13 +215,18 @@ class Seam(Stays):
             self._tell_unseen(prompt, f"the {type(self.composition.parts.composite).__name__} inside was not called")
 
     def _before_composite(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if is_quiet(args, kwargs):
+            return
         check_no_replica(module)
         around, self._thread.given = getattr(self._thread, "given", None), None
         call = CompositeCall(args, kwargs, module)
+        resumed(call.cache)
         self.observer.before_composite(call, around)
         self._offsets.before_call(call)
 
-    def _after_composite(self, module: nn.Module, args: tuple, output: Any) -> None:
+    def _after_composite(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        if torch.compiler.is_compiling() and is_quiet(args, kwargs):
+            return
         prompt, self._thread.running = self.observer.prompt, None
         self.observer.after_composite()
         self._offsets.after_call()
@@ -216,6 +240,9 @@ class Seam(Stays):
         self.trace = self._notices.unseen(prompt, shape, why)
 
     def _before_decoder(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        if is_quiet(args, kwargs):
+            cache = cache_of_step(args, kwargs)
+            return (args, step(self.composition, cache, kwargs)) if is_step(cache, kwargs) else None
         self._thread.running = None
         prompt = self.observer.prompt
         call = self.composition.adapter.decoder_call(prompt, DecoderCall(args, kwargs, module))
@@ -240,7 +267,9 @@ class Seam(Stays):
         self._thread.running = running
         return call.given
 
-    def _after_decoder(self, module: nn.Module, args: tuple, output: Any) -> Any:
+    def _after_decoder(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        if torch.compiler.is_compiling() and is_quiet(args, kwargs):
+            return None
         running, self._thread.running = self._running, None
         if running is None:
             return None
@@ -259,6 +288,9 @@ class Seam(Stays):
         self.trace = running.trace or self.trace
 
     def _before_layer(self, index: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        if is_quiet(args, kwargs):
+            narrows = self.composition.prunes and is_step(cache_of_step(args, kwargs), {})
+            return (args, step_layer(self.composition, index, kwargs)) if narrows else None
         running = self._running
         if running is None and self.composition.prunes and in_backward():
             raise RuntimeError(

@@ -99,7 +99,7 @@ class Layers:
         Layers that run once more in backward get what they were called with, and by then nobody knows any more how to
         cut that. As they keep no keys meanwhile, one mask fits all of them.
         """
-        if self.conversation.outside:
+        if self.conversation.outside and not self.composition.prunes:
             call.mask, self._cut_ahead = self.arguments.masks(call.mask, 0), True
 
     def prunes_ahead(self, layer: int) -> bool:
@@ -256,7 +256,7 @@ class Layers:
         layer = self._layer
         if not self.composition.watch(prune).probe:
             raise RuntimeError(f"{prune.name} calls rows.probe(): let its watch() return Watch(probe=True)")
-        old = keys_in_layer(self.cache, layer)
+        old = keys_in_layer(self.cache, layer, self.conversation.fed(self.segments.index))
         if old:  # its keys, their padding and the lag of positions are those of the layer's own segment
             base = self.segments.base
             whole = Cut.whole(base.cut.valid, base.cut.padded)
@@ -269,7 +269,10 @@ class Layers:
         with torch.no_grad():
             seen = probe(module, attention, *args, **kwargs)
         if old:  # values of cached keys nobody asked for
-            seen = replace(seen, key=keys_with(self.cache, layer, seen.key, seen.value), value=None)
+            seen = replace(seen, key=keys_with(self.cache, layer, seen.key, seen.value, old), value=None)
+        keys = seen.key.shape[2]
+        if seen.mask is not None and seen.mask.shape[-1] > keys:  # room of a static cache behind
+            seen = replace(seen, mask=seen.mask[..., :keys])
         return self.prompts.view(self.segments.base).attention(seen)
 
     def _shorten_extras(self, cut: Cut, before: Segment) -> None:

@@ -36,6 +36,8 @@ def decoder_listeners(composition: Composition, running: Running, again: Again) 
         if layers.recall is not None:
             mask = layers.recall.hear(layer, attention)
             return None if mask is None else Change(mask=mask)
+        if layers.has_images:
+            attention = layers.arguments.without_room(layer, attention)
         for prune in watchers.get(layer, ()) if layers.prunes_ahead(layer) else ():
             with torch.no_grad():
                 prune.on_attention(layers.rows(prune), layers.view.attention(attention), layers.memory[id(prune)])

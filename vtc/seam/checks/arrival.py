@@ -38,7 +38,7 @@ class Arrival:
         return f"in the decoder of {self.family}, compressed by {self.composition.spec}, when {ran} had been called"
 
     def expect(
-        self, positions: Tensor | None, alive: Tensor | None, length: int, padded: bool, apart: bool = False
+        self, positions: Tensor | None, alive: Tensor | None, length: int, padded: bool, apart: bool, fixed: bool
     ) -> None:
         """Say what the decoder was entered with.
 
@@ -49,9 +49,10 @@ class Arrival:
             length: n, new tokens of each row.
             padded: whether some are known to be padding.
             apart: whether a mask has to keep samples of a row apart.
+            fixed: whether masks may cover room of a static cache behind them.
         """
         self._positions, self._alive, self._length, self._padded = positions, alive, length, padded
-        self._apart = apart
+        self._apart, self._fixed = apart, fixed
 
     def see_rotary(self, seen: Tensor) -> None:
         """Called with the positions [.., B, n] of each call of a rotary embedding of the decoder.
@@ -112,7 +113,7 @@ class Arrival:
                 f"vtc: rows of {self.family} have padding among their {self._length} tokens, and its layer {layer} got "
                 f"no mask that hides it; {WAY_OUT}"
             )
-        if host and not all(_fits(item, alive, layer in self.composition.windowed) for item in masks):
+        if host and not all(_fits(item, alive, layer in self.composition.windowed, self._fixed) for item in masks):
             raise RuntimeError(
                 f"vtc: a mask of shape {tuple(masks[0].shape)} in layer {layer} of {self.family} does not hide the "
                 f"padding, and that alone, among the {alive.shape[1]} tokens that it covers; {WAY_OUT}"
@@ -142,16 +143,21 @@ class Arrival:
             )
 
 
-def _fits(mask: Tensor, alive: Tensor, windowed: bool) -> bool:
+def _fits(mask: Tensor, alive: Tensor, windowed: bool, fixed: bool) -> bool:
     """Whether a mask on the host shows the last query all tokens but padding.
 
     Args:
         mask: [B, S], or [B or 1, h, n, S] (bool: True may attend; numbers: added).
         alive: BoolTensor [B, slots].
         windowed: whether it may hide what is far behind.
+        fixed: whether it may cover room behind, which it hides then.
     """
     last = (mask if mask.dim() == 2 else mask[:, 0, -1]).expand(len(alive), -1)
     shown = shown_by(last)
+    if fixed and shown.shape[1] > alive.shape[1]:
+        if shown[:, alive.shape[1] :].any():
+            return False
+        shown = shown[:, : alive.shape[1]]
     width = min(shown.shape[1], alive.shape[1])
     shown, alive = shown[:, -width:], alive[:, -width:]
     shown, alive = shown[alive[:, -1]], alive[alive[:, -1]]  # else the last query is padding itself

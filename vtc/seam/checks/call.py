@@ -13,21 +13,17 @@ from vtc.seam.conversation import Conversation
 from vtc.tower.prompt import Prompt
 
 
-def check_call(composition: Composition, call: DecoderCall, cache: Any) -> None:
-    """Refuse a call that a compressed decoder can't do.
-
-    Args:
-        composition: what the patch knows.
-        call: the decoder's.
-        cache: its cache, where that counts tokens.
+def check_cache(composition: Composition, cache: Any) -> None:
+    """Refuse a static cache that has no room for what a method does.
 
     Raises:
-        ValueError: static caches.
+        ValueError: tokens come back in it.
     """
-    if has_fixed_length(cache):
+    if composition.reviver is not None and has_fixed_length(cache):
+        name = composition.reviver.name
         raise ValueError(
-            f"a {type(cache).__name__} has a fixed length for all layers, so a compressed model can't use it; "
-            "use the default dynamic cache (cache_implementation=None)"
+            f"{name} brings tokens back in decode steps, for which a {type(cache).__name__} has no room; use the "
+            f"default cache (cache_implementation=None), or give {name} revive=False"
         )
 
 

@@ -25,9 +25,8 @@ def check_lengths(cache: Any, conversation: Conversation, composition: Compositi
         RuntimeError: a layer holds another number of tokens than its segment.
     """
     for layer, (length, segment) in enumerate(zip(lengths_in(cache), composition.segment_of_layers)):
-        held = conversation.held[segment]
-        expected = conversation.slots if held is None else held.shape[1]
-        if length not in (None, expected) and keys_in_layer(cache, layer):
+        expected = conversation.fed(segment)
+        if length not in (None, expected) and keys_in_layer(cache, layer, expected):
             raise RuntimeError(
                 f"vtc: layer {layer} of {composition.parts.family} has {length} tokens in its cache where the plan "
                 f"says {expected}; somebody else filled or cut it. {_ANEW[0].upper()}{_ANEW[1:]}"

@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from vtc.calls.cache import keys_in_layer
+from vtc.attention.scores import Attention
+from vtc.calls.cache import keys_in_layer, room_in_layer
 from vtc.calls.decoder import LayerCall
 from vtc.calls.rotary import RotaryCall
 from vtc.ops.cut import map_tensors, token_dim
@@ -46,8 +47,10 @@ class LayerArguments:
         recurrent = self.cache is None and layer in self.composition.recurrent
         source = self.composition.sources_of_keys.get(layer, layer)
         if source not in self._held:  # asked before its layer adds to them
-            self._held[source] = None if recurrent else keys_in_layer(self.cache, source)
+            fed = self.conversation.fed(self.segments.index)
+            self._held[source] = None if recurrent else keys_in_layer(self.cache, source, fed)
         held = self._held[source]
+        room = room_in_layer(self.cache, source, held, len(self.segments.now.cut))
         kept = LayerCall.hidden, LayerCall.cache, LayerCall.mask, LayerCall.positions, LayerCall.shared
         new = call.changed(self._argument, *kept)
         assert isinstance(new, LayerCall)
@@ -55,22 +58,28 @@ class LayerArguments:
             own, given = self.segments.now.positions, call.positions
             packed = len(self.segments) > 1 and own is not None and isinstance(given, Tensor)
             new.positions = own if packed else self._argument("positions", given)
-        mask = self.masks(call.mask, held)
+        mask = self.masks(call.mask, held, room)
         if layer in self.composition.open_layers and self.has_images:
             seen = self.conversation.held_valid[self.segments.index]
-            mask = opened_mask(mask, self.segments.now, seen, held or 0)
+            mask = opened_mask(mask, self.segments.now, seen, held or 0, room)
         if mask is not None or call.has(LayerCall.mask):
             new.mask = mask
         return new
 
-    def masks(self, mask: Any, held: int | None) -> Any:
+    def without_room(self, layer: int, attention: Attention) -> Attention:
+        """A layer's attention with the keys that hold something, so that the newest ones come last."""
+        held = self._held.get(self.composition.sources_of_keys.get(layer, layer))
+        keys = attention.key.shape[2] if held is None else held + len(self.segments.now.cut)
+        return attention.of_keys(keys)
+
+    def masks(self, mask: Any, held: int | None, room: int = 0) -> Any:
         """A mask, or one for each kind of layer, made once for all layers that hold as many keys."""
         if isinstance(mask, dict):
-            return {kind: self.masks(item, held) for kind, item in mask.items()}
-        done, key = self.segments.now.done, (id(mask), held)
+            return {kind: self.masks(item, held, room) for kind, item in mask.items()}
+        done, key = self.segments.now.done, (id(mask), held, room)
         if key not in done:
             index, flash = self.segments.index, self.composition.flash
-            done[key] = mask, layer_mask(mask, index, self.segments.now, self.conversation, held, flash)
+            done[key] = mask, layer_mask(mask, index, self.segments.now, self.conversation, held, flash, room)
         return done[key][1]
 
     def _argument(self, name: str, value: Any) -> Any:

@@ -10,7 +10,13 @@ from vtc.seam.segments import Segment
 
 
 def layer_mask(
-    mask: Tensor | None, segment: int, now: Segment, conversation: Conversation | None, held: int | None, flash: bool
+    mask: Tensor | None,
+    segment: int,
+    now: Segment,
+    conversation: Conversation | None,
+    held: int | None,
+    flash: bool,
+    room: int = 0,
 ) -> Tensor | None:
     """The attention mask for a layer of a segment, from the one that the model made for segment 0.
 
@@ -21,6 +27,7 @@ def layer_mask(
         conversation: what earlier calls left; None in a fresh one.
         held: keys that the layer's cache holds already; None for layers that keep none (recurrent ones).
         flash: whether the attention takes [B, S] masks only.
+        room: keys that a static layer gives behind the new ones, which hold nothing yet.
 
     Raises:
         RuntimeError: the mask covers another number of tokens than were fed.
@@ -32,10 +39,13 @@ def layer_mask(
             return new.valid if new.padded and not new.identity else None
         return mask if new.identity else new.take(mask) * new.valid.to(mask.device)
     seen = conversation.held_valid[segment] if conversation is not None else None
-    if mask is None and not new.padded and seen is None:
+    if mask is None and not new.padded and seen is None and not room:
         return None
-    if mask is not None and new.identity and held == mask.shape[-1] - new.length and (segment == 0 or not old):
+    whole = None if mask is None else mask.shape[-1] - new.length - (room if mask.dim() == 4 else 0)
+    if new.identity and held == whole and (segment == 0 or not old):
         return mask
+    if mask is not None and mask.shape[-1] > old + new.length:  # made for a static cache, room included
+        mask = mask[..., : old + new.length]
     hidden = 0 if mask is None else old + new.length - mask.shape[-1]  # a window's mask begins where its keys do
     if mask is not None and hidden and held != old - hidden:
         raise RuntimeError(
@@ -51,15 +61,23 @@ def layer_mask(
         columns = torch.cat([before[:, before.shape[1] - held :].to(columns.device), columns], dim=1)
         visible = torch.cat([seen[:, seen.shape[1] - held :].to(columns.device), visible], dim=1)
     if mask is not None:
-        return cut_mask(mask, None if new.identity else new, columns - hidden, visible)
+        return with_room(cut_mask(mask, None if new.identity else new, columns - hidden, visible), room)
     if flash:
-        return visible
+        return visible  # a mask that is shorter than the keys says how many of them hold something
     queries, keys = new.valid.shape[1], visible.shape[1]
     causal = torch.ones(queries, keys, dtype=torch.bool, device=visible.device).tril(keys - queries)
-    return causal & visible[:, None, None, :]
+    return with_room(causal & visible[:, None, None, :], room)
 
 
-def opened_mask(mask: Tensor | None, now: Segment, seen: Tensor | None, old: int) -> Tensor:
+def with_room(mask: Tensor, room: int) -> Tensor:
+    """A mask [B, h, n, S] with `room` more columns behind, which nobody sees; one [B, S] stays."""
+    if not room or mask.dim() == 2:
+        return mask
+    hidden = torch.finfo(mask.dtype).min if mask.is_floating_point() else 0
+    return torch.cat([mask, mask.new_full((*mask.shape[:-1], room), hidden)], dim=-1)
+
+
+def opened_mask(mask: Tensor | None, now: Segment, seen: Tensor | None, old: int, room: int = 0) -> Tensor:
     """A mask [B, 1, n, S] under which each token sees the whole prompt but padding; rows without an image keep theirs.
 
     Args:
@@ -67,8 +85,11 @@ def opened_mask(mask: Tensor | None, now: Segment, seen: Tensor | None, old: int
         now: the segment of the layer.
         seen: BoolTensor [B, ..old]: cached keys that are not padding; None: all are.
         old: keys that the layer's cache holds.
+        room: keys that a static layer gives behind the new ones.
     """
     cut = now.cut
+    if room:
+        return with_room(opened_mask(None if mask is None else mask[..., :-room], now, seen, old), room)
     before = cut.valid.new_ones(len(cut.valid), old) if seen is None else seen[:, seen.shape[1] - old :]
     visible = torch.cat([before, cut.valid.to(before.device)], dim=1)[:, None, None].expand(-1, 1, len(cut), -1)
     if now.behind is not None:  # what stands behind the prompt stays causal, as in the calls that bring it

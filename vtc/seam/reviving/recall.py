@@ -19,6 +19,7 @@ from vtc.method.prune import top_visual
 from vtc.ops.cut import Cut, map_tensors, token_dim
 from vtc.seam.composition import Composition
 from vtc.seam.conversation import Conversation
+from vtc.seam.cutting.masks import with_room
 from vtc.seam.reviving.revival import Tokens, behind
 from vtc.seam.segments import Segments
 
@@ -103,8 +104,9 @@ class Recall:
     def hear(self, layer: int, attention: Attention) -> Tensor | None:
         """The mask [B, 1, Q, S] of a layer's attention; None in front of the first boundary, where it stays."""
         index = self.segments.index
-        slot, valid = self.stored(index, attention.key.shape[2])
-        mask = None
+        keys = attention.key.shape[2]
+        slot, valid = self.stored(index, keys)
+        room, attention, mask = keys - slot.shape[1], attention.of_keys(slot.shape[1]), None
         if index:
             mask = self._mask(slot, valid, attention).to(attention.query.device)
             attention = Attention(
@@ -116,7 +118,7 @@ class Recall:
             width = self.visual.shape[1]
             scores = given.new_full((len(given), width + 1), float("-inf"))
             self._scores = scores.scatter(1, torch.where(valid, slot, width), given)[:, :width]
-        return mask
+        return None if mask is None else with_room(mask, room)
 
     def stored(self, index: int, keys: int) -> tuple[Tensor, Tensor]:
         """Slot [B, S] of each key of a layer in a segment, and whether it is no padding."""
