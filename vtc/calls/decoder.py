@@ -11,6 +11,10 @@ from vtc.calls.roles import Call, Key, Role, is_cache, real, whole
 _CACHE_POSITION = "cache_position"
 
 
+#: What layers are told by its usual name.
+MASK, POSITIONS, ROTARY = "attention_mask", "position_ids", "position_embeddings"
+
+
 class DecoderCall(Call):
     """One call of the module that owns the decoder layers."""
 

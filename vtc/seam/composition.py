@@ -201,10 +201,7 @@ class Composition(Stays):
     @property
     def steps_alone(self) -> bool:
         """Whether nothing is due in decode steps but masks, which are the same for all layers of a segment."""
-        plain = all(
-            not (prune.returns or prune.revives or prune.positions == "packed" or self.watch(prune).heads)
-            for prune in self.prunes
-        )
+        plain = not any(prune.revives or self.watch(prune).heads for prune in self.prunes)
         alike = not self.prunes or not (self.windowed or self.sources_of_keys)
         return plain and alike and implementation(self.decoder_config) in ("sdpa", "eager") and self.counts_tokens
 

@@ -1,12 +1,13 @@
 """What a conversation must remember after its visual tokens were removed. It lives on the cache object."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 from weakref import WeakValueDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vtc.attention.heads import Heads
 from vtc.calls.cache import counter_of, own_length
@@ -48,16 +49,24 @@ def _lease(key: str) -> Lease:
     return found
 
 
+@dataclass(frozen=True)
 class Steps:
     """What decode steps of a static cache need, as tensors that stay where they are.
 
     Attributes:
         visible: for each segment, BoolTensor [B, room]: False at padding; None: there is none.
-        shift: LongTensor [B, 1]: by how much packed positions lag behind the logical ones; None: they don't.
+        shift: for each segment, LongTensor [B, 1]: by how much packed positions lag behind those of the call; None:
+            they don't.
+        keeper: for each segment, a layer that keeps keys.
+        of_layer: for each layer, its segment.
+        rotary: makes tables for positions of a segment's own; None: all have those of the call.
     """
 
-    def __init__(self, visible: Sequence[Tensor | None], shift: Tensor | None):
-        self.visible, self.shift = tuple(visible), shift
+    visible: tuple[Tensor | None, ...]
+    shift: tuple[Tensor | None, ...]
+    keeper: tuple[int, ...]
+    of_layer: tuple[int, ...]
+    rotary: nn.Module | None
 
     def shown(self, segment: int, begin: int, count: int) -> Tensor | None:
         """Which of `count` tokens from `begin` on are no padding."""
@@ -66,9 +75,11 @@ class Steps:
 
     def of_rows(self, index: Tensor) -> "Steps":
         """The same for other rows of the batch."""
-        chosen = (None if part is None else part[index.to(part.device)] for part in (*self.visible, self.shift))
-        *visible, shift = chosen
-        return Steps(visible, shift)
+
+        def chosen(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+            return tuple(None if tensor is None else tensor[index.to(tensor.device)] for tensor in tensors)
+
+        return replace(self, visible=chosen(self.visible), shift=chosen(self.shift))
 
 
 class Conversation:

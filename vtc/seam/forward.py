@@ -292,7 +292,7 @@ class ForwardPass:
         conversation.heads = layers.heads
         if has_fixed_length(cache):
             attach(cache, conversation)
-            conversation.fix(int(own_length(cache)), steps_of(self.composition, conversation, cache, self._masked))
+            conversation.fix(int(own_length(cache)), steps_of(self.composition, layers, cache, self._masked))
         check_lengths(cache, conversation, self.composition)
         attach(cache, conversation)
         self.lease.used = True

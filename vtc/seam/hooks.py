@@ -289,8 +289,9 @@ class Seam(Stays):
 
     def _before_layer(self, index: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         if is_quiet(args, kwargs):
-            narrows = self.composition.prunes and is_step(cache_of_step(args, kwargs), {})
-            return (args, step_layer(self.composition, index, kwargs)) if narrows else None
+            cache = cache_of_step(args, kwargs)
+            narrows = self.composition.prunes and is_step(cache, {})
+            return (args, step_layer(cache, index, args, kwargs)) if narrows else None
         running = self._running
         if running is None and self.composition.prunes and in_backward():
             raise RuntimeError(

@@ -7,32 +7,49 @@ leaves the graph at the hooks.
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vtc.calls.cache import CompressedCache, has_fixed_length, own_length
-from vtc.calls.decoder import DecoderCall, cache_of_step
+from vtc.calls.composite import turns_several_axes
+from vtc.calls.decoder import MASK, POSITIONS, ROTARY, cache_of_step
 from vtc.seam.composition import Composition
-from vtc.seam.conversation import Conversation, Steps
+from vtc.seam.conversation import Steps
+from vtc.seam.layers import Layers
 
 
-def steps_of(composition: Composition, conversation: Conversation, cache: Any, masked: bool) -> Steps | None:
+def steps_of(composition: Composition, layers: Layers, cache: Any, masked: bool) -> Steps | None:
     """What the steps behind a call with a static cache need; None where they are calls as others.
 
     Args:
         composition: what the patch knows.
-        conversation: the call is added to it.
+        layers: of the call, which the conversation has been told of.
         cache: that was filled.
         masked: whether the user tells what is padding.
     """
+    conversation = layers.conversation
     if not composition.steps_alone or (conversation.outside and composition.windowed):
         return None  # windows of masks that are made outside count dropped tokens as well
+    rotary, shifts = None, list(conversation.shift)
+    if composition.packs_inside and not turns_several_axes(composition.parts.composite):
+        rotary = _rotary(layers)
+        if rotary is None:
+            return None
+    elif not composition.packs_at_entry:
+        shifts = [None] * len(shifts)
     room, visible = cache.get_max_length(), []
     for segment, valid in enumerate(conversation.held_valid):
         fed = conversation.fed(segment)
         if valid is None and masked:
             valid = conversation.shift[0].new_ones(conversation.rows(), fed, dtype=torch.bool)
         visible.append(None if valid is None else torch.nn.functional.pad(valid, (0, room - fed), value=True))
-    return Steps(visible, conversation.shift[0] if composition.packs_at_entry else None)
+    return Steps(tuple(visible), tuple(shifts), composition.layer_that_keeps, composition.segment_of_layers, rotary)
+
+
+def _rotary(layers: Layers) -> nn.Module | None:
+    """The one embedding that made the tables of every layer, called with hidden states and positions alone."""
+    calls = layers.rotary
+    alone = len(calls) == 1 and len(calls[0].args) + len(calls[0].kwargs) == 2 and calls[0].positions.dim() == 2
+    return calls[0].module if alone and layers.arguments.turned_by_name else None
 
 
 def is_quiet(args: tuple, kwargs: dict[str, Any]) -> bool:
@@ -47,7 +64,7 @@ def is_step(cache: Any, kwargs: dict[str, Any]) -> bool:
     """Whether a call with one token a row is a step of a compressed static cache that `step` can do."""
     if not isinstance(cache, CompressedCache) or not cache._vtc.stepping:
         return False
-    mask = kwargs.get(DecoderCall.mask.names[0])
+    mask = kwargs.get(MASK)
     told = isinstance(mask, Tensor) and mask.dim() == 2
     return not told or cache._vtc.steps.visible[0] is not None
 
@@ -56,33 +73,31 @@ def step(composition: Composition, cache: Any, kwargs: dict[str, Any]) -> dict[s
     """The decoder's arguments, with mask and positions of what its layers hold."""
     steps: Steps = cache._vtc.steps
     embeds = kwargs["inputs_embeds"]
-    mask_name, positions_name = DecoderCall.mask.names[0], DecoderCall.positions.names[0]
-    told = kwargs.get(mask_name)
+    told = kwargs.get(MASK)
     if isinstance(told, Tensor) and told.dim() == 2:
         for segment, visible in enumerate(steps.visible):
-            place = torch.zeros(1, dtype=torch.long, device=visible.device) + _own(composition, cache, segment)
+            place = torch.zeros(1, dtype=torch.long, device=visible.device) + own_length(cache, steps.keeper[segment])
             visible.index_copy_(1, place, told[:, -1:].to(visible))
-    changed = {mask_name: _mask(composition, cache, embeds)}
-    if steps.shift is not None:
-        positions = kwargs.get(positions_name)
+    changed = {MASK: _mask(composition, cache, embeds)}
+    if steps.shift[0] is not None:
+        positions = kwargs.get(POSITIONS)
         if positions is None:
-            positions = torch.zeros_like(steps.shift) + cache.get_seq_length()
-        changed[positions_name] = positions - steps.shift
+            positions = torch.zeros_like(steps.shift[0]) + cache.get_seq_length()
+        changed[POSITIONS] = positions - steps.shift[0]
     return {**kwargs, **changed}
 
 
-def step_layer(composition: Composition, layer: int, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """A layer's arguments in a step: of the masks of all segments, its own."""
-    name, segment = DecoderCall.mask.names[0], composition.segment_of_layers[layer]
-    mask = kwargs.get(name)
-    if not isinstance(mask, Tensor) or mask.dim() != 4:
-        return kwargs
-    return {**kwargs, name: mask[:, segment : segment + 1]}
-
-
-def _own(composition: Composition, cache: Any, segment: int) -> Any:
-    """Tokens that the layers of a segment hold."""
-    return own_length(cache, composition.layer_that_keeps[segment])
+def step_layer(cache: Any, layer: int, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """A layer's arguments in a step: of the masks of all segments its own, and tables for its own positions."""
+    steps: Steps = cache._vtc.steps
+    segment, mask, changed = steps.of_layer[layer], kwargs.get(MASK), {}
+    if isinstance(mask, Tensor) and mask.dim() == 4:
+        changed[MASK] = mask[:, segment : segment + 1]
+    if steps.rotary is not None and segment:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        own = kwargs[POSITIONS] - (steps.shift[segment] - steps.shift[0])
+        changed[ROTARY] = steps.rotary.forward(hidden, own)
+    return {**kwargs, **changed}
 
 
 def _mask(composition: Composition, cache: Any, embeds: Tensor) -> Tensor | None:
@@ -95,7 +110,7 @@ def _mask(composition: Composition, cache: Any, embeds: Tensor) -> Tensor | None
         return steps.visible[0]
     place, masks = torch.arange(cache.get_max_length(), device=embeds.device), []
     for segment, visible in enumerate(steps.visible):
-        seen = (place <= _own(composition, cache, segment))[None]
+        seen = (place <= own_length(cache, steps.keeper[segment]))[None]
         masks.append(seen.expand(len(embeds), -1) if visible is None else seen & visible)
     mask = torch.stack(masks, dim=1)[:, :, None]
     if composition.adds_masks:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vtc.attention.scores import Attention
 from vtc.calls.cache import keys_in_layer, room_in_layer
-from vtc.calls.decoder import LayerCall
+from vtc.calls.decoder import POSITIONS, ROTARY, LayerCall
 from vtc.calls.rotary import RotaryCall
 from vtc.ops.cut import map_tensors, token_dim
 from vtc.ops.following import Following
@@ -26,6 +26,9 @@ class LayerArguments:
         segments: of the call.
         rotary: its calls of rotary embeddings, as they come.
         has_images: whether the call brings any.
+
+    Attributes:
+        turned_by_name: whether every layer was told positions, and the tables made of them, by their usual names.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class LayerArguments:
         self.composition, self.conversation, self.cache = composition, conversation, cache
         self.segments, self.rotary, self.has_images = segments, rotary, has_images
         self.family = composition.parts.family
+        self.turned_by_name = True
         self._held: dict[int, int | None] = {}
 
     def of(self, layer: int, call: LayerCall) -> LayerCall:
@@ -58,6 +62,7 @@ class LayerArguments:
             own, given = self.segments.now.positions, call.positions
             packed = len(self.segments) > 1 and own is not None and isinstance(given, Tensor)
             new.positions = own if packed else self._argument("positions", given)
+        self.turned_by_name = self.turned_by_name and {POSITIONS, ROTARY} <= call.named.keys()
         mask = self.masks(call.mask, held, room)
         if layer in self.composition.open_layers and self.has_images:
             seen = self.conversation.held_valid[self.segments.index]
