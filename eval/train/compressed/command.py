@@ -132,7 +132,9 @@ def _curve(folder: "RunFolder", plan: "Plan", ways: list[str], settings: "list[S
     from vtc.eval.train.compressed.runs import fine_tuned, measured
 
     path = folder.path / CURVE
-    curve = json.loads(path.read_text()) if path.exists() else {"config": folder.config, "untouched": {}, "runs": []}
+    curve: dict[str, Any] = {"config": folder.config, "untouched": {}, "runs": []}
+    if path.exists():
+        curve = json.loads(path.read_text())
     if not curve["untouched"]:
         curve["untouched"] = measured(models.load(EMBEDDED, "float32", "cpu", None), settings, plan.held_out)
         write_json(path, curve)

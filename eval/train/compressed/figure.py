@@ -60,8 +60,8 @@ def _panel(axes: "Axes", curve: dict[str, Any], name: str) -> None:
         for trained, style, label in ((name, "-", "while compressed"), (NONE, "--", "with all tokens (control)")):
             points = [curve["untouched"], *(point["right"] for point in run_of(curve, trained, way)["points"])]
             values = np.array([share(right[name]) for right in points])
-            filled = {"markerfacecolor": colour if trained == name else "white", "markersize": 4}
-            drawn = {"color": colour, "ls": style, "marker": MARKERS[way], "lw": 1.2, **filled}
+            drawn: dict[str, Any] = {"color": colour, "ls": style, "marker": MARKERS[way], "lw": 1.2, "markersize": 4}
+            drawn["markerfacecolor"] = colour if trained == name else "white"
             if trained == name:
                 bars = np.abs(values[:, 1:] - values[:, :1]).T
                 axes.errorbar(steps, values[:, 0], yerr=bars, elinewidth=0.6, label=f"{WAYS[way]}, {label}", **drawn)
