@@ -44,7 +44,6 @@ def composed(curve: dict[str, Any]) -> "Figure":
             _panel(axes, curve, name)
         title = f"{config['questions']} questions of {config['held_out']}, fine-tuned on {config['learned_on']}"
         figure.suptitle(title, x=0.01, ha="left", fontsize=TEXT + 1.5)
-        figure.supxlabel(f"steps of {config['batch']} questions", fontsize=TEXT)
         figure.supylabel("right answers, % (bars: 95 % interval)", fontsize=TEXT)
         handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=SMALL)
@@ -68,6 +67,7 @@ def _panel(axes: "Axes", curve: dict[str, Any], name: str) -> None:
             else:
                 axes.plot(steps, values[:, 0], label=f"{WAYS[way]}, {label}", **drawn)
     axes.set_title(name, fontsize=TEXT, loc="left")
+    axes.set_xlabel(f"steps of {curve['config']['batch']} questions", fontsize=SMALL)
     axes.set_xticks(steps)
     axes.tick_params(labelsize=SMALL)
     axes.spines[["top", "right"]].set_visible(False)

@@ -39,8 +39,8 @@ def table(curve: dict[str, Any]) -> str:
     untouched = _with_interval(share(curve["untouched"][NONE]))
     lines = [
         f"{config['questions']} questions of {config['held_out']}, {steps} steps of {batch} questions of "
-        f"{config['learned_on']} by the Trainer of {config['trainer']}; right answers in %, 95 % intervals behind. "
-        f"Untouched, with all tokens: {untouched}.",
+        f"{config['learned_on']} by the Trainer of {config['trainer']}; right answers in %, 95 % intervals in "
+        f"brackets. Untouched, with all tokens: {untouched}.",
         "",
         "| under | weights | zero-shot | fine-tuned under it | gain on zero-shot | gain on the control | "
         "with all tokens again |",
