@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run table share-0 share-1 demo test test-all test-part test-versions mutants test-gpu test-lmms test-serve \
+.PHONY: run table share-0 share-1 finetune demo test test-all test-part test-versions mutants test-gpu test-lmms test-serve \
 	dist bench lint docs clean
 
 # In at most three minutes on two cores: the baselines, and of each kind the four methods that did best in
@@ -39,6 +39,11 @@ table: $(VENV)/.done
 SHARED := $(MAKE) --no-print-directory -j2 share-0 share-1
 share-0 share-1: share-%:
 	@RANK=$* WORLD_SIZE=2 $(BIN)/vtc eval $(ARGS)
+
+# The bundled model, fine-tuned while it is compressed and, as a control, with all tokens: a table and a figure.
+finetune: OUT ?= runs/compressed
+finetune: $(VENV)/.done
+	@$(BIN)/vtc train-compressed --output $(OUT)
 
 # Two settings side by side in a browser.
 PORT ?= 7860
@@ -126,7 +131,7 @@ docs: $(VENV)/.done
 $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vtc needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[eval,video,demo,ray,test,dev,docs]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[eval,video,demo,ray,train,test,dev,docs]"
 	touch $@
 
 # The original LLaVA package, which tests patch, without its pins: they ask for a torch and a transformers of 2023.

@@ -15,6 +15,7 @@ import shlex
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -56,6 +57,9 @@ SHORTER = {
 
 #: The same for Python.
 SHORTER_PYTHON = {r"benchmark\(\d{3,}\)": "benchmark(2)"}
+
+#: Packages that an environment may lack: a block of Python that imports one is read only where it is not installed.
+OPTIONAL = ("trl",)
 
 #: What is in a line of a method's page that patches -> why the bundled model is refused with it.
 REFUSED = {
@@ -193,7 +197,9 @@ def _shell(example: Example) -> str | None:
 
 def _python(example: Example) -> None:
     """Run a block, with what `SHORTER` makes of it; of a method's page each line by itself, and signatures are read."""
-    if Path(example.path).parent != METHODS:
+    if any(re.search(rf"^from {each}\b", example.parsed, re.M) and find_spec(each) is None for each in OPTIONAL):
+        ast.parse(str(example.parsed))
+    elif Path(example.path).parent != METHODS:
         for pattern, short in SHORTER_PYTHON.items():
             source = example.parsed
             example.parsed = Lexeme(re.sub(pattern, short, source), source.offset, source.line_offset)

@@ -40,6 +40,7 @@ ASKED = {
     "train-clips": "--output {folder}/clips",
     "train-atp": "--output {folder}/atp",
     "train-diffrate": "--output {folder}/diffrate",
+    "train-compressed": "--output {folder}/compressed",
 }
 
 #: Runs all commands in one process in which packages of extras can't be imported or found.

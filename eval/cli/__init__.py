@@ -64,6 +64,11 @@ COMMANDS = {
     "train-diffrate": Command(
         "vtc.eval.train.diffrate.command", "learn DiffRate's two counts for each block of a LLaVA's tower", TRAIN
     ),
+    "train-compressed": Command(
+        "vtc.eval.train.compressed.command",
+        "fine-tune the embedded model while it is compressed, and draw what that is worth",
+        TRAIN,
+    ),
 }
 
 

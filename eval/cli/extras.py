@@ -5,6 +5,7 @@ EXTRAS = {
     **dict.fromkeys(("accelerate", "datasets", "matplotlib", "PIL", "skimage", "sklearn", "tqdm"), "eval"),
     **dict.fromkeys(("decord", "qwen_vl_utils"), "video"),
     "gradio": "demo",
+    **dict.fromkeys(("peft", "trl"), "train"),
     "ray": "ray",
     "vllm": "vllm",
 }
