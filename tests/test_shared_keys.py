@@ -9,7 +9,7 @@ from contract import ATTENTIONS, EVERY, check_rows, model_of
 from families import Row
 
 import vtc
-from vtc.calls.sharing import sources_of_keys
+from vtc.calls.attention import sources_of_keys
 
 FAMILY = EVERY["gemma4_shared"]
 ROWS = [Row(((6, 12),), 2), Row(((8, 8),), 5), Row(((12, 4), (8, 8)), 3)]

@@ -1,5 +1,6 @@
 """How an attention module calls the attention interface that its config names."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,3 +103,23 @@ def implementation(config: Any) -> str | None:
 def set_implementation(config: Any, name: str) -> None:
     """Name another implementation in one config alone, without the checks and the sub-configs of the public setter."""
     setattr(config, _KEPT, name)
+
+
+def sources_of_keys(attentions: Sequence[nn.Module | None], config: Any) -> dict[int, int]:
+    """Layer that makes no keys of its own -> the layer whose keys it attends to; 0 where that is not known.
+
+    Args:
+        attentions: of each decoder layer.
+        config: the decoder's.
+    """
+    sources, kinds = getattr(config, "kv_source_layers", None), getattr(config, "layer_types", None)
+    last = len(attentions) - (getattr(config, "num_kv_shared_layers", None) or 0)
+    found: dict[int, int] = {}
+    for layer, attention in enumerate(attentions):
+        if not getattr(attention, "is_kv_shared_layer", 0 < last <= layer):
+            continue
+        own = [earlier for earlier in range(layer) if earlier not in found]
+        alike = [earlier for earlier in own if kinds is None or kinds[earlier] == kinds[layer]]
+        told = sources[layer] if sources else getattr(attention, "kv_shared_layer_index", None)
+        found[layer] = told if told is not None else max(alike, default=0)
+    return found

@@ -11,7 +11,8 @@ from vtc.calls.roles import Call, Key, Role, is_cache, real, whole
 _CACHE_POSITION = "cache_position"
 
 
-#: What layers are told by its usual name.
+#: What a decoder, and its layers, are told by its usual name.
+EMBEDS, HIDDEN = "inputs_embeds", "hidden_states"
 MASK, POSITIONS, ROTARY = "attention_mask", "position_ids", "position_embeddings"
 
 
@@ -39,6 +40,11 @@ class DecoderCall(Call):
         """The arguments that tell the lengths of samples packed into a row, where there are any."""
         return {key: value for key, value in self.named.items() if value is not None and is_bound(key)}
 
+    @property
+    def has_axes(self) -> bool:
+        """Whether its position ids are those of M-RoPE, which every token keeps."""
+        return isinstance(self.positions, Tensor) and self.positions.dim() == 3
+
     def drop_ignored(self) -> None:
         """Leave out the cache positions [L] of older scripts, where the decoder takes none and passes them on."""
         if _CACHE_POSITION in self.values and _CACHE_POSITION not in self.parameters:
@@ -50,7 +56,7 @@ class DecoderCall(Call):
             self.tail = 0
 
 
-_TOKENS, _CACHES = ("inputs_embeds", "input_ids", "hidden_states"), ("past_key_values", "cache")
+_TOKENS, _CACHES = (EMBEDS, "input_ids", HIDDEN), ("past_key_values", "cache")
 
 
 def cache_of_step(args: tuple, kwargs: dict[str, Any]) -> Any:

@@ -14,14 +14,23 @@ ENCODING_AHEAD = "_maybe_prepare_encoder_kwargs_for_generation"  # runs the towe
 STEP_INPUTS = "prepare_inputs_for_generation"
 FINDING_INPUTS = "_prepare_model_inputs"  # tells ids from embeddings
 
-_MASK = "attention_mask"
+_MASK, _CHUNK_SIZE = "attention_mask", "prefill_chunk_size"
 _PROMPT, _ARGUMENTS, _CACHES = "inputs_tensor", "model_kwargs", ("past_key_values", "cache")  # renamed by 5.24
 
 
-def cuts_prompt(args: tuple, kwargs: dict[str, Any]) -> bool:
-    """Whether a call of `PREFILL` feeds the prompt in chunks."""
-    given = (getattr(value, "prefill_chunk_size", None) for value in (*args, *kwargs.values()))
-    return any(size is not None for size in given)
+def prompt_given(args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What a call of `PREFILL` will call the model with."""
+    return next((value for value in (*args, *kwargs.values()) if isinstance(value, dict)), {})
+
+
+def feed_at_once(args: tuple, kwargs: dict[str, Any]) -> None:
+    """Have a call of `PREFILL` feed the prompt in one call of the model, whatever it was told of chunks.
+
+    What is changed is `generate`'s own copy of its configuration.
+    """
+    for value in (*args, *kwargs.values()):
+        if getattr(value, _CHUNK_SIZE, None) is not None:
+            setattr(value, _CHUNK_SIZE, None)
 
 
 def takes_drafts(args: tuple, kwargs: dict[str, Any]) -> bool:

@@ -8,9 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from vtc.calls.attention import implementation
+from vtc.calls.attention import implementation, sources_of_keys
 from vtc.calls.composite import turns_several_axes
-from vtc.calls.sharing import sources_of_keys
 from vtc.method.base import Method
 from vtc.method.kinds import split_kinds
 from vtc.method.prune import Prune, Watch
@@ -22,7 +21,14 @@ from vtc.model.flops import BlockRun, Cost, weights_of
 from vtc.model.layout import Layout
 from vtc.model.parts import Parts
 from vtc.model.staying import Stays
-from vtc.seam.composing import check_implementation, check_sharing
+from vtc.seam.composing import (
+    check_implementation,
+    check_sharing,
+    check_together,
+    layers_heard,
+    prunes_by_layer,
+    windowed_layers,
+)
 from vtc.tower.hooks import blocks_of
 from vtc.tower.listeners import blocks_heard
 
@@ -80,8 +86,8 @@ class Composition(Stays):
         reducer, selector, prunes = split_kinds(methods)
         schedules = {id(prune): prune.schedule(depth) for prune in prunes}
         watches = {id(prune): prune.watch(depth) for prune in prunes}
-        prune_at = _prunes_by_layer(prunes, schedules, parts)
-        _check_together(prunes, schedules, watches, adapter)
+        prune_at = prunes_by_layer(prunes, schedules, parts)
+        check_together(prunes, schedules, watches, adapter)
         check_implementation(prunes, watches, parts)
         sources = sources_of_keys([adapter.find_attention(layer) for layer in parts.layers], _config(parts))
         reducing_at = blocks_of(reducer, adapter) if reducer is not None else ()
@@ -104,7 +110,7 @@ class Composition(Stays):
             recurrent=adapter.recurrent,
             sources_of_keys=MappingProxyType(sources),
             heard_blocks=blocks_heard(needs, reducer is not None, len(parts.blocks)),
-            heard_layers=_layers_heard(prunes, schedules, watches, prune_at, parts),
+            heard_layers=layers_heard(prunes, schedules, watches, prune_at, adapter),
         )
 
     # ---------------------------------------------------------------- the model
@@ -167,7 +173,7 @@ class Composition(Stays):
     @cached_property
     def windowed(self) -> frozenset[int]:
         """Layers that see a window or chunk of the newest tokens."""
-        return _windowed(self.adapter)
+        return windowed_layers(self.adapter)
 
     @cached_property
     def segment_of_layers(self) -> tuple[int, ...]:
@@ -238,88 +244,5 @@ class Composition(Stays):
         return any(prune.count_at(stage, n) < n for prune, stage in self.prune_at.values() for n in rows)
 
 
-def _prunes_by_layer(
-    prunes: Sequence[Prune], schedules: Mapping[int, tuple[int, ...]], parts: Parts
-) -> dict[int, tuple[Prune, int]]:
-    """Layer -> the prune that acts in front of it, and which of its stages that is.
-
-    Raises:
-        ValueError: a layer out of range or not ascending, an empty schedule, two prunes in front of one layer.
-    """
-    prune_at: dict[int, tuple[Prune, int]] = {}
-    for prune in prunes:
-        schedule = schedules[id(prune)]
-        if not schedule or list(schedule) != sorted(set(schedule)):
-            raise ValueError(f"{prune.name}: schedule {schedule!r} must name one or more layers, ascending")
-        for stage, layer in enumerate(schedule):
-            parts.layer(layer, prune.name)
-            if layer in prune_at:
-                other = prune_at[layer][0].name
-                raise ValueError(f"{prune.name} and {other} both prune in front of layer {layer}; move one of them")
-            prune_at[layer] = prune, stage
-    return prune_at
-
-
-def _check_together(
-    prunes: Sequence[Prune], schedules: Mapping[int, tuple[int, ...]], watches: Mapping[int, Watch], adapter: Any
-) -> None:
-    """Refuse prunes that would get into each other's way.
-
-    Raises:
-        ValueError: they would.
-    """
-    for prune in prunes:
-        if prune.revives and _windowed(adapter):
-            raise ValueError(
-                f"{prune.name} brings tokens back, which layers of {adapter.parts.family} that keep only the newest "
-                f"would keep in their place; give {prune.name} revive=False"
-            )
-        others = [other for other in prunes if other is not prune]
-        if prune.revives and others:
-            raise ValueError(
-                f"{prune.name} brings tokens back in decode steps, which {others[0].name} can't follow; keep one of "
-                f"them, or give {prune.name} revive=False"
-            )
-        for other in others if prune.returns else ():
-            watch = watches[id(other)]
-            watched = {*watch.attention, *watch.modules, *watch.heads}
-            if both := sorted(watched & set(schedules[id(prune)])):
-                raise ValueError(
-                    f"{other.name} watches layer {both[0]}, which tokens skip by {prune.name}; move one of them"
-                )
-
-
 def _config(parts: Parts) -> Any:
     return getattr(parts.decoder, "config", None)
-
-
-def _windowed(adapter: Any) -> frozenset[int]:
-    """Layers of the decoder that see, and keep, only a window or chunk of the newest tokens."""
-    config = getattr(adapter.parts.decoder, "config", None)
-    kinds = getattr(config, "layer_types", None)
-    if kinds:
-        return frozenset(layer for layer, kind in enumerate(kinds) if "sliding" in kind or "chunked" in kind)
-    everywhere = getattr(config, "sliding_window", None)
-    found = enumerate(map(adapter.find_attention, adapter.parts.layers))
-    return frozenset(layer for layer, attention in found if getattr(attention, "sliding_window", everywhere))
-
-
-def _layers_heard(
-    prunes: Sequence[Prune],
-    schedules: Mapping[int, tuple[int, ...]],
-    watches: Mapping[int, Watch],
-    prune_at: Mapping[int, tuple[Prune, int]],
-    parts: Parts,
-) -> tuple[int, ...]:
-    """Decoder layers whose attention a prune watches, probes or, once tokens may come back, is asked for.
-
-    Raises:
-        ValueError: the decoder has no such layer.
-    """
-    heard = {layer for layer, (prune, _) in prune_at.items() if watches[id(prune)].probe}
-    for prune in prunes:
-        watch = watches[id(prune)]
-        heard |= {parts.layer(layer, prune.name) for layer in (*watch.attention, *watch.heads)}
-        if prune.revives:
-            heard |= set(range(schedules[id(prune)][0] - 1, len(parts.layers)))
-    return tuple(sorted(heard))

@@ -1,18 +1,19 @@
 """What a conversation must remember after its visual tokens were removed. It lives on the cache object."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 from weakref import WeakValueDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vtc.attention.heads import Heads
 from vtc.calls.cache import counter_of, own_length
 from vtc.seam.reviving.revival import Revival, Tokens
 from vtc.seam.segments import Segments
+from vtc.seam.steps import Steps
 
 
 class Lease:
@@ -47,39 +48,6 @@ def _lease(key: str) -> Lease:
         found = Lease()
         found.active = False
     return found
-
-
-@dataclass(frozen=True)
-class Steps:
-    """What decode steps of a static cache need, as tensors that stay where they are.
-
-    Attributes:
-        visible: for each segment, BoolTensor [B, room]: False at padding; None: there is none.
-        shift: for each segment, LongTensor [B, 1]: by how much packed positions lag behind those of the call; None:
-            they don't.
-        keeper: for each segment, a layer that keeps keys.
-        of_layer: for each layer, its segment.
-        rotary: makes tables for positions of a segment's own; None: all have those of the call.
-    """
-
-    visible: tuple[Tensor | None, ...]
-    shift: tuple[Tensor | None, ...]
-    keeper: tuple[int, ...]
-    of_layer: tuple[int, ...]
-    rotary: nn.Module | None
-
-    def shown(self, segment: int, begin: int, count: int) -> Tensor | None:
-        """Which of `count` tokens from `begin` on are no padding."""
-        visible = self.visible[segment]
-        return None if visible is None else visible[:, begin : begin + count]
-
-    def of_rows(self, index: Tensor) -> "Steps":
-        """The same for other rows of the batch."""
-
-        def chosen(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-            return tuple(None if tensor is None else tensor[index.to(tensor.device)] for tensor in tensors)
-
-        return replace(self, visible=chosen(self.visible), shift=chosen(self.shift))
 
 
 class Conversation:
@@ -176,6 +144,11 @@ class Conversation:
         self.slots += segments.first.in_slots.length
         self.logical += length
         self.text_tail = length - 1 - max(visual_ends) if visual_ends else self.text_tail + length
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or pickle keeps: steps go on in a call that begins anew, and without the model's modules."""
+        steps = None if self.steps is None else replace(self.steps, rotary=None)
+        return {**self.__dict__, "steps": steps, "stepping": False}
 
     def fed(self, segment: int) -> int:
         """Tokens that the layers of a segment were fed."""

@@ -136,7 +136,7 @@ class ForwardPass:
         visual_counts = self.layout.tokens_per_row()
         text_counts = [n - v for n, v in zip(counts, visual_counts)]
         if removes:
-            self._selections = self._decide(embeds, _several_axes(call.positions))
+            self._selections = self._decide(embeds, call.has_axes)
         cut = Cut.whole(valid, padded)
         if self._selections or not right_aligned:
             alive = valid.clone()
@@ -296,8 +296,3 @@ class ForwardPass:
         check_lengths(cache, conversation, self.composition)
         attach(cache, conversation)
         self.lease.used = True
-
-
-def _several_axes(positions: Any) -> bool:
-    """Whether position ids are those of M-RoPE, which every token keeps."""
-    return isinstance(positions, Tensor) and positions.dim() == 3

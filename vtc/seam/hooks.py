@@ -10,9 +10,7 @@ import torch
 from torch import nn
 
 from vtc.attention.tap import Change, Tap
-from vtc.calls import generate
 from vtc.calls.balancing import see_losses
-from vtc.calls.cache import has_fixed_length
 from vtc.calls.checkpointing import calls_layers_again, in_backward
 from vtc.calls.composite import CompositeCall
 from vtc.calls.decoder import DecoderCall, LayerCall, cache_of_step
@@ -31,6 +29,7 @@ from vtc.seam.checks.notice import Notices, merged_outside
 from vtc.seam.checks.rebuilt import KeysSeen
 from vtc.seam.composition import Composition
 from vtc.seam.conversation import Lease, conversation_of, resumed
+from vtc.seam.entry.generating import wraps_of_generate
 from vtc.seam.forward import ForwardPass
 from vtc.seam.layers import Layers
 from vtc.seam.listeners import decoder_listeners, module_hooks
@@ -111,24 +110,7 @@ class Seam(Stays):
         self._hook(composite.register_forward_pre_hook(self._before_composite, with_kwargs=True))
         self._hook(composite.register_forward_hook(self._after_composite, with_kwargs=True, always_call=True))
         wraps: list[Wrap] = composition.adapter.record(observer)
-        if hasattr(model, generate.STEP_INPUTS):
-            wraps.append(Wrap(model, generate.STEP_INPUTS, after=self._see_inputs))
-        if hasattr(model, generate.PREFILL):
-            wraps.append(Wrap(model, generate.PREFILL, before=observer.refuse_chunks))
-        if self._offsets.needed and hasattr(model, generate.MAKING_POSITIONS):
-            offsets = self._offsets
-            wraps.append(
-                Wrap(model, generate.MAKING_POSITIONS, before=offsets.before_positions, after=offsets.after_positions)
-            )
-        if composition.reviver is not None and hasattr(model, generate.MAKING_CACHES):
-            wraps.append(Wrap(model, generate.MAKING_CACHES, before=self._refuse_drafts))
-        if hasattr(model, generate.ENCODING_AHEAD):
-            wraps.append(Wrap(model, generate.ENCODING_AHEAD, before=observer.see_prompt))
-        if composition.reads_text and hasattr(model, generate.GENERATE):
-            wraps.append(Wrap(model, generate.GENERATE, before=self.ending.begin, finally_=self.ending.end))
-            if hasattr(model, generate.FINDING_INPUTS):  # else what needs to know the prompt's end says so
-                wraps.append(Wrap(model, generate.FINDING_INPUTS, after=self.ending.see_inputs))
-        for wrap in wraps:
+        for wrap in (*wraps, *wraps_of_generate(composition, observer, self.ending, self._offsets)):
             self._undo.append(wrap.install())
 
     def _install_tower(self) -> None:
@@ -190,16 +172,6 @@ class Seam(Stays):
 
     # ---------------------------------------------------------------- hooks
 
-    def _see_inputs(self, output: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Called with what `generate` will call the model with."""
-        if not isinstance(output, dict):
-            return
-        call = CompositeCall((), output, self.composition.parts.composite)
-        if not has_fixed_length(call.cache) or is_step(cache_of_step((), output), {}):
-            return
-        if conversation_of(call.cache) is not None or call.shows:
-            generate.give_mask_back(output, args, kwargs)
-
     def _before_model(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if is_quiet(args, kwargs):
             return
@@ -257,6 +229,9 @@ class Seam(Stays):
         call = running.enter(call)
         if running.layers is not None:
             check_gaps(running.layers, running.fresh)
+            trains = module.training and torch.is_grad_enabled()
+            if trains and self.composition.prunes and running.layers.has_images and not self.ending.knows(prompt):
+                self._notices.unlabelled()
             if calls_layers_again(module):
                 self._again.see()
                 running.layers.cut_ahead(call)
@@ -310,16 +285,3 @@ class Seam(Stays):
         running = self._running
         if running is not None:
             running.see_rotary(RotaryCall(module, args, kwargs, output))
-
-    def _refuse_drafts(self, args: tuple, kwargs: dict[str, Any]) -> None:
-        reviver = self.composition.reviver
-        if reviver is not None and generate.goes_without_cache(args, kwargs):
-            raise ValueError(
-                f"without a cache each step would choose anew for all tokens before it as well, which {reviver.name} "
-                f"does for new ones alone; leave use_cache=True, or give {reviver.name} revive=False"
-            )
-        if reviver is not None and generate.takes_drafts(args, kwargs):
-            raise ValueError(
-                f"assisted generation takes steps back, which {reviver.name} can't once tokens came back; generate "
-                f"without drafts, or give {reviver.name} revive=False"
-            )

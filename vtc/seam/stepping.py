@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from vtc.calls.cache import CompressedCache, has_fixed_length, own_length
 from vtc.calls.composite import turns_several_axes
-from vtc.calls.decoder import MASK, POSITIONS, ROTARY, cache_of_step
+from vtc.calls.decoder import EMBEDS, HIDDEN, MASK, POSITIONS, ROTARY, cache_of_step
 from vtc.seam.composition import Composition
-from vtc.seam.conversation import Steps
 from vtc.seam.layers import Layers
+from vtc.seam.steps import Steps
 
 
 def steps_of(composition: Composition, layers: Layers, cache: Any, masked: bool) -> Steps | None:
@@ -72,7 +72,7 @@ def is_step(cache: Any, kwargs: dict[str, Any]) -> bool:
 def step(composition: Composition, cache: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """The decoder's arguments, with mask and positions of what its layers hold."""
     steps: Steps = cache._vtc.steps
-    embeds = kwargs["inputs_embeds"]
+    embeds = kwargs[EMBEDS]
     told = kwargs.get(MASK)
     if isinstance(told, Tensor) and told.dim() == 2:
         for segment, visible in enumerate(steps.visible):
@@ -94,7 +94,7 @@ def step_layer(cache: Any, layer: int, args: tuple, kwargs: dict[str, Any]) -> d
     if isinstance(mask, Tensor) and mask.dim() == 4:
         changed[MASK] = mask[:, segment : segment + 1]
     if steps.rotary is not None and segment:
-        hidden = args[0] if args else kwargs["hidden_states"]
+        hidden = args[0] if args else kwargs[HIDDEN]
         own = kwargs[POSITIONS] - (steps.shift[segment] - steps.shift[0])
         changed[ROTARY] = steps.rotary.forward(hidden, own)
     return {**kwargs, **changed}

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vtc.calls.composite import CompositeCall, FeaturesCall, is_real, placeholder_masks, token_asked_for
-from vtc.calls.generate import cuts_prompt, encoded_ahead, new_ids
+from vtc.calls.generate import encoded_ahead, feed_at_once, new_ids, prompt_given
 from vtc.calls.outputs import Output
 from vtc.calls.tower import BlockCall
 from vtc.model.again import Again
@@ -22,8 +22,8 @@ from vtc.tower.prompt import Prompt
 from vtc.tower.recognising import Imprint
 
 _CHUNKS = (
-    "prefill_chunk_size cuts images apart, and a compressed model must see each whole; leave it None (a compressed "
-    "prefill is short)"
+    "the features given are a part of those that were made: the prompt comes in chunks, and a compressed model must "
+    "see each image whole; feed it in one call, or let model.generate do it"
 )
 
 
@@ -132,14 +132,10 @@ class Observer(Stays):
         self._thread.prompt = Prompt()
         self.encoding.forget()
 
-    def refuse_chunks(self, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Called when `generate` begins its prefill.
-
-        Raises:
-            ValueError: in chunks.
-        """
-        if cuts_prompt(args, kwargs):
-            raise ValueError(_CHUNKS)
+    def before_prefill(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Called when `generate` begins its prefill: a prompt with pictures is fed whole."""
+        if CompositeCall((), prompt_given(args, kwargs), self.adapter.parts.composite).shows:
+            feed_at_once(args, kwargs)
 
     def see_prompt(self, args: tuple, kwargs: dict[str, Any]) -> None:
         """Called when `generate` makes features ahead of the first forward pass, or is given some.

@@ -21,7 +21,7 @@ from vtc.ops.clock import Moment
 from vtc.ops.host import on
 from vtc.tower.memory import Biased, BlockMemory
 from vtc.tower.placement import Arrangement, Blend, Move, Placement, padded
-from vtc.tower.sequences import Reduced, Sequence, left_of, places_of_units, sequences_of
+from vtc.tower.sequences import Reduced, Sequence, left_of, places_of_units, repeated, sequences_of
 
 #: Added to the logits of padding rows; finite, so that half precision holds it.
 _NOWHERE = -1e4
@@ -148,8 +148,8 @@ class TowerRun:
         if not heard:
             raise RuntimeError(f"vtc: {self.reducer.name} saw no attention in tower block {block}; run `vtc doctor`")
         query = torch.cat([call.query for call in heard], dim=2)
-        key = torch.cat([_heads(call.key, call) for call in heard], dim=2)
-        value = torch.cat([_heads(call.value, call) for call in heard if call.value is not None], dim=2)
+        key = torch.cat([repeated(call.key, call) for call in heard], dim=2)
+        value = torch.cat([repeated(call.value, call) for call in heard if call.value is not None], dim=2)
         segments = None
         if self.boundaries is not None and len(self.boundaries) > 2:
             place = torch.arange(x.shape[1], device=x.device)
@@ -297,8 +297,3 @@ class TowerRun:
             left_of(rows, self.reducer.count(len(rows)), [s for s in self.sequences if s.image == image], self.merged)
             for image, rows in enumerate(self.maps)
         ]
-
-
-def _heads(x: Tensor, call: Attention) -> Tensor:
-    """Keys or values repeated to the number of query heads."""
-    return x.repeat_interleave(call.query.shape[1] // x.shape[1], dim=1)

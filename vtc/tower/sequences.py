@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from vtc.attention.scores import Attention
 from vtc.method.budget import share_out
 from vtc.method.reduction import Reduction
 from vtc.ops.host import on
@@ -162,3 +163,8 @@ def _sizes(sizes: Tensor, reduction: Reduction, member: int) -> Tensor:
         return sizes[kept]
     mixed = sizes[mixing.source[member]].masked_fill(mixing.weight[member] <= 0, 0)
     return torch.zeros(len(kept), dtype=sizes.dtype, device=sizes.device).index_add(0, mixing.target[member], mixed)
+
+
+def repeated(x: Tensor, call: Attention) -> Tensor:
+    """Keys or values repeated to the number of query heads."""
+    return x.repeat_interleave(call.query.shape[1] // x.shape[1], dim=1)

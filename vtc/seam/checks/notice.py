@@ -1,4 +1,4 @@
-"""Says that nothing was compressed, where pictures were given and vtc could not see where they went."""
+"""Says once what a user should know: that nothing was compressed, or that a prune may choose by the answer."""
 
 import warnings
 
@@ -43,6 +43,19 @@ class Notices:
     def __init__(self, composition: Composition):
         self.composition = composition
         self._said: set[str] = set()
+
+    def unlabelled(self) -> None:
+        """Warn that a prune chooses in training, and may do it by the answer."""
+        prune = self.composition.prunes[0].name
+        if prune not in self._said:
+            self._said.add(prune)
+            warnings.warn(
+                f"vtc: {prune} chooses by the last token of each row, for a call in training has no labels that tell "
+                "where the prompt ends (a trainer with a loss of its own, or label smoothing, takes them out); wrap it "
+                "in vtc.prompt_length(model, length)",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def unseen(self, prompt: Prompt, shape: tuple[int, int], why: str) -> Trace:
         """Warn that a call with pictures ran uncompressed.

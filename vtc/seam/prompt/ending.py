@@ -55,6 +55,10 @@ class PromptEnding(threading.local):
 
     # ---------------------------------------------------------------- what they told
 
+    def knows(self, prompt: Prompt) -> bool:
+        """Whether anybody tells where the prompts of a call end."""
+        return bool(self._told or self._generating) or prompt.labels is not None
+
     def of(self, prompt: Prompt, layout: Layout, past: int) -> dict[tuple[int, int], int] | None:
         """The places in a call where prompts end.
 
