@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 #: Methods that a compressed cache has to answer otherwise: those that tell lengths, and the one that fills it.
 LENGTH, MASK_SIZES, UPDATE = "get_seq_length", "get_mask_sizes", "update"
 PREFETCH = "prefetch"
+_ASKED = (LENGTH, MASK_SIZES, UPDATE)
 
 
 def tokens_in(cache: "Cache | None") -> int:
@@ -26,16 +27,21 @@ def tokens_in(cache: "Cache | None") -> int:
     return int(cache.get_seq_length())  # static layers count on their device
 
 
+def can_be_asked(cache: Any) -> bool:
+    """Whether a cache can be asked as transformers' caches are; that of continuous batching can't."""
+    return all(hasattr(cache, name) for name in _ASKED)
+
+
 def check_asked(cache: Any) -> None:
     """Refuse a cache that can't be asked as transformers' caches are.
 
     Raises:
         RuntimeError: it can't.
     """
-    missing = [name for name in (LENGTH, MASK_SIZES, UPDATE) if not hasattr(cache, name)]
-    if missing:
+    if not can_be_asked(cache):
+        missing = next(name for name in _ASKED if not hasattr(cache, name))
         raise RuntimeError(
-            f"vtc: a {type(cache).__name__} has no {missing[0]}, so how much a cache holds, and what was removed from "
+            f"vtc: a {type(cache).__name__} has no {missing}, so how much a cache holds, and what was removed from "
             "it, is not known; run `vtc doctor`, or call vtc.unpatch"
         )
 
