@@ -273,9 +273,10 @@ class Dots3Note(Gridded):
     name = "dots3_note"
     config_name = "Dots3NoteConfig"
     text: ClassVar = KimiK25.text | {"index_head_dim": 16, "index_n_heads": 2, "n_group": 1}
-    text |= {"head_dim": 16, "index_topk": 12, "shared_experts_intermediate_size": 32, "use_sliding_window": False}
+    text |= {"head_dim": 16, "index_topk": 512, "shared_experts_intermediate_size": 32, "use_sliding_window": False}
     vision: ClassVar = VISION | {"adapter_in_dim": 32, "adapter_out_dim": 64, "moe_intermediate_size": 32}
     vision |= {"num_local_experts": 4, "num_experts_per_tok": 2, "mlp_layer_types": ["dense"] * 4}
+    temporal = 1
     vision |= {"per_layer_config": {}}
     hears: ClassVar = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     hears |= {"feature_size": 16, "downsample_hidden_size": 8, "adapter_input_size": 32, "adapter_out_dim": 64}
@@ -287,7 +288,7 @@ class HunYuanVL(Gridded):
 
     name = "hunyuan_vl"
     config_name = "HunYuanVLConfig"
-    text: ClassVar = {"head_dim": 16}
+    text: ClassVar = {"head_dim": 16, "rope_parameters": {"rope_type": "default", "mrope_section": [2, 2, 2, 2]}}
     vision: ClassVar = VISION | {"out_hidden_size": 64, "text_hidden_size": 64, "max_image_size": 64}
     token_ids: ClassVar = {"image_token_id": IMAGE, "im_start_id": START, "im_end_id": END}
     temporal = 1

@@ -176,6 +176,9 @@ class MiniCPMV4_7(MiniCPMOcr):
     name = "minicpmv4_7"
     config_name = "MiniCPMV4_7Config"
 
+    def extras(self, input_ids, attention_mask):
+        return {"mm_token_type_ids": (input_ids == IMAGE).int()}
+
     def image_tokens(self, size, images_in_row):
         return [START, *[IMAGE] * (size[0] * size[1] // 16), END]
 
@@ -187,7 +190,7 @@ class Step3p7(Llava):
     config_name = "Step3p7Config"
 
     def config(self, text):
-        text = decoder(text, **EXPERTS, head_dim=16, n_routed_experts=4, num_local_experts=4, share_expert_dim=32)
+        text = decoder(text, **EXPERTS, head_dim=16, n_routed_experts=4, num_local_experts=4, share_expert_dim=32, sliding_window=12)
         vision = tower(image_size=64)
         return getattr(transformers, self.config_name)(vision_config=vision, text_config=text, image_token_id=IMAGE)
 
@@ -264,6 +267,7 @@ class DeepseekOcr2(Llava):
         encoder = decoder({}, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2)
         vision = {"sam_config": sam, "encoder_config": encoder}
         text = decoder(text, **EXPERTS, n_routed_experts=4, num_key_value_heads=4, n_group=1, topk_group=1)
+        text["mlp_layer_types"] = ["dense"] + ["sparse"] * (text["num_hidden_layers"] - 1)
         options = {"image_token_id": IMAGE, "tie_word_embeddings": False}
         return getattr(transformers, self.config_name)(vision_config=vision, text_config=text, **options)
 

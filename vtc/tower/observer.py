@@ -186,7 +186,8 @@ class Observer(Stays):
         if self.encoding.depth > 1:  # Qwen3-VL makes video features by its own call for images
             return
         pooled = Output(output).pooled
-        sizes = sizes_of(output if pooled is None else pooled)
+        told = next((made for made in (pooled, Output(output).last) if made is not None), output)
+        sizes = sizes_of(told)
         features = replace(self.encoding.features, sizes=sizes, images=len(sizes))
         if features.tower is not None and sizes and sum(sizes) != sum(map(len, features.tower.maps)):
             family = self.adapter.parts.family
