@@ -74,6 +74,7 @@ class Adapter(Finder):
             blocks=blocks,
             has_cls=self.tower is not None and has_cls(self.tower),
             feature_layer=max(block_of_hidden_state(layer, len(blocks)) for layer in self.feature_layers),
+            stacked=getattr(getattr(decoder, "config", None), "altup_num_inputs", 1) > 1,
         )
 
     @classmethod

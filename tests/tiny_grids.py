@@ -84,6 +84,13 @@ class Glm46V(Glm4v):
         return getattr(transformers, self.config_name)(text_config=text, vision_config=vision, **self.token_ids)
 
 
+class GlmGa(Glm46V):
+    """The same by yet another name."""
+
+    name = "glmga"
+    config_name = "GlmgaConfig"
+
+
 class GlmOcr(Glm46V):
     """GLM-4V without the learned positions."""
 
@@ -315,7 +322,7 @@ class Qwen4Exp(Qwen3_5Moe):
 
 
 GRIDDED = (
-    *(Exaone4_5, HyperClovaX, Glm46V, GlmOcr, Glm4vMoe, PaddleOcrVL, Qwen3_5Moe, CohereCompass, Cosmos3Omni),
+    *(Exaone4_5, HyperClovaX, Glm46V, GlmGa, GlmOcr, Glm4vMoe, PaddleOcrVL, Qwen3_5Moe, CohereCompass, Cosmos3Omni),
     *(Cosmos3Edge, Qwen2_5Omni, Qwen3Omni, KimiK25, MiniMaxM3, MuseGlimmer, MuseSpark, Lfm3VL, Dots3Note),
     *(HunYuanVL, Qwen4Exp),
 )

@@ -15,6 +15,13 @@ SAM = {"hidden_size": 32, "output_channels": 16, "num_hidden_layers": 4, "num_at
 SAM |= {"image_size": 64, "patch_size": 4, "window_size": 4, "global_attn_indexes": [1, 3], "mlp_dim": 64}
 
 
+def renamed(config, config_class):
+    """A configuration as one of another class with the same fields."""
+    fields = config.to_dict()
+    del fields["model_type"]
+    return config_class(**fields)
+
+
 class QianfanOcr(InternVL):
     """InternVL's tiles before Qwen3."""
 
@@ -70,22 +77,20 @@ class ShieldGemma2(Gemma3):
     """Gemma 3 by another name."""
 
     name = "shieldgemma2"
+    config_name = "ShieldGemma2Config"
 
     def config(self, text):
-        config = super().config(text)
-        config.model_type = self.name
-        return config
+        return renamed(super().config(text), getattr(transformers, self.config_name))
 
 
 class PPChart2Table(GotOcr2):
     """GOT-OCR 2 by another name."""
 
     name = "pp_chart2table"
+    config_name = "PPChart2TableConfig"
 
     def config(self, text):
-        config = super().config(text)
-        config.model_type = self.name
-        return config
+        return renamed(super().config(text), getattr(transformers, self.config_name))
 
 
 class Gemma4Unified(Gemma4):
