@@ -10,6 +10,7 @@ _DECODERS = ("language_model", "text_model")
 _INSIDE = ("model", "decoder")
 _TOWERS = ("vision_tower", "visual", "vision_model", "vision_embed_tokens", "vision_encoder", "encoder")
 _ATTENTIONS = ("self_attn", "attn", "attention", "self_attention")
+_DECAY = "A_log"  # what a recurrent layer forgets by; some go by the name of an attention
 _RECURRENT = ("linear_attn", "conv", "mamba")
 _MLPS = ("mlp", "feed_forward", "block_sparse_moe", "moe", "ffn")
 _SECOND_NORMS = ("layer_norm2", "norm2", "layernorm_after", "ffn_norm", "post_attention_layernorm")
@@ -95,6 +96,8 @@ class Finder:
     def find_attention(self, layer: nn.Module) -> nn.Module | None:
         """The attention module of a layer, or None."""
         attention = child(layer, _ATTENTIONS)
+        if attention is not None and is_recurrent(attention):
+            return None
         inner = attention._modules.get("attention") if attention is not None else None  # BERT-like towers nest it
         return attention if inner is None else inner
 
@@ -112,7 +115,8 @@ class Finder:
         Raises:
             ValueError: one of them was not found.
         """
-        return {"attention": child(layer, _RECURRENT) or self.attention(layer), "mlp": self.mlp(layer)}
+        recurrent = child(layer, _RECURRENT) or next(filter(is_recurrent, layer.children()), None)
+        return {"attention": recurrent or self.attention(layer), "mlp": self.mlp(layer)}
 
     def second_norm(self, block: nn.Module) -> nn.Module:
         """The norm between attention and MLP of a tower block.
@@ -159,6 +163,11 @@ class Finder:
 def is_two_stacks(model: nn.Module) -> bool:
     """Whether a model is an encoder and a decoder that reads what the encoder gives."""
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def is_recurrent(mixer: nn.Module) -> bool:
+    """Whether a module that mixes tokens forgets as it goes, whatever it is called."""
+    return any(hasattr(part, _DECAY) for part in mixer.modules())
 
 
 def child(layer: nn.Module, names: tuple[str, ...]) -> nn.Module | None:

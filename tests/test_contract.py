@@ -11,6 +11,7 @@ from contract import (
     METHODS,
     MORE,
     NEW,
+    SURVEYED,
     check_rows,
     model_of,
     refusal,
@@ -78,6 +79,12 @@ def test_more_families_decode_or_say_why_not(family, method, name):
 @product(family=MORE, spec=COMPOSED, name=["ragged", "text_row"], each="value")
 def test_more_families_compose_or_say_why_not(family, spec, name):
     check_works_or_says_why_not(family, spec, name)
+
+
+@product(family=SURVEYED, method=METHODS, name=["ragged", "text_row"], each="value")
+def test_surveyed_families_work_or_say_why_not(family, method, name):
+    name = name if EVERY[family].padded_alike else "single"
+    check_works_or_says_why_not(family, spec_of(method, family), name)
 
 
 @cache

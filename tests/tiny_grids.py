@@ -291,9 +291,10 @@ class Dots3Note(Gridded):
 
 
 class HunYuanVL(Gridded):
-    """Line breaks and marks among the features; positions of four axes."""
+    """Line breaks and marks among the features; positions of four axes, of which one counts the pictures of a batch."""
 
     name = "hunyuan_vl"
+    padded_alike = False
     config_name = "HunYuanVLConfig"
     text: ClassVar = {"head_dim": 16, "rope_parameters": {"rope_type": "default", "mrope_section": [2, 2, 2, 2]}}
     vision: ClassVar = VISION | {"out_hidden_size": 64, "text_hidden_size": 64, "max_image_size": 64}

@@ -17,9 +17,10 @@ INDEX = {"index_topk": 512, "index_head_dim": 16, "index_n_heads": 2}
 
 
 class MistralLarge4(Mistral3):
-    """Pixtral before latent attention with an indexer; some layers turn nothing."""
+    """Pixtral before latent attention with an indexer; queries are scaled by positions, which count padding."""
 
     name = "mistral_large4"
+    padded_alike = False
     config_name = "MistralLarge4Config"
 
     def config(self, text):

@@ -53,7 +53,7 @@ class FastVlm(Llava):
 
 
 class Gemma3n(Llava):
-    """MobileNet v5: convolutions; inputs for each layer, keys that the last layers share, several streams."""
+    """A tower of convolutions (ResNet-18 in place of a MobileNet that is large at any size); several streams."""
 
     name = "gemma3n"
     config_name = "Gemma3nConfig"
@@ -61,20 +61,20 @@ class Gemma3n(Llava):
     def config(self, text):
         more = {"head_dim": 16, "sliding_window": 12, "vocab_size_per_layer_input": 96, **kinds(text, SLIDING)}
         more |= {"hidden_size_per_layer_input": 8, "laurel_rank": 8, "num_kv_shared_layers": 0}
-        vision = {"hidden_size": 2048, "vocab_offset": 128, "vocab_size": 8}
+        vision = {"architecture": "resnet18", "hidden_size": 512, "vocab_offset": 128, "vocab_size": 8}
         hears = {"vocab_offset": 136, "vocab_size": 8, "hidden_size": 32, "conf_num_attention_heads": 2}
         hears |= {"conf_num_hidden_layers": 1, "sscp_conv_channel_size": [8, 8], "input_feat_size": 16}
         ids = {"image_token_id": 1, "audio_token_id": 9, "boi_token_id": START, "eoi_token_id": END}
-        options = {"vision_soft_tokens_per_image": 256, **ids, "image_token_id": IMAGE}
+        options = {"vision_soft_tokens_per_image": 16, **ids, "image_token_id": IMAGE}
         text = decoder(text, **more)
         config_class = getattr(transformers, self.config_name)
         return config_class(text_config=text, vision_config=vision, audio_config=hears, **options)
 
     def image_tokens(self, size, images_in_row):
-        return [START, *[IMAGE] * 256, END]
+        return [START, *[IMAGE] * 16, END]
 
     def pixels(self, config, rows):
-        return {"pixel_values": square_pixels(rows, 64)}
+        return {"pixel_values": square_pixels(rows, 128)}
 
 
 TIMM = (PerceptionLM, FastVlm, Gemma3n)
