@@ -34,7 +34,7 @@ class UnmappedAdapter(Adapter):
     )
     fills_in: ClassVar[tuple[str, ...]] = (PLACEHOLDERS, MERGING)
 
-    #: Of these, llama4 and granite4_vision make the features of all tiles as one list of tokens, idefics2 of all pictures.
+    #: Of these, llama4 and granite4_vision make the features of all tiles as one list, idefics2 those of all pictures.
     _runs: ClassVar[tuple[str, ...]] = ("llama4", "granite4_vision", "idefics2")
     #: And these ask the tower with learned queries.
     _resampled: ClassVar[tuple[str, ...]] = ("aria", "idefics2")

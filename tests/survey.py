@@ -33,7 +33,9 @@ BEGIN, END = "<!-- survey: written by python tests/survey.py --write -->", "<!--
 #: model_type -> class, as the auto-mapping has them.
 CLASSES: dict[str, str] = dict(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
 #: model_type -> its tiny model.
-BUILT: dict[str, Family] = {**SURVEYED, **MORE, **FAMILIES} | ({"nemotron_h_omni": NemotronOmni()} if HAS_NEMOTRON else {})
+BUILT: dict[str, Family] = {**SURVEYED, **MORE, **FAMILIES} | (
+    {"nemotron_h_omni": NemotronOmni()} if HAS_NEMOTRON else {}
+)
 #: What a class without a tiny model needs to be told to be made.
 OPTIONS: dict[str, dict] = {"chameleon": {"vocabulary_map": {"<image>": 1}}}
 OPTIONS["diffusion_gemma"] = {"text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}}
@@ -88,7 +90,9 @@ def surveyed(name: str) -> Row:
     if (why := refusal(model)) is not None:
         return Row(name, why, why, why)
     one, two = scenario(family, "ragged")[:2]
-    subject = Subject(name, model, tuple(family.inputs(model, [row]) for row in (one, two)), family.inputs(model, [one, two]))
+    subject = Subject(
+        name, model, tuple(family.inputs(model, [row]) for row in (one, two)), family.inputs(model, [one, two])
+    )
     prunes = [spec for spec in PRUNES if refusal(model, spec.format(keep=0.5)) is None]
     specs = [SELECTOR, (prunes or PRUNES)[0], READER]
     for attention in subject.offered():

@@ -1,4 +1,4 @@
-"""The table of every image-text-to-text class: it is whole, its numbers are its rows', and its rows are what runs say."""
+"""The table of every image-text-to-text class: it is whole, its numbers are its rows', its rows are what runs say."""
 
 import re
 import zlib

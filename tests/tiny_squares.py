@@ -1,12 +1,10 @@
 """Tiny families whose pictures are squares, tiles, or padded to one size, and that came to be tried in a survey."""
 
-from typing import ClassVar
-
 import torch
 import transformers
 from families import Gemma3, InternVL, Llava, Mistral3
-from tiny_base import END, IMAGE, PAD, START, Family, decoder, images, siglip, square_pixels, tower
-from tiny_own import Gemma4, MiniCPMV4_6, Qwen3_5
+from tiny_base import END, IMAGE, START, Family, decoder, images, siglip, square_pixels, tower
+from tiny_own import Gemma4, MiniCPMV4_6
 from tiny_plain import DeepseekVL, GotOcr2
 from tiny_smolvlm import SmolVLM
 
@@ -195,7 +193,15 @@ class Step3p7(Llava):
     config_name = "Step3p7Config"
 
     def config(self, text):
-        text = decoder(text, **EXPERTS, head_dim=16, n_routed_experts=4, num_local_experts=4, share_expert_dim=32, sliding_window=12)
+        text = decoder(
+            text,
+            **EXPERTS,
+            head_dim=16,
+            n_routed_experts=4,
+            num_local_experts=4,
+            share_expert_dim=32,
+            sliding_window=12,
+        )
         vision = tower(image_size=64)
         return getattr(transformers, self.config_name)(vision_config=vision, text_config=text, image_token_id=IMAGE)
 

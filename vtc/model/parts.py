@@ -65,8 +65,8 @@ class Parts:
         """
         if self.stacked:
             raise ValueError(
-                f"{wanted_by} removes tokens between decoder layers, and those of {self.family} pass on several streams "
-                "at once, which it can't cut; choose a selector such as 'divprune'"
+                f"{wanted_by} removes tokens between decoder layers, and those of {self.family} pass on several "
+                "streams at once, which it can't cut; choose a selector such as 'divprune'"
             )
         if not 0 <= index < len(self.layers):
             raise ValueError(
