@@ -51,6 +51,11 @@ class FastVlm(Llava):
     def pixels(self, config, rows):
         return {"pixel_values": square_pixels(rows, 128)}
 
+    def build(self, *args, **kwargs):
+        model = super().build(*args, **kwargs)
+        model.model.multi_modal_projector.linear_1.weight.data.mul_(16)  # else pictures hardly matter
+        return model
+
 
 class Gemma3n(Llava):
     """A tower of convolutions (ResNet-18 in place of a MobileNet that is large at any size); several streams."""
