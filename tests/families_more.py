@@ -3,6 +3,7 @@
 import importlib.util
 
 import transformers
+from releases import HERE
 from tiny_base import Family
 from tiny_grids import GRIDDED
 from tiny_own import (
@@ -73,8 +74,8 @@ MORE: dict[str, Family] = {family.name: family() for family in (*PLAIN, *OWN, *N
 
 def _is_here(family: type[Family]) -> bool:
     """Whether this release of transformers has a family that came to be tried in the survey of all classes."""
-    name = getattr(family, "config_name", None)
-    return name is None or hasattr(transformers, name)
+    name, since = getattr(family, "config_name", None), getattr(family, "since", (5, 17))
+    return (name is None or hasattr(transformers, name)) and HERE.release[:2] >= since
 
 
 def _has_timm() -> bool:

@@ -24,6 +24,7 @@ class Gridded(Qwen2VL):
         config_name: the configuration's class; a release that has none lacks the family.
         text: of the decoder's configuration, behind what all have.
         temporal: frames that make a patch.
+    since: the first release that is tried.
     """
 
     config_name: str
@@ -31,6 +32,7 @@ class Gridded(Qwen2VL):
     token_ids: ClassVar = {"image_token_id": IMAGE, "video_token_id": VIDEO}
     options: ClassVar[dict] = {"tie_word_embeddings": False}
     temporal = 2
+    since = (5, 17)
 
     def config(self, text):
         config_class = getattr(transformers, self.config_name)
@@ -232,6 +234,7 @@ class MiniMaxM3(Gridded):
     """Sparse attention by blocks, chosen by an indexer, behind dense layers."""
 
     name = "minimax_m3_vl"
+    since = (5, 23)  # in 5.17 its features do not tell how many belong to each picture, which vtc says
     config_name = "MiniMaxM3VLConfig"
     text: ClassVar = {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "dense_intermediate_size": 64}
     text |= {"shared_intermediate_size": 32, "rotary_dim": 8, "index_n_heads": 2, "index_head_dim": 16}
