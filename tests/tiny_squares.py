@@ -1,7 +1,5 @@
 """Tiny families whose pictures are squares, tiles, or padded to one size, and that came to be tried in a survey."""
 
-from inspect import signature
-
 import torch
 import transformers
 from families import Gemma3, InternVL, Llava, Mistral3
@@ -144,10 +142,7 @@ class Fuyu(Family):
     """No tower: patches are embedded by one matrix; line breaks between rows are text. Unit: patches."""
 
     name = "fuyu"
-    #: transformers calls its pictures so at first.
-    named = (
-        "image_patches" if "image_patches" in signature(transformers.FuyuModel.forward).parameters else "pixel_values"
-    )
+    since = (5, 23)  # before, `generate` knows its pictures by another name
     config_name = "FuyuConfig"
     sizes = ((4, 4), (4, 4), (4, 4))
 
@@ -160,7 +155,7 @@ class Fuyu(Family):
         return [*([IMAGE] * size[1] + [END]) * size[0], START]
 
     def pixels(self, config, rows):
-        return {self.named: torch.stack([torch.randn(16, 48, generator=gen) for _, gen in images(rows)])}
+        return {"pixel_values": torch.stack([torch.randn(16, 48, generator=gen) for _, gen in images(rows)])}
 
 
 class MiniCPMOcr(MiniCPMV4_6):
