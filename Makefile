@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run table share-0 share-1 finetune demo test test-all test-part test-versions mutants test-gpu test-lmms test-serve \
-	dist bench lint docs clean
+.PHONY: run table share-0 share-1 finetune demo test test-all test-part test-versions survey mutants test-gpu test-lmms \
+	test-serve dist bench lint docs clean
 
 # In at most three minutes on two cores: the baselines, and of each kind the four methods that did best in
 # docs/methods/results.json (tests/test_best.py holds the list against it), with a quarter and a sixteenth of the tokens.
@@ -68,6 +68,10 @@ test-part: $(VENV)/.done $(VENV)/.llava $(VENV)/.emulator
 # that there are today: each in an environment of its own over this one.
 test-versions: $(VENV)/.done
 	$(BIN)/python tests/versions.py
+
+# The table of every image-text-to-text class in docs/families.md, written anew on the installed transformers.
+survey: $(VENV)/.done
+	$(BIN)/python tests/survey.py --write
 
 # Faults planted in a copy, one at a time: each has to be noticed by what `make test` chooses.
 mutants: $(VENV)/.done $(VENV)/.llava

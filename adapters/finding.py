@@ -7,12 +7,20 @@ from torch import nn
 from vtc.model.parts import Parts
 
 _DECODERS = ("language_model", "text_model")
+_INSIDE = ("model", "decoder")
 _TOWERS = ("vision_tower", "visual", "vision_model", "vision_embed_tokens", "vision_encoder", "encoder")
 _ATTENTIONS = ("self_attn", "attn", "attention", "self_attention")
+_DECAY = "A_log"  # what a recurrent layer forgets by; some go by the name of an attention
 _RECURRENT = ("linear_attn", "conv", "mamba")
 _MLPS = ("mlp", "feed_forward", "block_sparse_moe", "moe", "ffn")
 _SECOND_NORMS = ("layer_norm2", "norm2", "layernorm_after", "ffn_norm", "post_attention_layernorm")
 _PROJECTORS = ("multi_modal_projector", "aligner", "connector", "mm_projector")
+
+#: Why nothing can be removed where a decoder's own sequence has no visual tokens, and the way out.
+CROSSES = (
+    "its decoder reads pictures through cross attention, so no visual token stands in its sequence and none can be "
+    "removed there; choose a model that puts visual tokens in place of placeholders, as LLaVA does"
+)
 
 
 class Finder:
@@ -35,17 +43,30 @@ class Finder:
         fills_in = [m for m in model.modules() if any(hasattr(m, name) for name in self.fills_in)]
         found = [m for m in fills_in if self._decoder_in(m) is not None]
         if not found:
-            raise ValueError(
-                f"{self.family}: no module with {' or '.join(self.fills_in)} and a language model was found, so there "
-                "are no visual placeholders to compress; vtc needs a vision-language model of transformers >= 5"
-            )
+            raise ValueError(f"{self.family}: {self._why_none(model, bool(fills_in))}")
         return found[-1]
+
+    def _why_none(self, model: nn.Module, fills_in: bool) -> str:
+        """Why a model has no module that puts visual features into a decoder's sequence, and the way out."""
+        if fills_in:
+            return (
+                "its decoder fills the visual placeholders itself, so nothing hands it a sequence that could be "
+                "shortened first; vtc needs a model whose language model is a module of its own"
+            )
+        if is_two_stacks(model) or any("cross" in name.rpartition(".")[2].lower() for name, _ in model.named_modules()):
+            return CROSSES
+        return (
+            f"no module with {' or '.join(self.fills_in)} and a language model was found, so there are no visual "
+            "placeholders to compress; vtc needs a vision-language model of transformers >= 5"
+        )
 
     def find_decoder(self, composite: nn.Module) -> nn.Module:
         """The module that owns the decoder layers and takes `inputs_embeds`."""
         decoder = self._decoder_in(composite)
         while decoder is not None and not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
-            decoder = getattr(decoder, "model", None)
+            if is_two_stacks(decoder):
+                raise ValueError(f"{self.family}: {CROSSES}")
+            decoder = child(decoder, _INSIDE)
         if decoder is None or not layers_of(decoder):
             raise ValueError(f"{self.family}: its language model has no list of decoder layers that vtc can hook")
         return decoder
@@ -75,6 +96,8 @@ class Finder:
     def find_attention(self, layer: nn.Module) -> nn.Module | None:
         """The attention module of a layer, or None."""
         attention = child(layer, _ATTENTIONS)
+        if attention is not None and is_recurrent(attention):
+            return None
         inner = attention._modules.get("attention") if attention is not None else None  # BERT-like towers nest it
         return attention if inner is None else inner
 
@@ -92,7 +115,8 @@ class Finder:
         Raises:
             ValueError: one of them was not found.
         """
-        return {"attention": child(layer, _RECURRENT) or self.attention(layer), "mlp": self.mlp(layer)}
+        recurrent = child(layer, _RECURRENT) or next(filter(is_recurrent, layer.children()), None)
+        return {"attention": recurrent or self.attention(layer), "mlp": self.mlp(layer)}
 
     def second_norm(self, block: nn.Module) -> nn.Module:
         """The norm between attention and MLP of a tower block.
@@ -134,6 +158,16 @@ class Finder:
         layers = {id(m) for layer in self.parts.layers for m in layer.modules()}
         modules = self.parts.decoder.modules()
         return [m for m in modules if "Rotary" in type(m).__name__ and id(m) not in layers]
+
+
+def is_two_stacks(model: nn.Module) -> bool:
+    """Whether a model is an encoder and a decoder that reads what the encoder gives."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def is_recurrent(mixer: nn.Module) -> bool:
+    """Whether a module that mixes tokens forgets as it goes, whatever it is called."""
+    return any(hasattr(part, _DECAY) for part in mixer.modules())
 
 
 def child(layer: nn.Module, names: tuple[str, ...]) -> nn.Module | None:

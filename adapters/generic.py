@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vtc.adapters.cells import cells_of_grid, joined, means, runs_by_row, square_cells
 from vtc.adapters.finding import Finder, block_of_hidden_state, has_cls, layers_of, longest_list
-from vtc.adapters.grids import config_grid, pixel_grid, told_grids
+from vtc.adapters.grids import are_flat, config_grid, pixel_grid, told_grids
 from vtc.adapters.seen import check_seen, origins
 from vtc.calls.cache import tokens_in
 from vtc.calls.composite import (
@@ -74,6 +74,7 @@ class Adapter(Finder):
             blocks=blocks,
             has_cls=self.tower is not None and has_cls(self.tower),
             feature_layer=max(block_of_hidden_state(layer, len(blocks)) for layer in self.feature_layers),
+            stacked=getattr(getattr(decoder, "config", None), "altup_num_inputs", 1) > 1,
         )
 
     @classmethod
@@ -184,7 +185,8 @@ class Adapter(Finder):
         if told is not None or takes_sizes(self.tower):
             return told or self.unknown_grid(features, tokens)
         grid = pixel_grid(features.shapes, tokens) if self.follows_patches else None
-        grid = grid or config_grid(self.parts.composite.config, tokens)
+        if grid is None and not are_flat(features.shapes):
+            grid = config_grid(self.parts.composite.config, tokens)
         return self.unknown_grid(features, tokens) if grid is None else (grid,)
 
     def unknown_grid(self, features: Features, tokens: int) -> tuple[Grid, ...]:

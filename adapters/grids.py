@@ -31,6 +31,8 @@ def _told_grid(arguments: dict[str, Any], kind: str, index: int, tokens: int) ->
         merge = round((t * h * w / tokens) ** 0.5)
         if merge and t * (h // merge) * (w // merge) == tokens:
             return Grid(0, t, h // merge, w // merge)
+        if (grid := _broken_grid(t, h, w, tokens)) is not None:
+            return grid
     for name in SIDES:
         sizes = arguments.get(name)
         if sizes is not None and index < len(sizes):
@@ -42,6 +44,18 @@ def _told_grid(arguments: dict[str, Any], kind: str, index: int, tokens: int) ->
         width, height = (int(side) + 1 for side in places[index].amax(dim=0))
         return _even(height, width, tokens)
     return None
+
+
+def _broken_grid(t: int, h: int, w: int, tokens: int) -> Grid | None:
+    """A grid in patches with a line break behind each row of tokens, and for one frame maybe a mark at either end."""
+    found = [
+        Grid(0, t, h // merge, w // merge, row_end=1, front=marks, end=marks)
+        for merge in range(1, min(h, w) + 1)
+        for marks in (0, 1)
+        if h % merge == w % merge == 0 and (t == 1 or not marks)
+    ]
+    fitting = [grid for grid in found if len(grid) == tokens]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def config_grid(config: Any, tokens: int) -> Grid | None:
@@ -69,6 +83,11 @@ def pixel_grid(shapes: dict[str, tuple[int, ...]], tokens: int) -> Grid | None:
     """The grid of `tokens` of one of the pictures [images, 3, H, W] that a call was given, all of one size."""
     sides = [shape[-2:] for shape in shapes.values() if len(shape) == 4]
     return _even(*sides[0], tokens) if len(sides) == 1 else None
+
+
+def are_flat(shapes: dict[str, tuple[int, ...]]) -> bool:
+    """Whether what a call was given are lists of patches, whose rows and columns the config of a picture can't tell."""
+    return bool(shapes) and all(len(shape) < 4 for shape in shapes.values())
 
 
 def _even(height: int, width: int, tokens: int) -> Grid | None:

@@ -68,6 +68,18 @@ class SmolVLMAdapter(Adapter):
         return [len(places) for _, places in self._split(ids == config.image_token_id, features, ids)]
 
 
+class GraniteDoclingAdapter(SmolVLMAdapter):
+    """The same tiles and marks; which patches a token is made of is measured, and reducers do not run."""
+
+    families: ClassVar[tuple[str, ...]] = ("granite_docling",)
+    follows_patches: ClassVar[bool] = False
+
+    @property
+    def projector(self) -> None:  # type: ignore[override]
+        """None: what merges the patches stands inside the tower."""
+        return None
+
+
 def pictures(places: Tensor, ids: list[int]) -> list[Tensor]:
     """The placeholders of a row, picture by picture.
 

@@ -1,7 +1,8 @@
 """Families whose towers mix, resample or reorder patches in ways that no rule here follows from patch to visual token.
 
 llama4's CLS token stands last; video_llama_3 and minicpmv4_6 merge in windows of their own; aria asks the tower with
-learned queries; gemma4, granite4_vision and lfm2_vl make another number of tokens than patches allow.
+learned queries, idefics2 too; gemma4, granite4_vision and lfm2_vl make another number of tokens
+than patches allow; step3p7 has convolutions behind its blocks, minicpmv4_7 merges between them.
 """
 
 from dataclasses import replace
@@ -11,6 +12,7 @@ from torch import nn
 
 from vtc.adapters.generic import Adapter
 from vtc.adapters.grids import tile_grids
+from vtc.calls.composite import MERGING, PLACEHOLDERS
 from vtc.model.layout import Grid
 from vtc.tower.features import Features
 
@@ -26,12 +28,16 @@ class UnmappedAdapter(Adapter):
         "gemma4",
         "granite4_vision",
         "lfm2_vl",
+        "idefics2",
+        "minicpmv4_7",
+        "step3p7",
     )
+    fills_in: ClassVar[tuple[str, ...]] = (PLACEHOLDERS, MERGING)
 
-    #: Of these, llama4 and granite4_vision make the features of all tiles as one list of tokens.
-    _runs: ClassVar[tuple[str, ...]] = ("llama4", "granite4_vision")
+    #: Of these, llama4 and granite4_vision make the features of all tiles as one list, idefics2 those of all pictures.
+    _runs: ClassVar[tuple[str, ...]] = ("llama4", "granite4_vision", "idefics2")
     #: And these ask the tower with learned queries.
-    _resampled: ClassVar[tuple[str, ...]] = ("aria",)
+    _resampled: ClassVar[tuple[str, ...]] = ("aria", "idefics2")
 
     @property
     def image_is_run(self) -> bool:  # type: ignore[override]

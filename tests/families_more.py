@@ -1,7 +1,11 @@
 """More families, as `families.py` has them: variants of those, decoders of other makes, and videos."""
 
+import importlib.util
+
 import transformers
+from releases import HERE
 from tiny_base import Family
+from tiny_grids import GRIDDED
 from tiny_own import (
     Ernie4_5VLMoe,
     Gemma4,
@@ -27,6 +31,9 @@ from tiny_plain import (
     VideoLlama3,
     VideoLlava,
 )
+from tiny_sparse import SPARSE
+from tiny_squares import SQUARES
+from tiny_timm import TIMM
 from tiny_videos import (
     InternVLVideo,
     LlavaNextVideoVideo,
@@ -63,3 +70,24 @@ VIDEOS = (
 #: Molmo2 came to transformers after 5.17.
 NEW = (Molmo2,) if hasattr(transformers, "Molmo2Config") else ()
 MORE: dict[str, Family] = {family.name: family() for family in (*PLAIN, *OWN, *NEW, *VIDEOS)}
+
+
+def _is_here(family: type[Family]) -> bool:
+    """Whether this release of transformers has a family that came to be tried in the survey of all classes."""
+    name, since = getattr(family, "config_name", None), getattr(family, "since", (5, 17))
+    return (name is None or hasattr(transformers, name)) and HERE.release[:2] >= since
+
+
+def _has_timm() -> bool:
+    """Whether timm can be imported, which needs a torchvision made for this torch."""
+    try:
+        return importlib.util.find_spec("timm") is not None and importlib.import_module("timm") is not None
+    except (ImportError, RuntimeError):
+        return False
+
+
+HAS_TIMM = _has_timm()
+#: Families of the survey of all classes (`survey.py`), refused ones among them.
+SURVEYED: dict[str, Family] = {
+    family.name: family() for family in (*GRIDDED, *SQUARES, *SPARSE, *(TIMM if HAS_TIMM else ())) if _is_here(family)
+}

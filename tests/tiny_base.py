@@ -62,6 +62,7 @@ class Family:
         flash: transformers lets the family run under flash attention.
         expands: `generate` knows beams and several returned sequences (transformers fails on the bare model otherwise).
         cacheless: `generate` knows `use_cache=False` (likewise).
+        padded_alike: transformers gives each row of a padded batch what it gives alone.
         image_id: the placeholder's id.
         salt: added to the seed of the weights, where the first ones generate nothing but one token.
     """
@@ -72,6 +73,7 @@ class Family:
     flash = True
     expands = True
     cacheless = True
+    padded_alike = True
     image_id = IMAGE
     salt = 0
 

@@ -139,12 +139,12 @@ def fed(model: Any, told: Feed, length: int, visual: int) -> Iterator[None]:
         adapter.parts.layers
     )
     handles = [adapter.parts.decoder.register_forward_pre_hook(enter, with_kwargs=True)]
-    for index, (layer, view) in enumerate(zip(adapter.parts.layers, views, strict=True)):
-        if index in adapter.recurrent and view.dropped.any():
-            raise NotCheckableError(f"decoder layer {index} has no attention, so it can't be told what it sees")
-        if index not in adapter.recurrent and (view.dropped.any() or told.generated):
-            handles.append(layer.register_forward_pre_hook(hook(view), with_kwargs=True))
     try:
+        for index, (layer, view) in enumerate(zip(adapter.parts.layers, views, strict=True)):
+            if index in adapter.recurrent and view.dropped.any():
+                raise NotCheckableError(f"decoder layer {index} has no attention, so it can't be told what it sees")
+            if index not in adapter.recurrent and (view.dropped.any() or told.generated):
+                handles.append(layer.register_forward_pre_hook(hook(view), with_kwargs=True))
         yield
     finally:
         for handle in handles:

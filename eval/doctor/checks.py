@@ -87,7 +87,7 @@ def counts(case: Case) -> float:
     named = [sum(len(image.kept(layer)) for image in run.trace.images) for layer in range(len(counted))]
     if named != counted:
         raise WrongError(f"the trace names {named} tokens in front of the layers and counts {counted}")
-    cached = [None if keys is None else keys - text for keys in run.keys]
+    cached = [keys - text if keys else None for keys in run.keys]  # none in scans and MLPs
     if any(keys not in (None, count) for keys, count in zip(cached, counted)):
         raise WrongError(f"the caches hold {cached} visual tokens, the trace counts {counted}")
     planned = _planned(case, text, given)

@@ -52,6 +52,7 @@ def examine(
     subject: Subject,
     attention: str | None = None,
     share: tuple[int, int] = (0, 1),
+    specs: Sequence[str] = SPECS,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Result]:
     """Make all checks.
@@ -61,6 +62,7 @@ def examine(
         attention: this implementation alone; None: all that are offered.
         share: (i, n): of methods and implementations every n-th pair from the i-th on, so that of several models
             together each method is run under each implementation.
+        specs: of the methods, each with "{keep}" for the budget.
         say: told what is examined next.
     """
     results: list[Result] = []
@@ -74,7 +76,7 @@ def examine(
                 results.append(Result(subject.name, name, UNTOUCHED, "", "refused", _said(error)))
                 continue
             until_here.enter_context(torch.inference_mode())
-            results += _under(subject, name, SPECS[(first + turn) % step :: step])
+            results += _under(subject, name, specs[(first + turn) % step :: step])
     return results
 
 

@@ -91,6 +91,17 @@ class Output:
             setattr(self.value, str(key), value)
 
 
+def tokens_of(output: Any) -> Any:
+    """The visual tokens in what makes features, pooled or as the tower gives them (Fuyu); None where it is no output.
+
+    A list or a tensor of features is that itself.
+    """
+    if isinstance(output, Tensor | tuple | list):
+        return None
+    made = Output(output)
+    return made.last if made.pooled is None else made.pooled
+
+
 def first_of(output: Any) -> Any:
     """A module's output, or the first of several: what a layer, block or attention makes of its input."""
     return output[0] if isinstance(output, tuple | list) else output

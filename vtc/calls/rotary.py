@@ -5,6 +5,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vtc.calls.composite import is_real
+from vtc.calls.roles import parameters
+
 
 @dataclass(frozen=True)
 class RotaryCall:
@@ -24,9 +27,9 @@ class RotaryCall:
     @property
     def told(self) -> Tensor | None:
         """The positions [.., B, n] that it was called with; None where it was called with none."""
-        given = (*self.args, *self.kwargs.values())
-        found = (value for value in given if isinstance(value, Tensor) and not value.is_floating_point())
-        return next(found, None)
+        given = dict(zip(parameters(self.module), self.args)) | self.kwargs
+        found = (value for value in (*self.args, *given.values()) if isinstance(value, Tensor) and not is_real(value))
+        return next(found, given.get("position_ids"))  # Qwen3-Omni counts in real numbers
 
     @property
     def positions(self) -> Tensor:

@@ -18,6 +18,7 @@ class Parts:
         has_cls: whether row 0 of the tower's sequence is a CLS token.
         mapped: whether it is known which patches of the tower make up which visual token.
         feature_layer: index (negative from the end) of the tower block whose output the projector reads.
+        stacked: whether the decoder's layers pass on several streams in one tensor, its first axis theirs.
         twins: the blocks of further towers of the same shape (Video-LLaVA has one for videos).
     """
 
@@ -29,6 +30,7 @@ class Parts:
     has_cls: bool
     feature_layer: int
     mapped: bool = True
+    stacked: bool = False
     twins: tuple[tuple[nn.Module, ...], ...] = ()
 
     def blocks_at(self, index: int) -> list[nn.Module]:
@@ -59,8 +61,13 @@ class Parts:
         """`index` of a decoder layer, checked.
 
         Raises:
-            ValueError: the decoder has no such layer.
+            ValueError: the decoder has no such layer, or nothing can be cut between its layers.
         """
+        if self.stacked:
+            raise ValueError(
+                f"{wanted_by} removes tokens between decoder layers, and those of {self.family} pass on several "
+                "streams at once, which it can't cut; choose a selector such as 'divprune'"
+            )
         if not 0 <= index < len(self.layers):
             raise ValueError(
                 f"{wanted_by}: decoder layer {index} is out of range; "

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vtc.calls.composite import CompositeCall, FeaturesCall, is_real, placeholder_masks, token_asked_for
 from vtc.calls.generate import encoded_ahead, feed_at_once, new_ids, prompt_given
-from vtc.calls.outputs import Output
+from vtc.calls.outputs import tokens_of
 from vtc.calls.tower import BlockCall
 from vtc.model.again import Again
 from vtc.model.flops import BlockRun, lengths_of
@@ -88,7 +88,7 @@ class Observer(Stays):
         Raises:
             ValueError: they are a part of those that were made.
         """
-        pooled, made = Output(output).pooled, self._thread.made.get(kind)
+        pooled, made = tokens_of(output), self._thread.made.get(kind)
         told = call.facts(self.adapter.parts.composite, kind).items()
         facts = {name: early.read(value) if isinstance(value, Tensor) else value for name, value in told}
         for known in (features_with(output), made, self._thread.told.get(kind)):
@@ -147,7 +147,7 @@ class Observer(Stays):
             self.prompt.ids = ids
         call = CompositeCall((), encoded_ahead(args, kwargs), self.adapter.parts.composite)
         for kind, output in (call.ahead or {}).items():
-            if output is not None and (pooled := Output(output).pooled) is not None:
+            if output is not None and (pooled := tokens_of(output)) is not None:
                 told = self._given(kind, output, call, self.prompt.early)
                 if told.imprint is None:
                     self._thread.told[kind] = replace(told, imprint=Imprint(pooled))
@@ -184,7 +184,7 @@ class Observer(Stays):
         """
         if self.encoding.depth > 1:  # Qwen3-VL makes video features by its own call for images
             return
-        pooled = Output(output).pooled
+        pooled = tokens_of(output)
         sizes = sizes_of(output if pooled is None else pooled)
         features = replace(self.encoding.features, sizes=sizes, images=len(sizes))
         if features.tower is not None and sizes and sum(sizes) != sum(map(len, features.tower.maps)):

@@ -85,7 +85,10 @@ class Arrival:
         if len(self.ran) > 1:
             return
         hidden = call.hidden
-        if hidden is None or hidden.shape[1] != self._length:
+        if hidden is None or self._length not in (
+            hidden.shape[1],
+            hidden.shape[-2],
+        ):  # Gemma 3n stacks streams in front
             there = "no hidden state" if hidden is None else f"a hidden state of shape {tuple(hidden.shape)}"
             raise RuntimeError(
                 f"vtc: the decoder of {self.family} was entered with {self._length} tokens a row, and its layer "
