@@ -83,6 +83,8 @@ class Again(Stays):
         """A hook that keeps still where it had its turn."""
 
         def outside(*args: Any, **kwargs: Any) -> Any:
+            if torch.compiler.is_exporting():
+                return None
             if not torch.compiler.is_compiling() and self._thread.passive:
                 return None
             return hook(*args, **kwargs)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -33,7 +34,7 @@ class Wrap:
 
         @functools.wraps(original)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            if not watching:
+            if not watching or torch.compiler.is_exporting():  # what is exported is not looked at
                 return original(*args, **kwargs)
             self.before(args, kwargs)
             try:

@@ -32,6 +32,8 @@ from vtc.seam.composing import (
 from vtc.tower.hooks import blocks_of
 from vtc.tower.listeners import blocks_heard
 
+_ANY = (1, 2, 3, 7, 64, 576, 10**9)  # numbers of tokens
+
 
 @dataclass(frozen=True, eq=False)
 class Composition(Stays):
@@ -230,6 +232,15 @@ class Composition(Stays):
     def reviver(self) -> Prune | None:
         """The prune that brings tokens back in decode steps; None where none does."""
         return next((prune for prune in self.prunes if prune.revives), None)
+
+    @cached_property
+    def keeps_all(self) -> bool:
+        """Whether nothing is removed of any number of tokens: every budget is the whole."""
+        methods = [method for method in (self.reducer, self.selector) if method is not None]
+        if any(prune.adaptive or self.watch(prune).heads for prune in self.prunes):
+            return False
+        alike = all(method.count(n) == n and not getattr(method, "adaptive", False) for n in _ANY for method in methods)
+        return alike and all(prune.count_at(stage, n) == n for n in _ANY for prune, stage in self.prune_at.values())
 
     def removes(self, layout: Layout) -> bool:
         """Whether any method will remove anything from a call, told from counts alone."""

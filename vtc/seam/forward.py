@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc.calls.cache import attach, can_be_asked, has_fixed_length, mark_whole, own_length, tokens_in
+from vtc.calls.cache import attach, has_fixed_length, mark_whole, own_length, tokens_in
 from vtc.calls.decoder import DecoderCall, LayerCall
 from vtc.calls.outputs import Output
 from vtc.calls.rotary import RotaryCall
@@ -66,8 +66,6 @@ class ForwardPass:
 
     def enter(self, call: DecoderCall) -> DecoderCall:
         """The decoder's call, reduced."""
-        if not (self.prompt.shows or self.prompt.placeholders or call.cache is None or can_be_asked(call.cache)):
-            return call  # text in a cache that nobody can have compressed
         embeds: Tensor = call.embeds
         start, (batch, length) = Moment(embeds.device), embeds.shape[:2]
         mask = call.mask

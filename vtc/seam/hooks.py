@@ -23,7 +23,7 @@ from vtc.model.marks import mark
 from vtc.model.offsets import Offsets
 from vtc.model.staying import Stays
 from vtc.model.wrap import Wrap
-from vtc.seam.checks.call import check_balanced, check_entered, check_no_replica
+from vtc.seam.checks.call import check_balanced, check_entered, check_export, check_no_replica, is_uncounted
 from vtc.seam.checks.gaps import check_gaps
 from vtc.seam.checks.notice import Notices, merged_outside
 from vtc.seam.checks.rebuilt import KeysSeen
@@ -173,12 +173,12 @@ class Seam(Stays):
     # ---------------------------------------------------------------- hooks
 
     def _before_model(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if is_quiet(args, kwargs):
+        if is_quiet(self.composition, args, kwargs):
             return
         self._thread.given = CompositeCall(args, kwargs, module)
 
     def _after_model(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        if torch.compiler.is_compiling() and is_quiet(args, kwargs):
+        if torch.compiler.is_compiling() and is_quiet(self.composition, args, kwargs):
             return
         call, self._thread.given = getattr(self._thread, "given", None), None
         check_balanced(output, self.composition.parts.family)
@@ -187,7 +187,9 @@ class Seam(Stays):
             self._tell_unseen(prompt, f"the {type(self.composition.parts.composite).__name__} inside was not called")
 
     def _before_composite(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if is_quiet(args, kwargs):
+        if torch.compiler.is_exporting():
+            check_export(self.composition, CompositeCall(args, kwargs, module))
+        if is_quiet(self.composition, args, kwargs):
             return
         check_no_replica(module)
         around, self._thread.given = getattr(self._thread, "given", None), None
@@ -197,7 +199,7 @@ class Seam(Stays):
         self._offsets.before_call(call)
 
     def _after_composite(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        if torch.compiler.is_compiling() and is_quiet(args, kwargs):
+        if torch.compiler.is_compiling() and is_quiet(self.composition, args, kwargs):
             return
         prompt, self._thread.running = self.observer.prompt, None
         self.observer.after_composite()
@@ -212,7 +214,7 @@ class Seam(Stays):
         self.trace = self._notices.unseen(prompt, shape, why)
 
     def _before_decoder(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-        if is_quiet(args, kwargs):
+        if is_quiet(self.composition, args, kwargs):
             cache = cache_of_step(args, kwargs)
             return (args, step(self.composition, cache, kwargs)) if is_step(cache, kwargs) else None
         self._thread.running = None
@@ -222,6 +224,8 @@ class Seam(Stays):
         if call.embeds is None:
             if conversation_of(call.cache) is not None:
                 raise ValueError("call the whole model, not its decoder, to go on with a compressed cache")
+            return None
+        if is_uncounted(self.composition, prompt, call.cache):
             return None
         self._offsets.before_decoder()
         self._keys_seen.check(call.cache)
@@ -243,7 +247,7 @@ class Seam(Stays):
         return call.given
 
     def _after_decoder(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-        if torch.compiler.is_compiling() and is_quiet(args, kwargs):
+        if torch.compiler.is_compiling() and is_quiet(self.composition, args, kwargs):
             return None
         running, self._thread.running = self._running, None
         if running is None:
@@ -263,7 +267,7 @@ class Seam(Stays):
         self.trace = running.trace or self.trace
 
     def _before_layer(self, index: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-        if is_quiet(args, kwargs):
+        if is_quiet(self.composition, args, kwargs):
             cache = cache_of_step(args, kwargs)
             narrows = self.composition.prunes and is_step(cache, {})
             return (args, step_layer(cache, index, args, kwargs)) if narrows else None

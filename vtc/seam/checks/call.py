@@ -5,12 +5,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from vtc.calls.balancing import LOSS, ROUTER_LOGITS, Routed
-from vtc.calls.cache import has_fixed_length
+from vtc.calls.cache import can_be_asked, has_fixed_length
+from vtc.calls.composite import CompositeCall
 from vtc.calls.decoder import DecoderCall
 from vtc.model.layout import Layout
 from vtc.seam.composition import Composition
-from vtc.seam.conversation import Conversation
+from vtc.seam.conversation import Conversation, conversation_of
 from vtc.tower.prompt import Prompt
+
+
+def is_uncounted(composition: Composition, prompt: Prompt, cache: Any) -> bool:
+    """Whether a call is text in a cache that does not count tokens (continuous batching): no patch can have cut it."""
+    text = not prompt.shows and not prompt.placeholders
+    return text and composition.counts_tokens and cache is not None and not can_be_asked(cache)
 
 
 def check_cache(composition: Composition, cache: Any) -> None:
@@ -24,6 +31,19 @@ def check_cache(composition: Composition, cache: Any) -> None:
         raise ValueError(
             f"{name} brings tokens back in decode steps, for which a {type(cache).__name__} has no room; use the "
             f"default cache (cache_implementation=None), or give {name} revive=False"
+        )
+
+
+def check_export(composition: Composition, call: CompositeCall) -> None:
+    """Refuse to export a call whose graph would do without what is removed.
+
+    Raises:
+        ValueError: it has pictures, or goes on with a compressed cache.
+    """
+    if not composition.keeps_all and (call.shows or conversation_of(call.cache) is not None):
+        raise ValueError(
+            f"a model patched with {composition.spec} can't be exported: which tokens go depends on what a picture "
+            "shows, and a graph has one shape; call vtc.unpatch first, and patch again behind it"
         )
 
 
