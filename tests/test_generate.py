@@ -253,12 +253,6 @@ def test_hidden_states_have_the_length_of_the_input(family, spec):
     assert all(state.shape[:2] == inputs["input_ids"].shape for state in states)
 
 
-def test_attentions_are_refused():
-    model, inputs = batch("llava")
-    with vtc.patched(model, "divprune:keep=0.5"), pytest.raises(ValueError, match="output_attentions"):
-        model(**inputs, output_attentions=True)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
 def test_half_precision(family, dtype):
@@ -270,18 +264,6 @@ def test_half_precision(family, dtype):
             assert logits.dtype == dtype
             assert logits[:, -1].isfinite().all()
             assert greedy(model, inputs).shape[1] == inputs["input_ids"].shape[1] + 4
-
-
-def test_static_caches_are_refused_before_anything_is_computed():
-    model, inputs = batch("llava", "single")
-    with vtc.patched(model, "divprune:keep=0.5"), pytest.raises(ValueError, match="dynamic cache"):
-        greedy(model, inputs, cache_implementation="static")
-
-
-def test_chunked_prefill_is_refused():
-    model, inputs = batch("llava", "single")
-    with vtc.patched(model, "divprune:keep=0.5"), pytest.raises(ValueError, match="prefill_chunk_size"):
-        greedy(model, inputs, prefill_chunk_size=8)
 
 
 def test_text_only_calls_run_untouched():

@@ -42,7 +42,7 @@ def layer_mask(
     if mask is None and not new.padded and seen is None and not room:
         return None
     whole = None if mask is None else mask.shape[-1] - new.length - (room if mask.dim() == 4 else 0)
-    if new.identity and held == whole and (segment == 0 or not old):
+    if new.identity and held == whole and (segment == 0 or not old) and (not room or held == old):
         return mask
     if mask is not None and mask.shape[-1] > old + new.length:  # made for a static cache, room included
         mask = mask[..., : old + new.length]
