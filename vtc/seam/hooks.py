@@ -58,6 +58,7 @@ class Seam(Stays):
 
     def __init__(self, composition: Composition):
         self.composition = composition
+        self._keeps_all = composition.keeps_all  # torch.compile can read it here
         self.trace: Trace | None = None
         self.ending = PromptEnding()
         self._encoding, self._again = Encoding(), Again()
@@ -173,12 +174,12 @@ class Seam(Stays):
     # ---------------------------------------------------------------- hooks
 
     def _before_model(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if is_quiet(self.composition, args, kwargs):
+        if is_quiet(self._keeps_all, args, kwargs):
             return
         self._thread.given = CompositeCall(args, kwargs, module)
 
     def _after_model(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        if torch.compiler.is_compiling() and is_quiet(self.composition, args, kwargs):
+        if torch.compiler.is_compiling() and is_quiet(self._keeps_all, args, kwargs):
             return
         call, self._thread.given = getattr(self._thread, "given", None), None
         check_balanced(output, self.composition.parts.family)
@@ -189,7 +190,7 @@ class Seam(Stays):
     def _before_composite(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_exporting():
             check_export(self.composition, CompositeCall(args, kwargs, module))
-        if is_quiet(self.composition, args, kwargs):
+        if is_quiet(self._keeps_all, args, kwargs):
             return
         check_no_replica(module)
         around, self._thread.given = getattr(self._thread, "given", None), None
@@ -199,7 +200,7 @@ class Seam(Stays):
         self._offsets.before_call(call)
 
     def _after_composite(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        if torch.compiler.is_compiling() and is_quiet(self.composition, args, kwargs):
+        if torch.compiler.is_compiling() and is_quiet(self._keeps_all, args, kwargs):
             return
         prompt, self._thread.running = self.observer.prompt, None
         self.observer.after_composite()
@@ -214,7 +215,7 @@ class Seam(Stays):
         self.trace = self._notices.unseen(prompt, shape, why)
 
     def _before_decoder(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-        if is_quiet(self.composition, args, kwargs):
+        if is_quiet(self._keeps_all, args, kwargs):
             cache = cache_of_step(args, kwargs)
             return (args, step(self.composition, cache, kwargs)) if is_step(cache, kwargs) else None
         self._thread.running = None
@@ -247,7 +248,7 @@ class Seam(Stays):
         return call.given
 
     def _after_decoder(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-        if torch.compiler.is_compiling() and is_quiet(self.composition, args, kwargs):
+        if torch.compiler.is_compiling() and is_quiet(self._keeps_all, args, kwargs):
             return None
         running, self._thread.running = self._running, None
         if running is None:
@@ -267,7 +268,7 @@ class Seam(Stays):
         self.trace = running.trace or self.trace
 
     def _before_layer(self, index: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-        if is_quiet(self.composition, args, kwargs):
+        if is_quiet(self._keeps_all, args, kwargs):
             cache = cache_of_step(args, kwargs)
             narrows = self.composition.prunes and is_step(cache, {})
             return (args, step_layer(cache, index, args, kwargs)) if narrows else None

@@ -52,12 +52,12 @@ def _rotary(layers: Layers) -> nn.Module | None:
     return calls[0].module if alone and layers.arguments.turned_by_name else None
 
 
-def is_quiet(composition: Composition, args: tuple, kwargs: dict[str, Any]) -> bool:
+def is_quiet(keeps_all: bool, args: tuple, kwargs: dict[str, Any]) -> bool:
     """Whether hooks keep still in a call of a model: a step that needs nothing, or what `step` does, of its decoder.
 
     So do they in what is compiled of a model of which nothing is ever removed, and in all that is exported.
     """
-    if torch.compiler.is_exporting() or (torch.compiler.is_compiling() and composition.keeps_all):
+    if torch.compiler.is_exporting() or (torch.compiler.is_compiling() and keeps_all):
         return True
     cache = cache_of_step(args, kwargs)
     if isinstance(cache, CompressedCache):

@@ -1,0 +1,122 @@
+"""Decode steps of a patched model are one compiled graph; what can be exported is what the untouched model is."""
+
+import pytest
+import torch
+from contract import EVERY, batch, spec_of
+from covering import product
+from families import scenario
+from torch._dynamo.utils import counters
+from transformers import CompileConfig, StaticCache
+
+import vtc
+
+FAMILY = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "mistral3", "smolvlm")
+METHOD = ("none", "divprune", "hiprune", "fastv", "pyramiddrop", "token_skip", "tome")
+NEW = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+
+
+def whole_graph():
+    """What `generate` compiles its steps with, on a CPU as well."""
+    config = CompileConfig(fullgraph=True, dynamic=False, backend="eager", mode=None)
+    config._compile_all_devices = True
+    return config
+
+
+@product(family=FAMILY, method=METHOD, each="value")
+@torch.no_grad()
+def test_steps_are_one_graph_without_a_break(family, method):
+    model = EVERY[family].build()
+    inputs = EVERY[family].inputs(model, scenario(EVERY[family], "ragged"))
+    with vtc.patched(model, spec_of(method, family)):
+        expected = model.generate(**inputs, **NEW)
+        counters.clear()
+        tokens = model.generate(**inputs, **NEW, cache_implementation="static", compile_config=whole_graph())
+    assert torch.equal(tokens, expected)
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+
+
+@product(family=("llava", "mistral3", "internvl"), method=("divprune", "fastv", "sparsevlm"))
+@torch.no_grad()
+def test_a_loop_of_ones_own_over_a_compiled_model(family, method):
+    """Without a mask, and with one of two dimensions: prompt, step by step, and one more turn that is not compiled."""
+    model = EVERY[family].build()
+    inputs = EVERY[family].inputs(model, scenario(EVERY[family], "single"))
+    length = inputs["input_ids"].shape[1]
+    with vtc.patched(model, spec_of(method, family)):
+        wanted = model.generate(**inputs, **NEW, return_dict_in_generate=True, output_logits=True)
+        cache = StaticCache(model.config.get_text_config(decoder=True), max_cache_len=length + 12)
+        step = torch.compile(model, fullgraph=True, backend="eager")
+        logits = model(**inputs, past_key_values=cache, use_cache=True).logits[:, -1]
+        found = [logits]
+        for number in range(5):
+            told = torch.ones(1, length + number + 1, dtype=torch.long)
+            token = wanted.sequences[:, length + number, None]
+            found.append(step(input_ids=token, attention_mask=told, past_key_values=cache).logits[:, -1])
+        assert int(cache.get_seq_length()) == length + 5
+        torch.testing.assert_close(found, list(wanted.logits), atol=1e-5, rtol=1e-5)
+        turn = torch.tensor([[40, 41, 42]])
+        told = torch.ones(1, length + 8, dtype=torch.long)
+        again = model.generate(
+            torch.cat([wanted.sequences[:, :-1], turn], dim=1),
+            attention_mask=told,
+            past_key_values=wanted.past_key_values,
+            **NEW,
+        )
+        same = model.generate(
+            torch.cat([wanted.sequences[:, :-1], turn], dim=1), attention_mask=told, past_key_values=cache, **NEW
+        )
+    assert torch.equal(again, same)
+
+
+@torch.no_grad()
+def test_a_token_that_a_step_hides_stays_hidden():
+    """A 2-D mask of a step is written to where the steps' masks are kept, compiled or not."""
+    model = EVERY["llava"].build()
+    inputs = EVERY["llava"].inputs(model, scenario(EVERY["llava"], "ragged"))
+    rows, length = inputs["input_ids"].shape
+    told = [torch.tensor([[1, 1], [0, 1], [1, 1]])[:rows, :n] for n in (1, 2)]
+    with vtc.patched(model, "divprune:keep=0.5"):
+        ends = []
+        for fixed in (False, True):
+            cache = StaticCache(model.config.get_text_config(decoder=True), max_cache_len=length + 4) if fixed else None
+            cache = model(**inputs, past_key_values=cache, use_cache=True).past_key_values
+            for number, more in enumerate(told):
+                mask = torch.cat([inputs["attention_mask"], more], dim=1)
+                places = mask.cumsum(dim=1)[:, -1:] - 1
+                token = torch.full((rows, 1), 30 + number)
+                options = {"attention_mask": mask, "position_ids": places, "past_key_values": cache}
+                end = model(input_ids=token, **options).logits[:, -1]
+            ends.append(end)
+        torch.testing.assert_close(*ends, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "internvl", "gemma3"])
+@torch.no_grad()
+def test_a_model_that_keeps_all_is_exported_as_the_untouched_one(family):
+    model = EVERY[family].build()
+    inputs = {**EVERY[family].inputs(model, scenario(EVERY[family], "ragged")), "use_cache": False}
+    bare = model(**inputs).logits
+    for method in ("divprune", "hiprune", "fastv", "tome"):
+        with vtc.patched(model, spec_of(method, family, 1.0)):
+            try:
+                program = torch.export.export(model, (), inputs, strict=False)
+            except Exception as error:  # then transformers itself can't
+                vtc.unpatch(model)
+                with pytest.raises(type(error)):
+                    torch.export.export(model, (), inputs, strict=False)
+                vtc.patch(model, "none")
+                continue
+        torch.testing.assert_close(program.module()(**inputs).logits, bare, atol=1e-5, rtol=1e-5)
+
+
+def test_what_removes_tokens_is_not_exported():
+    model, inputs = batch("llava", "single")
+    for spec in ("divprune:keep=0.5", "fastv:layer=2", "tome:keep=0.5"):
+        with vtc.patched(model, spec), pytest.raises(ValueError, match="can't be exported"):
+            torch.export.export(model, (), {**inputs, "use_cache": False}, strict=False)
+
+
+def test_a_static_cache_has_no_room_for_tokens_that_come_back():
+    model, inputs = batch("llava", "single")
+    with vtc.patched(model, "lazyllm:keep=0.5"), pytest.raises(ValueError, match="has no room"):
+        model.generate(**inputs, **NEW, cache_implementation="static")
