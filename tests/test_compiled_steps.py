@@ -44,7 +44,7 @@ def test_a_loop_of_ones_own_over_a_compiled_model(family, method):
     length = inputs["input_ids"].shape[1]
     with vtc.patched(model, spec_of(method, family)):
         wanted = model.generate(**inputs, **NEW, return_dict_in_generate=True, output_logits=True)
-        cache = StaticCache(model.config.get_text_config(decoder=True), max_cache_len=length + 12)
+        cache = StaticCache(model.config.get_text_config(decoder=True), max_cache_len=length + 30)
         step = torch.compile(model, fullgraph=True, backend="eager")
         logits = model(**inputs, past_key_values=cache, use_cache=True).logits[:, -1]
         found = [logits]

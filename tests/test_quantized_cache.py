@@ -79,8 +79,8 @@ def test_a_cache_is_asked_and_stays_as_it_is(layer):
         cache.update(keys, keys, 1)
     cache.layers[1].here = False
     for _ in range(2):
-        assert keys_in_layer(cache, 1) == 8
-        assert torch.equal(keys_with(cache, 1, fed[1], fed[1]), torch.cat([*fed, fed[1]], dim=2))
+        assert keys_in_layer(cache, 1, 0) == 8
+        assert torch.equal(keys_with(cache, 1, fed[1], fed[1], 8), torch.cat([*fed, fed[1]], dim=2))
 
 
 def test_a_lossy_backend_stays_close():

@@ -148,11 +148,12 @@ def test_the_model_in_a_patched_one():
             vtc.trace(model)
 
 
-def test_chunks_are_refused_through_a_wrapper():
+def test_chunks_are_fed_whole_through_a_wrapper():
     model, inputs = fresh("llava")
     outer = lora(model)
-    with vtc.patched(outer, "divprune:keep=0.5"), pytest.raises(ValueError, match="prefill_chunk_size"):
-        outer.generate(**inputs, max_new_tokens=2, prefill_chunk_size=8)
+    with vtc.patched(outer, "divprune:keep=0.5"):
+        whole = outer.generate(**inputs, max_new_tokens=4, do_sample=False)
+        assert torch.equal(outer.generate(**inputs, max_new_tokens=4, do_sample=False, prefill_chunk_size=8), whole)
 
 
 def test_two_models_in_one_module_are_refused():

@@ -6,6 +6,7 @@ from vtc.eval.cli.table import Command, add_commands
 
 BENCHES = {
     "prefill": Command("vtc.eval.bench.prefill.command", "measured and promised speed-up of the prefill"),
+    "decode": Command("vtc.eval.bench.decode", "a compiled decode step, patched and untouched, in one graph each"),
     "select": Command(
         "vtc.eval.bench.select.command", "time of each method's decision as a share of the prefill, and its memory"
     ),

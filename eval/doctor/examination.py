@@ -52,8 +52,8 @@ def examine(
     subject: Subject,
     attention: str | None = None,
     share: tuple[int, int] = (0, 1),
-    specs: Sequence[str] = SPECS,
     say: Callable[[str], None] = lambda _: None,
+    specs: Sequence[str] | None = None,
 ) -> list[Result]:
     """Make all checks.
 
@@ -62,11 +62,11 @@ def examine(
         attention: this implementation alone; None: all that are offered.
         share: (i, n): of methods and implementations every n-th pair from the i-th on, so that of several models
             together each method is run under each implementation.
-        specs: of the methods, each with "{keep}" for the budget.
         say: told what is examined next.
+        specs: of the methods, each with "{keep}" for the budget; None: those of `SPECS`.
     """
     results: list[Result] = []
-    first, step = share
+    (first, step), forms = share, SPECS if specs is None else specs
     for turn, name in enumerate([attention] if attention else subject.offered()):
         say(f"{subject.name} under {name}")
         with ExitStack() as until_here:
@@ -76,7 +76,7 @@ def examine(
                 results.append(Result(subject.name, name, UNTOUCHED, "", "refused", _said(error)))
                 continue
             until_here.enter_context(torch.inference_mode())
-            results += _under(subject, name, specs[(first + turn) % step :: step])
+            results += _under(subject, name, forms[(first + turn) % step :: step])
     return results
 
 

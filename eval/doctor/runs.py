@@ -137,6 +137,6 @@ def _keys(output: Any) -> list[int | None]:
     if cache is None:
         return []
     return [
-        None if getattr(layer, "is_sliding", False) else keys_in_layer(cache, index)
+        None if getattr(layer, "is_sliding", False) else keys_in_layer(cache, index, 0)
         for index, layer in enumerate(cache.layers)
     ]
