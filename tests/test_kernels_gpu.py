@@ -5,11 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+from contract import EVERY
+from families import scenario
 from kernel_cases import CASES, Case
 from kernel_checks import backend_named, check_compact, flat, same_bits, tensors_in
 from kernel_draw import Draw
 from torch import Tensor
+from torch._dynamo.utils import counters
+from transformers import CompileConfig
 
+import vtc
 from vtc import ops
 from vtc.ops import AttentionArguments
 
@@ -106,3 +111,19 @@ def test_the_operators_run_the_kernels() -> None:
     tensors, index, valid = SMOKE[0].build(Draw("cuda", "off"))
     with ops.kernels(False):
         check_compact(ops.compact(tensors, index, valid), tensors, index, valid)
+
+
+@pytest.mark.parametrize("spec", ["none", "divprune:keep=0.5", "fastv:keep=0.5,layer=2", "pyramiddrop:keep=0.5"])
+@torch.no_grad()
+def test_steps_of_a_patched_model_replay_as_graphs(spec: str) -> None:
+    """What `generate` does with a static cache on a GPU: its steps are captured, and give the tokens of eager ones."""
+    model = EVERY["llava"].build().cuda()
+    rows = scenario(EVERY["llava"], "ragged")
+    inputs = {name: value.cuda() for name, value in EVERY["llava"].inputs(model, rows).items()}
+    new = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    with vtc.patched(model, spec):
+        expected = model.generate(**inputs, **new)
+        config = CompileConfig(fullgraph=True, mode="reduce-overhead")
+        tokens = model.generate(**inputs, **new, cache_implementation="static", compile_config=config)
+    assert torch.equal(tokens, expected)
+    assert not counters["graph_break"] and not counters["inductor"]["cudagraph_skips"]
