@@ -126,7 +126,7 @@ MUTANTS = (
     ),
     Mutant(
         "no token is revived",
-        "vtc/seam/reviving/recall.py",
+        "vtc/seam/cutting/recall.py",
         "self.selected.gather(1, waiting.slot) & waiting.valid",
         "torch.zeros_like(waiting.valid)",
     ),

@@ -178,7 +178,7 @@ def test_a_token_is_back_from_the_step_on_that_wants_it() -> None:
 @pytest.mark.parametrize("kind", [("llama", 4), ("qwen2", 2)], ids=str)
 @pytest.mark.parametrize("keep", [0.3, 0.1, 3])
 def test_every_step_is_that_of_the_reference(keep: float | int, kind: tuple[str, int]) -> None:
-    pytest.importorskip("vtc.seam.reviving.revival")
+    pytest.importorskip("vtc.seam.revival")
     given, model = prompt(seed=1, steps=8), tiny_decoder(kind[0], groups=kind[1])
     method = LazyLLM(keep=keep, layers=LAYERS)
     reference = reviving(model, counts_of(method, LAYERS, given), given).result
@@ -195,7 +195,7 @@ def test_every_step_is_that_of_the_reference(keep: float | int, kind: tuple[str,
 @pytest.mark.parametrize("revive", [False, True])
 def test_rows_of_a_batch_are_their_own_runs(family: str, revive: bool) -> None:
     if revive:
-        pytest.importorskip("vtc.seam.reviving.revival")
+        pytest.importorskip("vtc.seam.revival")
     model, this = model_of(family), EVERY[family]
     for name in ("ragged", "several_images", "text_row"):
         rows = scenario(this, name)

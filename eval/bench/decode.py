@@ -99,7 +99,8 @@ class Steps:
         self.room = length + steps if room is None else room
         self._cache = StaticCache(model.config.get_text_config(decoder=True), max_cache_len=self.room)
         model(**inputs, past_key_values=self._cache, use_cache=True)
-        self.held = [int(layer.cumulative_length) for layer in self._cache.layers]
+        self._counts: list[Any] = [getattr(layer, "cumulative_length") for layer in self._cache.layers]  # noqa: B009
+        self.held = [int(count) for count in self._counts]
         self._places = [torch.full((1, 1), length + step, device=model.device) for step in range(steps)]
         self._token = inputs["input_ids"][:, -1:].clone()
         self._step = torch.compile(model, fullgraph=True, backend=backend)
@@ -117,6 +118,6 @@ class Steps:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         spent = time.perf_counter() - start
-        for layer in self._cache.layers:
-            layer.cumulative_length.sub_(self._steps)
+        for count in self._counts:
+            count.sub_(self._steps)
         return 1000 * spent / self._steps

@@ -66,7 +66,8 @@ def room_in_layer(cache: "Cache | None", layer: int, held: int | None, new: int)
     """Keys that a static layer gives its attention behind `held` and `new` ones, since it has room for them."""
     if cache is None or held is None or layer >= len(cache.layers) or not _is_fixed(cache.layers[layer]):
         return 0
-    return cache.layers[layer].get_mask_sizes(new)[0] - held - new
+    asked: Any = cache.layers[layer]
+    return asked.get_mask_sizes(new)[0] - held - new
 
 
 def keys_with(cache: "Cache", layer: int, keys: Tensor, values: Tensor | None, held: int) -> Tensor:
@@ -137,8 +138,8 @@ class Counter(Protocol):
 
     Attributes:
         logical: tokens that the user fed, removed ones included.
-        ahead: by how much these are more than the cache counts itself, of a static one; None: it is none.
-        stepping: whether the call that runs is a step of a static cache, whose masks are made of what its layers hold.
+        ahead: by how much these are more than a static cache counts itself; None: it is none.
+        stepping, steps: whether a call is a step of one, with masks of what its layers hold, and what that needs.
         slots: length of a mask's key axis.
         rope_offset: M-RoPE offset of each row, [B, 1]; None: there is none.
     """
@@ -146,6 +147,7 @@ class Counter(Protocol):
     logical: int
     ahead: int | None
     stepping: bool
+    steps: Any
     slots: int
     rope_offset: Tensor | None
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vtc.attention.heads import Heads
 from vtc.calls.cache import counter_of, own_length
-from vtc.seam.reviving.revival import Revival, Tokens
+from vtc.seam.revival import Revival, Tokens
 from vtc.seam.segments import Segments
 from vtc.seam.steps import Steps
 

@@ -30,7 +30,7 @@ from vtc.seam.leaving.report import trace_of, trace_of_untouched
 from vtc.seam.leaving.restoring import restore_lengths
 from vtc.seam.prompt.ending import PromptEnding
 from vtc.seam.prompt.view import behind_prompt
-from vtc.seam.reviving.revival import Revival
+from vtc.seam.revival import Revival
 from vtc.seam.segments import Segment, cut_argument, visual_index
 from vtc.seam.stepping import steps_of
 from vtc.tower.prompt import Prompt

@@ -23,10 +23,10 @@ from vtc.ops.following import Following
 from vtc.seam.composition import Composition
 from vtc.seam.conversation import Conversation
 from vtc.seam.cutting.arguments import LayerArguments
+from vtc.seam.cutting.recall import Recall
 from vtc.seam.prompt.rows import PromptRows
 from vtc.seam.prompt.view import PromptView
-from vtc.seam.reviving.recall import Recall
-from vtc.seam.reviving.revival import Tokens
+from vtc.seam.revival import Tokens
 from vtc.seam.segments import Segment, Segments, cut_argument, visual_index
 
 

@@ -29,13 +29,14 @@ def steps_of(composition: Composition, layers: Layers, cache: Any, masked: bool)
     conversation = layers.conversation
     if not composition.steps_alone or (conversation.outside and composition.windowed):
         return None  # windows of masks that are made outside count dropped tokens as well
-    rotary, shifts = None, list(conversation.shift)
+    rotary = None
+    shifts: list[Tensor | None] = list(conversation.shift)
     if composition.packs_inside and not turns_several_axes(composition.parts.composite):
         rotary = _rotary(layers)
         if rotary is None:
             return None
     elif not composition.packs_at_entry:
-        shifts = [None] * len(shifts)
+        shifts = [None for _ in shifts]
     room, visible = cache.get_max_length(), []
     for segment, valid in enumerate(conversation.held_valid):
         fed = conversation.fed(segment)
@@ -71,7 +72,8 @@ def is_step(cache: Any, kwargs: dict[str, Any]) -> bool:
         return False
     mask = kwargs.get(MASK)
     told = isinstance(mask, Tensor) and mask.dim() == 2
-    return not told or cache._vtc.steps.visible[0] is not None
+    steps: Any = cache._vtc.steps
+    return not told or steps.visible[0] is not None
 
 
 def step(composition: Composition, cache: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -81,6 +83,7 @@ def step(composition: Composition, cache: Any, kwargs: dict[str, Any]) -> dict[s
     told = kwargs.get(MASK)
     if isinstance(told, Tensor) and told.dim() == 2:
         for segment, visible in enumerate(steps.visible):
+            assert visible is not None
             place = torch.zeros(1, dtype=torch.long, device=visible.device) + own_length(cache, steps.keeper[segment])
             visible.index_copy_(1, place, told[:, -1:].to(visible))
     changed = {MASK: _mask(composition, cache, embeds)}
@@ -100,7 +103,9 @@ def step_layer(cache: Any, layer: int, args: tuple, kwargs: dict[str, Any]) -> d
         changed[MASK] = mask[:, segment : segment + 1]
     if steps.rotary is not None and segment:
         hidden = args[0] if args else kwargs[HIDDEN]
-        own = kwargs[POSITIONS] - (steps.shift[segment] - steps.shift[0])
+        lag, first = steps.shift[segment], steps.shift[0]
+        assert lag is not None and first is not None
+        own = kwargs[POSITIONS] - lag + first
         changed[ROTARY] = steps.rotary.forward(hidden, own)
     return {**kwargs, **changed}
 

@@ -20,7 +20,7 @@ from vtc.ops.cut import Cut, map_tensors, token_dim
 from vtc.seam.composition import Composition
 from vtc.seam.conversation import Conversation
 from vtc.seam.cutting.masks import with_room
-from vtc.seam.reviving.revival import Tokens, behind
+from vtc.seam.revival import Tokens, behind
 from vtc.seam.segments import Segments
 
 

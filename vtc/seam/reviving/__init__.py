@@ -1,1 +1,0 @@
-"""Tokens that were dropped and come back in decode steps."""
