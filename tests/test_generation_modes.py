@@ -13,6 +13,7 @@ import torch
 from contract import EVERY, batch, model_of, slides, spec_of
 from covering import product
 from families import scenario
+from releases import CHUNKS_SHOW
 from transformers import GenerationConfig, StaticCache
 
 import vtc
@@ -140,6 +141,8 @@ def test_a_prompt_in_chunks_is_the_prompt(family, method, keep):
         whole = generated(model, inputs, do_sample=False)
         assert torch.equal(model.generate(**inputs, generation_config=config), whole)
         assert config.to_dict() == before
+    if not CHUNKS_SHOW:
+        return  # the bare model of this release can't take text in chunks in every family
     text = {"input_ids": torch.tensor([[5, 6, 7, 8, 9, 10, 11]])}
     bare = generated(model, text, do_sample=False, prefill_chunk_size=3)
     with vtc.patched(model, spec_of(method, family, keep)):

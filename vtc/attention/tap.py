@@ -7,7 +7,7 @@ listener stands on the module itself, so that both go together. Modules nobody l
 import math
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +41,7 @@ class Change:
 
 Listener = Callable[[Attention, dict[str, Any]], Change | None]
 
-_LISTENER = "_vtc_listener"  # on an attention module
+_LISTENER, _RESTS = "_vtc_listener", "_vtc_rests"  # on an attention module
 
 _probing = threading.local()
 
@@ -59,12 +59,13 @@ class Tap:
 
     Args:
         listeners: attention module -> called with the `Attention` and the interface's other keyword arguments.
+        resting: those of them to whose listener a compiled call with a single query does not matter.
 
     Raises:
         ValueError: a module does not go through transformers' attention interface, or has a listener.
     """
 
-    def __init__(self, listeners: dict[nn.Module, Listener]):
+    def __init__(self, listeners: dict[nn.Module, Listener], resting: Container[nn.Module] = ()):
         for module in listeners:
             if calls.implementation(getattr(module, "config", None)) is None:
                 raise ValueError(
@@ -83,12 +84,14 @@ class Tap:
         self._close.atexit = False
         for module, listener in listeners.items():
             object.__setattr__(module, _LISTENER, listener)
+            object.__setattr__(module, _RESTS, module in resting)
 
     def close(self) -> None:
         """Stop listening."""
         for module in self._modules:
             if _listener_of(module) is not None:
                 object.__delattr__(module, _LISTENER)
+                object.__delattr__(module, _RESTS)
         self._close()
 
 
@@ -132,6 +135,8 @@ def _attend(function: Callable[..., Any], module: nn.Module, *args: Any, **kwarg
     """What a module gets that calls the attention `function`, after those who listen to it have been told."""
     listener = _listener_of(module)
     if listener is None:
+        return function(module, *args, **kwargs)
+    if torch.compiler.is_compiling() and getattr(module, _RESTS) and args and args[0].shape[2] == 1:
         return function(module, *args, **kwargs)
     (query, key, value, mask), more = calls.tensors(module, args, kwargs)
     given = calls.settings(module, query.shape[-1], more)

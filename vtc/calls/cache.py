@@ -10,8 +10,7 @@ if TYPE_CHECKING:
     from transformers import Cache
 
 #: Methods that a compressed cache has to answer otherwise: those that tell lengths, and the one that fills it.
-LENGTH, MASK_SIZES, UPDATE = "get_seq_length", "get_mask_sizes", "update"
-PREFETCH = "prefetch"
+LENGTH, MASK_SIZES, UPDATE, PREFETCH = "get_seq_length", "get_mask_sizes", "update", "prefetch"
 _ASKED = (LENGTH, MASK_SIZES, UPDATE)
 
 
@@ -138,10 +137,10 @@ class Counter(Protocol):
 
     Attributes:
         logical: tokens that the user fed, removed ones included.
-        ahead: by how much these are more than a static cache counts itself; None: it is none.
-        stepping, steps: whether a call is a step of one, with masks of what its layers hold, and what that needs.
+        ahead: by how much these are more than a static cache counts; None: it is none.
+        stepping, steps: whether a call is a step of one, and what that needs.
         slots: length of a mask's key axis.
-        rope_offset: M-RoPE offset of each row, [B, 1]; None: there is none.
+        rope_offset: M-RoPE offset of each row, [B, 1], if any.
     """
 
     logical: int

@@ -12,6 +12,7 @@ from torch import nn
 
 from vtc.attention.tap import is_probing
 from vtc.calls.checkpointing import Checkpointed, see_checkpoints
+from vtc.model.compiled import exports
 from vtc.model.staying import Stays
 
 
@@ -83,7 +84,7 @@ class Again(Stays):
         """A hook that keeps still where it had its turn."""
 
         def outside(*args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_exporting():
+            if exports():
                 return None
             if not torch.compiler.is_compiling() and self._thread.passive:
                 return None

@@ -14,3 +14,8 @@ def forget_compiled() -> None:
     dynamo = sys.modules.get("torch._dynamo.eval_frame")
     if dynamo is not None and getattr(dynamo, "cached_backends", True):  # else nothing was compiled in this process
         torch.compiler.reset()
+
+
+def exports() -> bool:
+    """Whether torch.export runs the model; older releases of torch say so of all that they compile, too."""
+    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
+
+from vtc.model.compiled import exports
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Wrap:
 
         @functools.wraps(original)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            if not watching or torch.compiler.is_exporting():  # what is exported is not looked at
+            if not watching or exports():  # what is exported is not looked at
                 return original(*args, **kwargs)
             self.before(args, kwargs)
             try:

@@ -17,7 +17,7 @@ from vtc.calls.decoder import DecoderCall, LayerCall, cache_of_step
 from vtc.calls.outputs import Output
 from vtc.calls.rotary import RotaryCall
 from vtc.model.again import Again, Hooked
-from vtc.model.compiled import forget_compiled
+from vtc.model.compiled import exports, forget_compiled
 from vtc.model.errors import explain
 from vtc.model.marks import mark
 from vtc.model.offsets import Offsets
@@ -32,7 +32,7 @@ from vtc.seam.conversation import Lease, conversation_of, resumed
 from vtc.seam.entry.generating import wraps_of_generate
 from vtc.seam.forward import ForwardPass
 from vtc.seam.layers import Layers
-from vtc.seam.listeners import decoder_listeners, module_hooks
+from vtc.seam.listeners import decoder_listeners, module_hooks, resting
 from vtc.seam.prompt.ending import PromptEnding
 from vtc.seam.stepping import is_quiet, is_step, step, step_layer
 from vtc.tower.encoding import Encoding
@@ -146,7 +146,7 @@ class Seam(Stays):
         )
         listeners = {**heard, **decoder_listeners(composition, self._layers, self._again)}
         if listeners:
-            self._undo.append(Tap(listeners).close)
+            self._undo.append(Tap(listeners, resting(composition)).close)
 
     def _hook(self, handle: Any) -> None:
         self._undo.append(handle.remove)
@@ -188,7 +188,7 @@ class Seam(Stays):
             self._tell_unseen(prompt, f"the {type(self.composition.parts.composite).__name__} inside was not called")
 
     def _before_composite(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if torch.compiler.is_exporting():
+        if exports():
             check_export(self.composition, CompositeCall(args, kwargs, module))
         if is_quiet(self._keeps_all, args, kwargs):
             return
@@ -228,6 +228,9 @@ class Seam(Stays):
             return None
         if is_uncounted(self.composition, prompt, call.cache):
             return None
+        again = calls_layers_again(module)
+        if again:
+            self._again.see()
         self._offsets.before_decoder()
         self._keys_seen.check(call.cache)
         running = ForwardPass(self.composition, prompt, self._lease, self.ending)
@@ -237,8 +240,7 @@ class Seam(Stays):
             trains = module.training and torch.is_grad_enabled()
             if trains and self.composition.prunes and running.layers.has_images and not self.ending.knows(prompt):
                 self._notices.unlabelled()
-            if calls_layers_again(module):
-                self._again.see()
+            if again:
                 running.layers.cut_ahead(call)
         running.unseen = running.unseen or merged_outside(prompt, running.layout)
         if running.unseen is not None:

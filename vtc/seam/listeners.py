@@ -58,6 +58,15 @@ def decoder_listeners(composition: Composition, running: Running, again: Again) 
     return {composition.adapter.attention(module): functools.partial(hear, layer) for layer, module in attentions}
 
 
+def resting(composition: Composition) -> set[nn.Module]:
+    """Decoder attention whose listener is done once a prompt is in: no heads are left out, and nothing comes back."""
+    if composition.reviver is not None:
+        return set()
+    busy = {layer for prune in composition.prunes for layer in composition.watch(prune).heads}
+    layers = (layer for layer in composition.heard_layers if layer not in busy)
+    return {composition.adapter.attention(composition.parts.layers[layer]) for layer in layers}
+
+
 def _heads(layers: Layers, layer: int, prunes: list[Prune]) -> Change | None:
     """Which heads of `layer` are computed: those chosen now, in decode steps those that prefill chose."""
     if not prunes:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vtc.calls.cache import CompressedCache, has_fixed_length, own_length
 from vtc.calls.composite import turns_several_axes
 from vtc.calls.decoder import EMBEDS, HIDDEN, MASK, POSITIONS, ROTARY, cache_of_step
+from vtc.model.compiled import exports
 from vtc.seam.composition import Composition
 from vtc.seam.layers import Layers
 from vtc.seam.steps import Steps
@@ -58,7 +59,7 @@ def is_quiet(keeps_all: bool, args: tuple, kwargs: dict[str, Any]) -> bool:
 
     So do they in what is compiled of a model of which nothing is ever removed, and in all that is exported.
     """
-    if torch.compiler.is_exporting() or (torch.compiler.is_compiling() and keeps_all):
+    if exports() or (torch.compiler.is_compiling() and keeps_all):
         return True
     cache = cache_of_step(args, kwargs)
     if isinstance(cache, CompressedCache):
