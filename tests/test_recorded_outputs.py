@@ -91,7 +91,11 @@ def test_attentions_are_the_layers_own_at_the_places_of_their_tokens(family, spe
 @torch.no_grad()
 def test_chosen_hidden_states_are_those_of_all(family, spec):
     model, inputs = batch(family)
-    if model(**inputs, output_hidden_states=[1, -1]).hidden_states[0] is not None:
+    try:
+        bare = model(**inputs, output_hidden_states=[1, -1]).hidden_states
+    except TypeError:
+        pytest.skip("the bare model of this release fails, for its tower gets the choice as well")
+    if bare[0] is not None:
         pytest.skip("this release gives all of them")
     with vtc.patched(model, spec):
         states = model(**inputs, output_hidden_states=True).hidden_states
