@@ -101,6 +101,16 @@ def specs(family: str, keep: float = 0.5) -> list[str]:
     return [spec_of(method, family, keep) for method in METHODS]
 
 
+def without_dropout(model):
+    """The model, in training as it is, with nothing left to chance."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+    return model
+
+
 def each_alone(family: Family, model, rows: list[Row]):
     """The inputs of each row as a batch of one."""
     return [family.inputs(model, [row]) for row in rows]

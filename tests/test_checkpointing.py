@@ -5,7 +5,7 @@ import functools
 
 import pytest
 import torch
-from contract import EVERY, METHODS, spec_of
+from contract import EVERY, METHODS, spec_of, without_dropout
 from covering import product
 from families import scenario
 from torch.utils.checkpoint import checkpoint
@@ -25,12 +25,7 @@ def gradients(model, inputs):
 
 def trained(name, rows):
     """A model in training, without dropout, and its inputs."""
-    model = EVERY[name].build().train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
+    model = without_dropout(EVERY[name].build().train())
     return model, EVERY[name].inputs(model, scenario(EVERY[name], rows))
 
 
@@ -153,6 +148,23 @@ def test_checkpointing_may_be_switched_on_under_a_patch_and_the_model_is_given_b
         same_gradients(model, inputs, expected)
     assert {name: vars(m).get("_gradient_checkpointing_func") for name, m in model.named_modules()} == functions
     assert any(functions.values())
+
+
+@pytest.mark.parametrize("spec", ["tome:keep=0.5", "diffrate:keep=0.5", "spatten:keep=0.5,keep_heads=0.5"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_backward_twice_over_one_call(family, spec):
+    model, inputs = trained(family, "ragged")
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    with torch.enable_grad(), vtc.patched(model, spec):
+        once = gradients(model, inputs)[1]
+        model.zero_grad(set_to_none=True)
+        loss = model(**inputs, labels=inputs["input_ids"]).loss
+        loss.backward(retain_graph=True)
+        loss.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, 2 * once[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_a_text_only_call_is_checkpointed_as_ever():

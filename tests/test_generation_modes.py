@@ -81,6 +81,20 @@ def test_every_output_has_the_form_that_it_has_unpatched(family, method, keep, m
             assert mine is None or torch.equal(mine, theirs), path
 
 
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@torch.no_grad()
+def test_attentions_of_tokens_that_come_back(family):
+    model, inputs = batch(family, "ragged", "eager")
+    bare = generated(model, inputs, do_sample=False, **ALL)
+    with vtc.patched(model, spec_of("lazyllm", family)):
+        output = generated(model, inputs, do_sample=False, **ALL)
+        assert vtc.trace(model).revived_tokens.sum() > 0
+    assert form(output) == form(bare)
+    for step in output.attentions[1:]:
+        for weights in step:
+            torch.testing.assert_close(weights.sum(dim=-1), torch.ones(weights.shape[:-1]))
+
+
 @product(family=FAMILY, method=METHOD, keep=KEEP, scene=("single", "ragged"))
 @torch.no_grad()
 def test_a_static_cache_generates_what_a_dynamic_one_does(family, method, keep, scene):

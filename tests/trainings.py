@@ -1,7 +1,7 @@
 """Tiny models that real trainers fine-tune while patched, and the same steps by hand."""
 
 import torch
-from contract import EVERY
+from contract import EVERY, without_dropout
 from families import Row
 from peft import LoraConfig, get_peft_model
 from test_prompt_end import ANSWERS, answered
@@ -16,12 +16,7 @@ RATE, CLIP = 5e-2, 1.0
 def model_for(family, way):
     """A model without dropout, all of whose weights learn, or LoRA on its decoder; the same each time."""
     torch.manual_seed(0)
-    model = EVERY[family].build().train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
+    model = without_dropout(EVERY[family].build().train())
     if way == "lora":
         targets = r".*(language_model|text_model).*(q_proj|v_proj|up_proj|down_proj)"
         model = get_peft_model(model, LoraConfig(r=2, target_modules=targets, init_lora_weights=False))

@@ -27,7 +27,7 @@ RELEASES = {
 #: and on the newest what is around the library.
 TESTS = (
     *("contract", "generate", "prune_decode", "prune_turns", "refusals", "video_families", "families", "smolvlm"),
-    "checkpointing",
+    *("checkpointing", "generation_modes", "recorded_outputs", "compiled_steps"),
 )
 EDGES = (
     *("prompt_end", "packed", "turns", "neighbours", "text_first", "quantized_cache", "shared_keys"),

@@ -8,7 +8,6 @@ a ratio is taken within one, and the first ones are not counted.
 
 import argparse
 import statistics
-import time
 from typing import TYPE_CHECKING, Any
 
 from vtc.eval.cli.arguments import add_json_argument, add_model_arguments, add_setting_arguments, positive, say
@@ -107,17 +106,12 @@ class Steps:
 
     def run(self) -> float:
         """Milliseconds of a step, on average over a run; the cache is as before then."""
-        import torch
+        from vtc.ops.clock import Moment
 
-        device = self._token.device
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        start = time.perf_counter()
+        start = Moment(self._token.device)
         for place in self._places:
             self._step(input_ids=self._token, position_ids=place, past_key_values=self._cache)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        spent = time.perf_counter() - start
+        spent = start.ms_until(Moment(self._token.device))
         for count in self._counts:
             count.sub_(self._steps)
-        return 1000 * spent / self._steps
+        return spent / self._steps

@@ -27,9 +27,14 @@ STYLE: dict[Any, Any] = {
 
 def draw(results: Results) -> bytes:
     """The figure as PNG. `results` has at least "none"."""
+    return png(composed(results))
+
+
+def png(figure: "Figure") -> bytes:
+    """A figure of matplotlib as PNG, in few colours."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    canvas = FigureCanvasAgg(composed(results))
+    canvas = FigureCanvasAgg(figure)
     canvas.draw()
     buffer = io.BytesIO()
     picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

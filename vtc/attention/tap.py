@@ -146,7 +146,10 @@ def _attend(function: Callable[..., Any], module: nn.Module, *args: Any, **kwarg
     change = listener(attention, more)
     if change is None:
         return function(module, *args, **kwargs)
-    if change.mask is not None:
+    if change.mask is not None and calls.implementation(module.config) == "eager":  # which gives weights
+        lowest = torch.finfo(query.dtype).min
+        mask = torch.zeros(change.mask.shape, dtype=query.dtype, device=query.device).masked_fill(~change.mask, lowest)
+    elif change.mask is not None:
         function, mask = interface.sdpa(), change.mask
     owner: Any = module
     heads, width = query.shape[1], value.shape[-1]

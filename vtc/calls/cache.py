@@ -37,8 +37,8 @@ def check_asked(cache: Any) -> None:
     Raises:
         RuntimeError: it can't.
     """
-    if not can_be_asked(cache):
-        missing = next(name for name in _ASKED if not hasattr(cache, name))
+    missing = next((name for name in _ASKED if not hasattr(cache, name)), None)
+    if missing is not None:
         raise RuntimeError(
             f"vtc: a {type(cache).__name__} has no {missing}, so how much a cache holds, and what was removed from "
             "it, is not known; run `vtc doctor`, or call vtc.unpatch"
@@ -65,8 +65,8 @@ def room_in_layer(cache: "Cache | None", layer: int, held: int | None, new: int)
     """Keys that a static layer gives its attention behind `held` and `new` ones, since it has room for them."""
     if cache is None or held is None or layer >= len(cache.layers) or not _is_fixed(cache.layers[layer]):
         return 0
-    asked: Any = cache.layers[layer]
-    return asked.get_mask_sizes(new)[0] - held - new
+    fixed: Any = cache.layers[layer]
+    return fixed.get_mask_sizes(new)[0] - held - new
 
 
 def keys_with(cache: "Cache", layer: int, keys: Tensor, values: Tensor | None, held: int) -> Tensor:
@@ -124,12 +124,13 @@ def has_fixed_length(cache: "Cache | None") -> bool:
 
 
 def _is_fixed(layer: Any) -> bool:
-    return bool(getattr(layer, "is_compileable", False)) and hasattr(layer, MASK_SIZES)
+    return getattr(layer, "is_compileable", False) and hasattr(layer, MASK_SIZES)
 
 
 def own_length(cache: Any, layer: int = 0) -> Any:
-    """Tokens that a layer of a compressed cache counts itself: of a static one a tensor, or an int."""
-    return super(CompressedCache, cache).get_seq_length(layer)  # type: ignore[misc]
+    """Tokens that a layer of a cache counts itself, compressed or not: of a static one a tensor, or an int."""
+    asked: Any = super(CompressedCache, cache) if isinstance(cache, CompressedCache) else cache
+    return asked.get_seq_length(layer)
 
 
 class Counter(Protocol):
@@ -138,8 +139,7 @@ class Counter(Protocol):
     Attributes:
         logical: tokens that the user fed, removed ones included.
         ahead: by how much these are more than a static cache counts; None: it is none.
-        stepping, steps: whether a call is a step of one, and what that needs.
-        slots: length of a mask's key axis.
+        stepping, steps: whether a call is a step of one, and what that needs; slots: length of a mask's key axis.
         rope_offset: M-RoPE offset of each row, [B, 1], if any.
     """
 

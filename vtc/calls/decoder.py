@@ -67,7 +67,7 @@ def cache_of_step(args: tuple, kwargs: dict[str, Any]) -> Any:
     tokens = args[0] if args else None
     for name in _TOKENS:
         tokens = kwargs.get(name) if tokens is None else tokens
-    if not isinstance(tokens, Tensor) or tokens.shape[1] != 1:
+    if not isinstance(tokens, Tensor) or tokens.dim() < 2 or tokens.shape[1] != 1:
         return None
     for name in _CACHES:
         if kwargs.get(name) is not None:

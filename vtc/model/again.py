@@ -24,13 +24,18 @@ class Hooked(Stays):
         before: its forward pre-hook.
         after: its forward hook; None: it has none.
         within: whether `after` is part of what runs again, and is done anew there.
-        memory: gives, behind its first run, what is needed to do within it again what was done; never None.
+        memory: gives, behind its first run, what makes a memory for each later one: what was done within it and is to
+            be done again; never None.
     """
 
     before: Callable[..., Any]
     after: Callable[..., Any] | None
-    memory: Callable[[], Any]
+    memory: Callable[[], Callable[[], Any]]
     within: bool = False
+
+
+def _nothing() -> None:
+    """The memory of a first run."""
 
 
 class _Thread(threading.local):
@@ -99,14 +104,14 @@ class Again(Stays):
             return original(function, *args, **options)
         if run.hooks:
             args, kwargs = hooked.before(module, args, kwargs) or (args, kwargs)
-        call, memory = functools.partial(run.call, **kwargs), None
+        call, remember = functools.partial(run.call, **kwargs), _nothing
 
         def again(*given: Any) -> Any:
-            with self._inside(memory):
+            with self._inside(remember()):
                 return call(*given)
 
         output = original(again, *args, **options)
-        memory = hooked.memory()
+        remember = hooked.memory()
         if not run.hooks or hooked.after is None or hooked.within:
             return output
         changed = hooked.after(module, args, output)

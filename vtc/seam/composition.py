@@ -202,6 +202,11 @@ class Composition(Stays):
         return tuple(next((layer for layer in some if layer not in self.recurrent), some[0]) for some in inside)
 
     @property
+    def takes_square_masks(self) -> bool:
+        """Whether the decoder's attention takes masks of queries by keys, and makes such of [B, S] ones."""
+        return implementation(self.decoder_config) in ("sdpa", "eager")
+
+    @property
     def adds_masks(self) -> bool:
         """Whether the decoder's attention adds its mask to the logits."""
         return implementation(self.decoder_config) == "eager"
@@ -211,7 +216,7 @@ class Composition(Stays):
         """Whether nothing is due in decode steps but masks, which are the same for all layers of a segment."""
         plain = not any(prune.revives or self.watch(prune).heads for prune in self.prunes)
         alike = not self.prunes or not (self.windowed or self.sources_of_keys)
-        return plain and alike and implementation(self.decoder_config) in ("sdpa", "eager") and self.counts_tokens
+        return plain and alike and self.takes_square_masks and self.counts_tokens
 
     @cached_property
     def open_layers(self) -> frozenset[int]:

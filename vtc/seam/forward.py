@@ -291,7 +291,6 @@ class ForwardPass:
         conversation.packed = self.layout.samples is not None
         conversation.heads = layers.heads
         if has_fixed_length(cache):
-            attach(cache, conversation)
             conversation.fix(int(own_length(cache)), steps_of(self.composition, layers, cache, self._masked))
         check_lengths(cache, conversation, self.composition)
         attach(cache, conversation)

@@ -13,7 +13,7 @@ from vtc.attention.tap import Change, Tap
 from vtc.calls.balancing import see_losses
 from vtc.calls.checkpointing import calls_layers_again, in_backward
 from vtc.calls.composite import CompositeCall
-from vtc.calls.decoder import DecoderCall, LayerCall, cache_of_step
+from vtc.calls.decoder import POSITIONS, DecoderCall, LayerCall, cache_of_step
 from vtc.calls.outputs import Output
 from vtc.calls.rotary import RotaryCall
 from vtc.model.again import Again, Hooked
@@ -118,11 +118,12 @@ class Seam(Stays):
         composition, parts = self.composition, self.composition.parts
         for index in range(len(parts.blocks)):
             before, reducing = functools.partial(self.observer.before_block, index), self._reducing
-            after, memory = (
-                (None, BlockMemory) if reducing is None else (reducing.after_block(index), reducing.memory(index))
-            )
+            hooked = Hooked(before, None, lambda: BlockMemory)
+            if reducing is not None:
+                memory = functools.partial(reducing.memory, index)
+                hooked = Hooked(before, reducing.after_block(index), memory, within=True)
             for block in parts.blocks_at(index):
-                self._hooks(self._again.hook(block, Hooked(before, after, memory, within=True)))
+                self._hook(*self._again.hook(block, hooked))
         for handle in self._reducing.install() if self._reducing is not None else ():
             self._hook(handle)
         for module, hook, named in tower_hooks(composition.adapter, composition.needs, self._encoding):
@@ -135,7 +136,7 @@ class Seam(Stays):
         for index, layer in enumerate(composition.parts.layers):
             before = functools.partial(self._before_layer, index)
             after = self._after_layer if composition.returns_behind(index) else None
-            self._hooks(self._again.hook(layer, Hooked(before, after, self._changes)))
+            self._hook(*self._again.hook(layer, Hooked(before, after, self._changes)))
         for module, hook in module_hooks(composition, self._layers):
             self._hook(module.register_forward_hook(hook, with_kwargs=True))
         for module in composition.rotary_modules:
@@ -148,10 +149,7 @@ class Seam(Stays):
         if listeners:
             self._undo.append(Tap(listeners, resting(composition)).close)
 
-    def _hook(self, handle: Any) -> None:
-        self._undo.append(handle.remove)
-
-    def _hooks(self, handles: list[Any]) -> None:
+    def _hook(self, *handles: Any) -> None:
         self._undo += [handle.remove for handle in handles]
 
     # ---------------------------------------------------------------- the call that runs in this thread
@@ -161,10 +159,11 @@ class Seam(Stays):
         """The decoder call of this thread."""
         return getattr(self._thread, "running", None)
 
-    def _changes(self) -> dict[int, Change]:
-        """What its layers' attention was to do otherwise, as long as it runs."""
+    def _changes(self) -> Callable[[], dict[int, Change]]:
+        """Gives what its layers' attention was to do otherwise."""
         layers = self._layers()
-        return layers.changes if layers is not None else {}
+        changes = layers.changes if layers is not None else {}
+        return lambda: changes
 
     def _layers(self) -> Layers | None:
         """Its layers' side; None where it runs untouched."""
@@ -173,13 +172,18 @@ class Seam(Stays):
 
     # ---------------------------------------------------------------- hooks
 
+    def _rests(self, args: tuple, kwargs: dict[str, Any]) -> bool:
+        """Whether the hooks of the model keep still: not where it makes positions of a step by an offset of its own."""
+        told = not self._offsets.needed or kwargs.get(POSITIONS) is not None or exports()
+        return told and is_quiet(self._keeps_all, args, kwargs)
+
     def _before_model(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if is_quiet(self._keeps_all, args, kwargs):
+        if self._rests(args, kwargs):
             return
         self._thread.given = CompositeCall(args, kwargs, module)
 
     def _after_model(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        if torch.compiler.is_compiling() and is_quiet(self._keeps_all, args, kwargs):
+        if torch.compiler.is_compiling() and self._rests(args, kwargs):
             return
         call, self._thread.given = getattr(self._thread, "given", None), None
         check_balanced(output, self.composition.parts.family)
@@ -190,7 +194,7 @@ class Seam(Stays):
     def _before_composite(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if exports():
             check_export(self.composition, CompositeCall(args, kwargs, module))
-        if is_quiet(self._keeps_all, args, kwargs):
+        if self._rests(args, kwargs):
             return
         check_no_replica(module)
         around, self._thread.given = getattr(self._thread, "given", None), None
@@ -200,7 +204,7 @@ class Seam(Stays):
         self._offsets.before_call(call)
 
     def _after_composite(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        if torch.compiler.is_compiling() and is_quiet(self._keeps_all, args, kwargs):
+        if torch.compiler.is_compiling() and self._rests(args, kwargs):
             return
         prompt, self._thread.running = self.observer.prompt, None
         self.observer.after_composite()

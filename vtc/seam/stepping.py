@@ -78,7 +78,16 @@ def is_step(cache: Any, kwargs: dict[str, Any]) -> bool:
 
 
 def step(composition: Composition, cache: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The decoder's arguments, with mask and positions of what its layers hold."""
+    """The decoder's arguments, with mask and positions of what its layers hold.
+
+    Raises:
+        RuntimeError: the attention takes other masks by now.
+    """
+    if not composition.takes_square_masks:
+        raise RuntimeError(
+            "vtc: the attention implementation was changed within a conversation with a static cache, whose steps were "
+            "made ready for masks of queries by keys; set sdpa or eager again, or start the conversation anew"
+        )
     steps: Steps = cache._vtc.steps
     embeds = kwargs[EMBEDS]
     told = kwargs.get(MASK)

@@ -66,13 +66,9 @@ class ReducerHooks(Stays):
         return functools.partial(self._after_block, index)
 
     def memory(self, index: int) -> Callable[[], BlockMemory]:
-        """Gives what to do again in a block that runs once more in backward."""
-
-        def of_run() -> BlockMemory:
-            run = self.encoding.reducing
-            return BlockMemory() if run is None else run.memory(index)
-
-        return of_run
+        """Makes what to do again in a block, each time that it runs once more in backward."""
+        run = self.encoding.reducing
+        return BlockMemory if run is None else run.memory(index)
 
     @property
     def _within(self) -> TowerRun | BlockMemory | None:

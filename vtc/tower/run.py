@@ -4,6 +4,7 @@ A tower's rows are either a batch of sequences of equal length (crops of CLIP an
 all images (Qwen-VL). Both are kept as *entries* of rows here: one entry for each sequence, or one for everything.
 """
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -122,9 +123,9 @@ class TowerRun:
             self._heard.append(attention)
         return self._biased.of(attention)
 
-    def memory(self, block: int) -> BlockMemory:
-        """What to do again in a block that runs once more in backward."""
-        return BlockMemory(self._biased.bias, self._arrangements.get(block))
+    def memory(self, block: int) -> Callable[[], BlockMemory]:
+        """Makes what to do again in a block, each time that it runs once more in backward."""
+        return functools.partial(BlockMemory, self._biased.bias, self._arrangements.get(block))
 
     # ---------------------------------------------------------------- deciding
 

@@ -1,12 +1,10 @@
 """The figure of the curve: right answers against training steps, one panel a method."""
 
-import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
-from vtc.eval.report.figure import DPI, HEIGHT, STYLE, TONES, WIDTH
+from vtc.eval.report.figure import DPI, HEIGHT, STYLE, WIDTH, png
 from vtc.eval.report.panels import COLOURS, GREY, SMALL, TEXT
 from vtc.eval.results.settings import NONE
 from vtc.eval.train.compressed.results import WAYS, methods_of, run_of, share
@@ -20,14 +18,7 @@ MARKERS = {"full": "o", "lora": "s"}
 
 def draw(curve: dict[str, Any]) -> bytes:
     """The figure as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas = FigureCanvasAgg(composed(curve))
-    canvas.draw()
-    buffer = io.BytesIO()
-    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    picture.quantize(TONES, dither=Image.Dither.NONE).save(buffer, format="png", optimize=True)
-    return buffer.getvalue()
+    return png(composed(curve))
 
 
 def composed(curve: dict[str, Any]) -> "Figure":
