@@ -30,6 +30,7 @@ ASKED = {
     "bench prefill": "--shape tiny --methods divprune --keep 0.5 --rounds 1 --new-tokens 1",
     "bench select": "--methods divprune --tokens 16 --rounds 1",
     "bench kernels": "--ops compact --rounds 1",
+    "bench decode": "--methods divprune --rounds 1 --steps 1 --backend eager",
     "bench serve": "",
     "doctor": "",
     "solve": "--compress divprune --target tokens=64 --text-tokens 30",

@@ -7,6 +7,7 @@ from contract import ATTENTIONS, EVERY, HELD, SURVEYED, model_of
 from covering import product
 from families import SCENARIOS, scenario
 from releases import BROKEN, is_broken
+from transformers import PreTrainedConfig
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 every_family = pytest.mark.parametrize("family", HELD)
@@ -72,6 +73,22 @@ def test_what_is_called_broken_is(family):
             model = EVERY[family].build(attn=attention)
             with pytest.raises((RuntimeError, ValueError, AttributeError)):
                 model(**EVERY[family].inputs(model, scenario(EVERY[family], "ragged")))
+
+
+def dictionaries(value):
+    """Every dictionary in a configuration, or in what a class declares."""
+    if isinstance(value, dict):
+        yield value
+    for part in value.values() if isinstance(value, dict) else vars(value).values():
+        if isinstance(part, dict | PreTrainedConfig):
+            yield from dictionaries(part)
+
+
+@surveyed_too
+def test_a_model_shares_no_dictionary_with_other_families(family):
+    config = EVERY[family].build().config
+    declared = {id(found) for kind in type(EVERY[family]).__mro__[:-1] for found in dictionaries(dict(vars(kind)))}
+    assert not declared & {id(found) for found in dictionaries(config)}
 
 
 @surveyed_too

@@ -4,6 +4,7 @@ A family turns image sizes into placeholder tokens and tower inputs; everything 
 vocabulary of 128 whose first 16 ids are special (`PAD` … ) and never generated.
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -166,7 +167,10 @@ def images(rows: list[Row]) -> list[tuple[tuple[int, ...], torch.Generator]]:
 
 
 def decoder(text: dict, **more) -> dict:
-    """Keyword arguments of a tiny decoder's configuration, `text` last."""
+    """Keyword arguments of a tiny decoder's configuration, `text` last.
+
+    They are copies, since transformers writes what a dictionary leaves out, such as a base of turns, into it.
+    """
     base = {
         "vocab_size": VOCAB,
         "hidden_size": 64,
@@ -179,7 +183,7 @@ def decoder(text: dict, **more) -> dict:
         "bos_token_id": BOS,
         "eos_token_id": None,
     }
-    return base | more | text
+    return copy.deepcopy(base | more | text)
 
 
 def tower(**more) -> dict:
