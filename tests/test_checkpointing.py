@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -71,6 +72,28 @@ def test_gradients_are_those_without_checkpointing(family, spec, reentrant, rows
         expected = gradients(model, inputs)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
     same(model, spec, inputs, expected)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("spec", ["divprune:keep=0.5", "tome:keep=0.5", "fastv:keep=0.5,layer=2"])
+def test_a_checkpoint_function_of_ones_own(spec, reentrant):
+    """One that is an object with any attribute, and that hands on a function of its own."""
+    model, inputs = trained("llava", "ragged")
+    model.enable_input_require_grads()
+    with torch.enable_grad(), vtc.patched(model, spec):
+        expected = gradients(model, inputs)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    counted = []
+    for layer in model.modules():
+        original = vars(layer).get("_gradient_checkpointing_func")
+        if original is not None:
+
+            def own(function, *args, original=original):
+                return original(lambda *given: counted.append(function) or function(*given), *args)
+
+            object.__setattr__(layer, "_gradient_checkpointing_func", Mock(side_effect=own))
+    same(model, spec, inputs, expected)
+    assert len(counted) > len(set(counted)) > 0  # blocks whose output nobody reads run once
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

@@ -38,6 +38,24 @@ def test_steps_are_one_graph_without_a_break(family, method):
     assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
 
 
+@product(family=("gemma3", "gemma4", "mistral3"), method=("divprune", "fastv", "token_skip"), each="value")
+@torch.no_grad()
+def test_steps_in_a_window_that_holds_all_are_the_graphs_of_the_untouched_model(family, method):
+    """Layers that keep a window count in Python what they hold, so that transformers compiles each step anew."""
+    model, graphs = EVERY[family].build(sliding_window=512), []
+    inputs = EVERY[family].inputs(model, scenario(EVERY[family], "ragged"))
+    for spec in ("none", spec_of(method, family)):
+        with vtc.patched(model, spec):
+            expected = model.generate(**inputs, **NEW)
+            torch._dynamo.reset()
+            counters.clear()
+            tokens = model.generate(**inputs, **NEW, cache_implementation="static", compile_config=whole_graph())
+        assert torch.equal(tokens, expected)
+        assert not counters["graph_break"]
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[1]
+
+
 @product(family=("llava", "mistral3", "internvl"), method=("divprune", "fastv", "sparsevlm"))
 @torch.no_grad()
 def test_a_loop_of_ones_own_over_a_compiled_model(family, method):

@@ -110,6 +110,61 @@ def test_a_static_cache_generates_what_a_dynamic_one_does(family, method, keep, 
         assert dynamic.past_key_values.get_seq_length() == length
 
 
+@product(family=("mistral3", "gemma3"), window=(30, 512), method=(*METHOD, "token_skip"), scene=("single", "ragged"))
+@torch.no_grad()
+def test_windows_of_a_static_cache_are_those_of_a_dynamic_one(family, window, method, scene):
+    """Shorter than the prompt and what is generated, which then falls out of it, and longer than both."""
+    model = EVERY[family].build(sliding_window=window)
+    inputs = EVERY[family].inputs(model, scenario(EVERY[family], scene))
+    wanted = {"return_dict_in_generate": True, "output_logits": True, "do_sample": False}
+    with vtc.patched(model, spec_of(method, family)):
+        torch.testing.assert_close(
+            generated(model, inputs, cache_implementation="static", **wanted).logits,
+            generated(model, inputs, **wanted).logits,
+            atol=1e-5,
+            rtol=1e-5,
+        )
+
+
+@product(family=("qwen2_5_vl", "qwen3_vl", "glm4v"), method=("divprune", "fastv", "pyramiddrop", "tome"), axes=(2, 3))
+@torch.no_grad()
+def test_positions_of_ones_own_on_one_axis_or_several(family, method, axes):
+    """A model that turns tokens on several axes is told the same by positions on one, with either cache."""
+    model, inputs = batch(family, "single")
+    length, ends = inputs["input_ids"].shape[1], []
+    told = torch.arange(length + 3)[None]
+    told = told.expand(3, 1, -1) if axes == 3 else told
+    for fixed in (False, True):
+        cache = StaticCache(model.config.get_text_config(decoder=True), max_cache_len=length + 8) if fixed else None
+        with vtc.patched(model, spec_of(method, family)):
+            first = model(**inputs, position_ids=told[..., :length], past_key_values=cache, use_cache=True)
+            found = [first.logits[:, -1]]
+            for place in range(length, length + 3):
+                step = {"position_ids": told[..., place, None], "past_key_values": first.past_key_values}
+                found.append(model(input_ids=torch.tensor([[place]]), **step).logits[:, -1])
+        ends.append(torch.stack(found))
+    torch.testing.assert_close(ends[1], ends[0], atol=1e-5, rtol=1e-5)
+    if axes == 2:
+        with vtc.patched(model, spec_of(method, family)):
+            same = model(**inputs, position_ids=told[None, :, :length].expand(3, 1, -1)).logits[:, -1]
+        torch.testing.assert_close(ends[0][0], same, atol=1e-5, rtol=1e-5)
+
+
+@product(family=("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v"), method=METHOD, each="value")
+@torch.no_grad()
+def test_embeddings_alone_are_turned_as_the_untouched_model_turns_them(family, method):
+    """Without the ids of a prompt, a model that turns tokens on several axes counts them."""
+    model, inputs = batch(family, "single")
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    given = {**{name: value for name, value in inputs.items() if name != "input_ids"}, "inputs_embeds": embeds}
+    counted = torch.arange(embeds.shape[1]).expand(3, 1, -1)
+    torch.testing.assert_close(model(**given).logits, model(**inputs, position_ids=counted).logits)
+    with vtc.patched(model, spec_of(method, family)):
+        expected = model(**inputs, position_ids=counted).logits
+        assert (vtc.trace(model).tokens_per_layer[-1] < vtc.trace(model).original_tokens).all()
+        torch.testing.assert_close(model(**given).logits, expected)
+
+
 @product(family=FAMILY, method=METHOD, each="value")
 @torch.no_grad()
 def test_beams_and_later_turns_with_a_static_cache(family, method):

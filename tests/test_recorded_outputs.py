@@ -71,6 +71,9 @@ def test_attentions_are_the_layers_own_at_the_places_of_their_tokens(family, spe
     assert len(output.attentions) == len(layers) == len(prefill) == len(step)
     for layer, given in enumerate(output.attentions):
         assert given.shape == (len(token), 4, length, length)
+        if prefill[layer].shape[2] == length:  # nothing is gone yet
+            assert torch.equal(given, prefill[layer])
+            continue
         expected = torch.zeros_like(given)
         for row, places in enumerate(there[layer]):
             own = prefill[layer][row, :, -len(places) :, -len(places) :]
@@ -85,6 +88,22 @@ def test_attentions_are_the_layers_own_at_the_places_of_their_tokens(family, spe
             expected = torch.zeros(4, length + 1)
             expected[:, held] = own[:, -len(held) :]
             assert torch.equal(given[row, :, 0], expected), (layer, row)
+
+
+@product(family=FAMILY, spec=SPECS[3:6], each="value")
+def test_records_in_front_of_a_prune_are_what_ran(family, spec):
+    """So that gradients reach them; others are copies at the user's places."""
+    model = EVERY[family].build(attn="eager")
+    inputs = batch(family, "ragged", "eager")[1]
+    with torch.enable_grad(), vtc.patched(model, spec):
+        output = model(**inputs, output_hidden_states=True, output_attentions=True)
+        first = int((vtc.trace(model).tokens_per_layer < vtc.trace(model).original_tokens).any(dim=1).int().argmax())
+        records = [*output.hidden_states[: first + 1], *output.attentions[:first]]
+        for record in records:
+            record.retain_grad()
+        output.logits.sum().backward()
+    assert first > 0
+    assert all(record.grad is not None and record.grad.any() for record in records)
 
 
 @product(family=FAMILY, spec=SPECS, each="value")
@@ -147,6 +166,7 @@ def test_router_logits_and_their_loss_are_of_the_tokens_that_ran(family, spec):
         layers = len(decoder_layers(model))
         there = alive(model, inputs, layers)
     rows, length = inputs["input_ids"].shape
+    user = inputs["attention_mask"].bool()
     first = layers - len(output.router_logits)  # dense layers come first
     ran = []
     for layer, given in enumerate(output.router_logits, first):
@@ -155,6 +175,8 @@ def test_router_logits_and_their_loss_are_of_the_tokens_that_ran(family, spec):
         for row, places in enumerate(there[layer]):
             ran.append(grid[row, places])
             dropped[row, places] = False
+        if not (dropped & user).any():  # what padding gives is the layer's own affair
+            dropped[:] = False
         assert not grid[dropped].any() and grid[~dropped].any(dim=-1).all()
     expected = balance(ran, top)
     torch.testing.assert_close(output.aux_loss.double(), expected, atol=1e-5, rtol=1e-5)

@@ -59,7 +59,7 @@ def see_checkpoints(modules: Iterable[nn.Module], around: Around) -> list[Callab
 
 
 def _unseen(function: Any) -> bool:
-    return function is not None and not getattr(function, "sees", False)
+    return function is not None and getattr(function, "sees", False) is not True
 
 
 def _put(module: nn.Module, around: Around) -> Callable[[], None]:

@@ -85,6 +85,8 @@ class Cut:
         The last dropped place in front of a survivor, or at a row's end, gets the last survivor before it: what comes
         next is predicted from there. Where `samples` (LongTensor [B, L], ascending) are packed into a row, each is one.
         """
+        if self.identity:
+            return value
         cut = self.to(value.device)
         batch, count = cut.index.shape
         row = torch.arange(count, device=value.device).expand(batch, -1)

@@ -215,8 +215,7 @@ class Composition(Stays):
     def steps_alone(self) -> bool:
         """Whether nothing is due in decode steps but masks, which are the same for all layers of a segment."""
         plain = not any(prune.revives or self.watch(prune).heads for prune in self.prunes)
-        alike = not self.prunes or not (self.windowed or self.sources_of_keys)
-        return plain and alike and self.takes_square_masks and self.counts_tokens
+        return plain and not (self.prunes and self.sources_of_keys) and self.takes_square_masks and self.counts_tokens
 
     @cached_property
     def open_layers(self) -> frozenset[int]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vtc.calls.cache import attach, has_fixed_length, mark_whole, own_length, tokens_in
+from vtc.calls.composite import turns_several_axes
 from vtc.calls.decoder import DecoderCall, LayerCall
 from vtc.calls.outputs import Output
 from vtc.calls.rotary import RotaryCall
@@ -135,8 +136,10 @@ class ForwardPass:
             behind, answers = behind_prompt(host, ends, embeds.device)
         visual_counts = self.layout.tokens_per_row()
         text_counts = [n - v for n, v in zip(counts, visual_counts)]
+        several = call.has_axes or turns_several_axes(composition.parts.composite)
+        packs = composition.packs_at_entry and not several
         if removes:
-            self._selections = self._decide(embeds, call.has_axes)
+            self._selections = self._decide(embeds, packs)
         cut = Cut.whole(valid, padded)
         if self._selections or not right_aligned:
             alive = valid.clone()
@@ -146,10 +149,8 @@ class ForwardPass:
                 for unit in selection.units:
                     visual_counts[unit.row] -= selection.removed
             cut = Cut.keep(alive, [t + v for t, v in zip(text_counts, visual_counts)])
-        outer = composition.reducer or composition.selector
-        packed = bool(self._selections) and outer is not None and outer.positions == "packed"
-        entry = Entry(composition, self.layout, conversation, valid, cut, packed)
-        positions, shift = entry.positions(call.positions)
+        entry = Entry(composition, self.layout, conversation, valid, cut, packs and bool(self._selections))
+        positions, shift = entry.positions(call.positions, call.has(DecoderCall.positions))
         if not cut.identity:
             self._cut_extras(call, cut, visual, sum(visual_counts))
             call.embeds, visual = cut.take_all([merge(embeds, self._selections), visual])
@@ -166,7 +167,7 @@ class ForwardPass:
             cut=cut,
             in_entry=whole,
             in_slots=cut if conversation.outside else whole,
-            positions=positions if positions.dim() == 2 else None,
+            positions=None if several else positions,
             shift=shift,
             visual=visual if cut.identity else visual & cut.valid,
             visual_counts=visual_counts,
@@ -189,7 +190,7 @@ class ForwardPass:
         )
         return call
 
-    def _decide(self, embeds: Tensor, several_axes: bool) -> list[Selection]:
+    def _decide(self, embeds: Tensor, packs: bool) -> list[Selection]:
         """What the selector decides, or the reducer has decided in the tower."""
         composition, layout, prompt = self.composition, self.layout, self.prompt
         if composition.reducer is not None:
@@ -199,8 +200,7 @@ class ForwardPass:
             return []
         scores = composition.adapter.tower_scores(prompt, layout)
         check_scores(composition, scores)
-        renumbered = composition.selector.positions == "packed" and not several_axes
-        return select(composition, layout, prompt, embeds, scores, renumbered)
+        return select(composition, layout, prompt, embeds, scores, packs)
 
     def _host_valid(self, mask2d: Tensor | None, valid: Tensor) -> Tensor:
         """`valid` on the host."""

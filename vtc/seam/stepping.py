@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vtc.calls.cache import CompressedCache, has_fixed_length, own_length
 from vtc.calls.composite import turns_several_axes
-from vtc.calls.decoder import EMBEDS, HIDDEN, MASK, POSITIONS, ROTARY, cache_of_step
+from vtc.calls.decoder import EMBEDS, HIDDEN, MASK, POSITIONS, ROTARY, cache_of_step, window_of
 from vtc.model.compiled import exports
 from vtc.seam.composition import Composition
 from vtc.seam.layers import Layers
@@ -27,9 +27,10 @@ def steps_of(composition: Composition, layers: Layers, cache: Any, masked: bool)
         cache: that was filled.
         masked: whether the user tells what is padding.
     """
-    conversation = layers.conversation
-    if not composition.steps_alone or (conversation.outside and composition.windowed):
-        return None  # windows of masks that are made outside count dropped tokens as well
+    conversation, room = layers.conversation, cache.get_max_length()
+    longest = conversation.logical + room - conversation.fed(0)
+    if not composition.steps_alone or (composition.windowed and longest >= window_of(composition.decoder_config)):
+        return None  # a window may count dropped tokens; and layers that keep no more have room for just that
     rotary = None
     shifts: list[Tensor | None] = list(conversation.shift)
     if composition.packs_inside and not turns_several_axes(composition.parts.composite):
@@ -38,7 +39,7 @@ def steps_of(composition: Composition, layers: Layers, cache: Any, masked: bool)
             return None
     elif not composition.packs_at_entry:
         shifts = [None for _ in shifts]
-    room, visible = cache.get_max_length(), []
+    visible = []
     for segment, valid in enumerate(conversation.held_valid):
         fed = conversation.fed(segment)
         if valid is None and masked:

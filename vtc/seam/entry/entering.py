@@ -38,16 +38,20 @@ class Entry:
         self.valid, self.cut, self.renumbered = valid, cut, renumbered
         self._samples = None if layout.samples is None else on(valid.device, layout.samples)
 
-    def positions(self, positions: Tensor | None) -> tuple[Tensor, Tensor]:
+    def positions(self, positions: Tensor | None, told: bool) -> tuple[Tensor, Tensor]:
         """Position ids of segment 0, on as many axes as given, and their lag behind the logical ones.
 
         Packed samples of a model that turns its tokens on several axes get one more, which tells them and turns
         nothing: some of these models don't look for samples in positions of one axis.
+
+        Args:
+            positions: of the call; None: the decoder counts its tokens.
+            told: whether the call has that argument, be it None.
         """
         cut, shift = self.cut, self.conversation.shift[0]
         batch, length = self.valid.shape
         if positions is None:
-            check_axes(self.composition, self.layout)
+            check_axes(self.composition, self.layout, told)
             positions = torch.arange(length, device=self.valid.device)[None] + self.conversation.logical
         if positions.shape[-1] != length:
             raise ValueError(
@@ -103,13 +107,15 @@ class Entry:
         return alive & (owner == owner[:, -1:])
 
 
-def check_axes(composition: Composition, layout: Layout) -> None:
-    """Refuse a call with pictures that brings no positions, where the model turns its tokens on several axes.
+def check_axes(composition: Composition, layout: Layout, told: bool) -> None:
+    """Refuse a call with pictures that is told no positions, where the model turns its tokens on several axes.
+
+    Without the ids of a prompt, as with `inputs_embeds` alone, such a model makes none, and tells its decoder so.
 
     Raises:
         RuntimeError: it is one.
     """
-    if layout.images and turns_several_axes(composition.parts.composite):
+    if layout.images and not told and turns_several_axes(composition.parts.composite):
         raise RuntimeError(
             f"vtc: {composition.parts.family} turns its tokens by positions on several axes, and none came with a call "
             "that has pictures; run `vtc doctor`, or unpatch the model for this call"

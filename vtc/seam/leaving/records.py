@@ -38,11 +38,12 @@ class _Spread:
         self.segment: Segment = layers.segments.of_layer(layer)
         self.index = layers.segments.index_of(self.segment)
         self.fixed = has_fixed_length(layers.cache)
+        self.whole = self.segment.cut.identity and layers.recall is None and layers.conversation.logical == 0
 
     def of(self, name: str, record: Tensor | None) -> Tensor | None:
         """A record, spread."""
-        if record is None:
-            return None
+        if record is None or self.whole:
+            return record
         batch, new = self.segment.cut.index.shape
         extra = 0 if self.layers.recall is None else len(self.layers.recall.extra_at(self.index))
         rows = new + extra
