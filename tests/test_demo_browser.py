@@ -528,6 +528,10 @@ def test_while_the_model_answers_the_page_says_so_and_shows_what_it_is_asked_abo
         seen.wait_for_text(f"answer-{side}", "The model is answering")
         assert seen.page.locator(f"#vtc-kept-{side} img[alt='Picture: images/6']").is_visible()
     assert seen.text("status") == "The model is answering …" and seen.text("verdict").count("…") == 4
+    for _ in range(200):  # the page may say so a little before it asks
+        if held:
+            break
+        seen.page.wait_for_timeout(50)
     assert held
     free.set()
     for each in held:

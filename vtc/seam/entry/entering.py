@@ -68,8 +68,8 @@ class Entry:
         several = turns_several_axes(self.composition.parts.composite)
         if self._samples is None or not several or positions.shape[:-2] == (axes,):
             return kept, lag
-        told, _ = renumber(axis, self.valid, cut, shift, True, self._samples)
-        return torch.cat([told[None], kept.expand(axes, -1, -1) if kept.dim() == 2 else kept[1:]]), lag
+        apart, _ = renumber(axis, self.valid, cut, shift, True, self._samples)
+        return torch.cat([apart[None], kept.expand(axes, -1, -1) if kept.dim() == 2 else kept[1:]]), lag
 
     def mask(self, mask2d: Tensor | None, positions: Tensor, gapped: bool, dtype: torch.dtype) -> Tensor | None:
         """The mask over all slots; None where there is no padding and nobody could misread gapped positions.
