@@ -112,9 +112,12 @@ class Adapter(Finder):
         """Whether a call of the decoder has nothing before it."""
         return tokens_in(call.cache) == 0
 
-    def layer_of_state(self, index: int) -> int:
-        """The decoder layer whose output, or for the first one input, is `hidden_states[index]` of the decoder."""
-        return max(index - 1, 0)
+    def layer_of_state(self, index: int, states: int) -> int:
+        """The decoder layer whose output, or for the first one input, is `hidden_states[index]` of the decoder.
+
+        Up to transformers 5.20, chosen states are outputs alone: as many as there are layers.
+        """
+        return index if states == len(self.parts.layers) else max(index - 1, 0)
 
     def layout(self, prompt: Prompt, shape: tuple[int, int]) -> Layout:
         """Images of a call, row by row, with their grids."""

@@ -75,10 +75,10 @@ class StateSpaceAdapter(Adapter):
             return super().fresh(call)
         return not has_state(cache)
 
-    def layer_of_state(self, index: int) -> int:
+    def layer_of_state(self, index: int, states: int) -> int:
         """The layer that `hidden_states[index]` comes from: Mamba leaves out the embeddings."""
         if len(self.recurrent) < len(self.parts.layers):
-            return super().layer_of_state(index)
+            return super().layer_of_state(index, states)
         return min(index, len(self.parts.layers) - 1)
 
     def record(self, observer: Observer) -> list[Wrap]:

@@ -14,7 +14,7 @@ from contract import EVERY, batch, model_of, slides, spec_of
 from covering import product
 from families import scenario
 from releases import CHUNKS_SHOW
-from transformers import GenerationConfig, StaticCache
+from transformers import ContinuousBatchingConfig, GenerationConfig, StaticCache
 
 import vtc
 
@@ -153,8 +153,12 @@ def test_positions_of_ones_own_on_one_axis_or_several(family, method, axes):
 @product(family=("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v"), method=METHOD, each="value")
 @torch.no_grad()
 def test_embeddings_alone_are_turned_as_the_untouched_model_turns_them(family, method):
-    """Without the ids of a prompt, a model that turns tokens on several axes counts them."""
-    model, inputs = batch(family, "single")
+    """Without the ids of a prompt, a model that turns tokens on several axes counts them.
+
+    A new model, since one that has seen a prompt counts from that one's offset.
+    """
+    model = EVERY[family].build()
+    inputs = EVERY[family].inputs(model, scenario(EVERY[family], "single"))
     embeds = model.get_input_embeddings()(inputs["input_ids"])
     given = {**{name: value for name, value in inputs.items() if name != "input_ids"}, "inputs_embeds": embeds}
     counted = torch.arange(embeds.shape[1]).expand(3, 1, -1)
@@ -248,9 +252,10 @@ def test_text_in_continuous_batching_runs_untouched(method):
     model = EVERY["llava"].build()
     config = GenerationConfig(max_new_tokens=3, do_sample=False, eos_token_id=-1, pad_token_id=0)
     prompts = [[3, 4, 5, 6], [7, 8, 9]]
+    room = ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=64)  # else it takes all the memory that is free
 
     def answers():
-        return {key: value.generated_tokens for key, value in model.generate_batch(prompts, config).items()}
+        return {key: value.generated_tokens for key, value in model.generate_batch(prompts, config, room).items()}
 
     bare = answers()
     assert all(len(tokens) == 3 for tokens in bare.values())

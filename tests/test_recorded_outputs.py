@@ -119,11 +119,16 @@ def test_chosen_hidden_states_are_those_of_all(family, spec):
     with vtc.patched(model, spec):
         states = model(**inputs, output_hidden_states=True).hidden_states
         chosen = model(**inputs, output_hidden_states=[1, -1]).hidden_states
-    assert len(chosen) == len(states)
-    wanted = {1, len(states) - 1}
-    for index, (one, every) in enumerate(zip(chosen, states, strict=True)):
-        assert every.shape[:2] == inputs["input_ids"].shape
-        assert torch.equal(one, every) if index in wanted else one is None
+        first, second = (model(**inputs, output_hidden_states=[index]).hidden_states for index in (1, 3))
+    assert len(chosen) == len(bare)
+    for one, here in zip(chosen, bare, strict=True):
+        assert (one is None) == (here is None)
+    ahead = len(states) - len(bare)  # up to 5.20, chosen states are what the layers give
+    for index, found in ((1, chosen), (1, first), (3, second)):
+        assert states[index + ahead].shape[:2] == inputs["input_ids"].shape
+        assert torch.equal(found[index], states[index + ahead])
+    if chosen[-1] is not None:
+        assert torch.equal(chosen[-1], states[-1])
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -41,7 +41,7 @@ def _restored(states: tuple[Tensor | None, ...], layers: Layers) -> tuple[Tensor
     """Hidden states, one in front of each layer and the last, at the length that the user gave."""
     restored: list[Tensor | None] = []
     for index, state in enumerate(states):
-        segment = layers.segments.of_layer(layers.composition.adapter.layer_of_state(index))
+        segment = layers.segments.of_layer(layers.composition.adapter.layer_of_state(index, len(states)))
         cut = (segment.base or segment).cut
         if state is not None and state.shape[1] != len(cut):
             raise RuntimeError(
