@@ -31,8 +31,9 @@ def main(args: argparse.Namespace) -> None:
             raise InputError(f'the demo needs Gradio ({error}); run: pip install "vtc[demo]"') from None
         from vtc.demo.server import Server
 
-    with Server(args) as server:
-        signal.signal(signal.SIGTERM, lambda *_: server.stop())
+    server = Server(args)
+    signal.signal(signal.SIGTERM, lambda *_: server.stop())
+    with server:
         print(f"vtc demo: {server.address} (Ctrl-C ends it)", flush=True)
         if args.open:
             import webbrowser

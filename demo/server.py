@@ -2,10 +2,10 @@
 
 import contextlib
 import os
+import queue
 import shutil
 import socket
 import tempfile
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class Server:
 
     def __init__(self, args: Any, limits: Limits | None = None):
         self._args, self._limits = args, limits or Limits()
-        self._over = threading.Event()
+        self._over: queue.SimpleQueue[None] = queue.SimpleQueue()  # an Event's `set` may lock up in a signal's handler
 
     def __enter__(self) -> "Server":
         """Load the model and open the port.
@@ -99,11 +99,11 @@ class Server:
 
     def wait(self) -> None:
         """Until Ctrl-C, or `stop`."""
-        self._over.wait()
+        self._over.get()
 
     def stop(self) -> None:
-        """End `wait`."""
-        self._over.set()
+        """End `wait`, now or when it comes to it. May be called by a signal's handler."""
+        self._over.put(None)
 
 
 def _free_port(host: str, port: int) -> int:

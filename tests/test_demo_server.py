@@ -383,6 +383,43 @@ def test_the_command_ends_when_it_is_told_to_and_leaves_nothing(number, tmp_path
     assert not list(tmp_path.glob("vtc-demo-*"))
 
 
+def wait_in_thread(server, stop_at=None):
+    """A thread in `server.wait()`, and its instructions so far; at one of them `stop` is called, as a handler would."""
+    seen = []
+
+    def trace(frame, event, _):
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            seen.append(frame.f_code.co_name)
+            if len(seen) == stop_at:
+                server.stop()
+        return trace
+
+    def wait():
+        sys.settrace(trace)
+        server.wait()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread, seen
+
+
+def test_it_can_be_stopped_at_any_instruction_of_its_wait():
+    """A signal's handler runs between any two instructions of the main thread, which may hold a lock just then."""
+    server = Server(arguments(), Limits())
+    thread, seen = wait_in_thread(server)
+    thread.join(1)
+    assert thread.is_alive() and seen
+    before = list(seen)  # what it had come to
+    server.stop()
+    thread.join(60)
+    assert not thread.is_alive()
+    for place, where in enumerate(before, 1):
+        thread, _ = wait_in_thread(Server(arguments(), Limits()), place)
+        thread.join(20)
+        assert not thread.is_alive(), f"stopped at instruction {place}, of {where}, it waits for ever"
+
+
 def test_a_port_that_is_taken_and_a_model_that_is_missing_are_told(demo, capsys, tmp_path):
     port = demo.address.rstrip("/").rpartition(":")[2]
     with (
