@@ -13,8 +13,8 @@ from vtc import ops
 from vtc.method.visual_tokens import VisualTokens
 from vtc.model.layout import Grid, VisualInput
 from vtc.prunes.holitom_inner import HoliTomInner
-from vtc.selectors.holitom import HoliTom
-from vtc.selectors.holitom_segments import (
+from vtc.selectors.video.holitom import HoliTom
+from vtc.selectors.video.holitom_segments import (
     MAX_WINDOW,
     cluster,
     corrected_ratio,

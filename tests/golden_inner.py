@@ -27,10 +27,10 @@ import vtc
 from vtc.attention.scores import Attention
 from vtc.method.prune import Rows
 from vtc.ops.clusters import Clusters, density_peaks
-from vtc.prunes.pyramiddrop import PyramidDrop
-from vtc.prunes.raters import choose_raters, relevance, strongest_heads
-from vtc.prunes.recycling import clusters, recycled
-from vtc.prunes.sparsevlm import SparseVLM
+from vtc.prunes.attention.pyramiddrop import PyramidDrop
+from vtc.prunes.attention.raters import choose_raters, relevance, strongest_heads
+from vtc.prunes.attention.recycling import clusters, recycled
+from vtc.prunes.attention.sparsevlm import SparseVLM
 
 # ---------------------------------------------------------------- pyramiddrop
 
@@ -113,7 +113,7 @@ def check_sparsevlm(case: Case) -> None:
     layers = tuple(case.whole(f"stage{i}_layer") + 1 for i in stages)
     method = recorded(SparseVLM)(layers=layers, keeps=case.keeps("keep_lists", shares=False))
     clustering = functools.partial(as_official, case, method)
-    with patch("vtc.prunes.recycling.density_peaks", clustering):
+    with patch("vtc.prunes.attention.recycling.density_peaks", clustering):
         run = run_through_the_seam(case, method)
     check_cache(case, run)
     tokens, start = case.whole("n_image"), case.whole("image_start")

@@ -12,9 +12,9 @@ from vtc.attention.scores import Attention
 from vtc.method.reduction import top_k
 from vtc.method.visual_tokens import Crops, Projection
 from vtc.model.layout import Grid
-from vtc.selectors.clip_text import text_score
 from vtc.selectors.outliers import outlier_count
-from vtc.selectors.recoverable import (
+from vtc.selectors.question.clip_text import text_score
+from vtc.selectors.question.recoverable import (
     LOF_ALL,
     LOF_REST,
     Counts,
@@ -24,7 +24,7 @@ from vtc.selectors.recoverable import (
     remaining,
     tokens_by_reason,
 )
-from vtc.selectors.tokencorr import (
+from vtc.selectors.saliency.tokencorr import (
     aggregation_weights,
     global_tokens,
     information_density,
@@ -34,7 +34,7 @@ from vtc.selectors.tokencorr import (
     neighbour_count,
     union_count,
 )
-from vtc.selectors.visionzip import visionzip
+from vtc.selectors.saliency.visionzip import visionzip
 
 # ---------------------------------------------------------------- visionzip
 

@@ -13,8 +13,8 @@ from vtc.method.reduction import top_k
 from vtc.model.layout import Grid
 from vtc.ops import reference
 from vtc.selectors.divprune import max_min_order
-from vtc.selectors.hiprune import anchor_count, hiprune
 from vtc.selectors.kcenter import cls_pivot, k_center_order
+from vtc.selectors.saliency.hiprune import anchor_count, hiprune
 from vtc.tower.features import Features
 
 #: HiPrune's share of anchors where a file says none: the published one.

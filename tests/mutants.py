@@ -214,13 +214,13 @@ MUTANTS = (
     Mutant("padding is ranked among visual tokens", "vtc/method/prune.py", '.masked_fill(~visual, float("-inf"))', ""),
     Mutant(
         "static tokens stand behind the others",
-        "vtc/selectors/holitom.py",
+        "vtc/selectors/video/holitom.py",
         " + ~static[kept]",
         " + static[kept].long()",
     ),
     Mutant(
         "of equally good cuts the longer last segment wins",
-        "vtc/selectors/holitom_segments.py",
+        "vtc/selectors/video/holitom_segments.py",
         "int(spared.argmax())",
         "most - 1 - int(spared.flip(0).argmax())",
     ),

@@ -17,9 +17,9 @@ import vtc
 from vtc.attention.scores import Attention
 from vtc.method.prune import Rows
 from vtc.model.layout import Grid, VisualInput
-from vtc.prunes.atp import ATP, above, redundancy, thresholds, to_json
-from vtc.prunes.atp_scores import attention_scores, grid_points, queries_that_see, rescaled, stride_for
-from vtc.prunes.atp_tf import ATPTrainingFree, enough, ranked
+from vtc.prunes.attention.atp import ATP, above, redundancy, thresholds, to_json
+from vtc.prunes.attention.atp_scores import attention_scores, grid_points, queries_that_see, rescaled, stride_for
+from vtc.prunes.attention.atp_tf import ATPTrainingFree, enough, ranked
 
 torch.set_num_threads(1)
 LAYERS = (1, 2, 3)

@@ -16,7 +16,7 @@ from vtc import HoliTom, HoliTomInner, Reduction, VisualTokens, ops
 from vtc.method.kinds import split_kinds
 from vtc.model.adapter import adapter_class
 from vtc.model.layout import Grid, VisualInput
-from vtc.selectors.holitom_segments import cluster, corrected_ratio, frame_similarity, merge_frames, segment
+from vtc.selectors.video.holitom_segments import cluster, corrected_ratio, frame_similarity, merge_frames, segment
 
 # ---------------------------------------------------------------- as the words say it
 

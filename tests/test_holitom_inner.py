@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 import vtc
 from vtc.method.prune import Decision, Rows
-from vtc.prunes.fastv import FastV
+from vtc.prunes.attention.fastv import FastV
 from vtc.prunes.holitom_inner import HoliTomInner, halve_into, nearest_kept
 
 

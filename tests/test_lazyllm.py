@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import vtc
-from vtc.prunes.lazyllm import LazyLLM
+from vtc.prunes.attention.lazyllm import LazyLLM
 
 CLOSE = {"rtol": 0, "atol": 2e-4}
 LAYERS = (2, 4, 5)

@@ -35,12 +35,12 @@ from vtc.method.registry import method_class, shipped
 from vtc.model.layout import Grid
 from vtc.model.parts import Parts
 from vtc.ops import reference
-from vtc.prunes.fastv import last_query_attention
+from vtc.prunes.attention.fastv import last_query_attention
 from vtc.prunes.transprune import instruction_attention, share_of_visual, transition
 from vtc.selectors.baselines import pool_mixing, random_positions, stride_positions
-from vtc.selectors.hiprune import hiprune
 from vtc.selectors.kcenter import mean_pivot
 from vtc.selectors.places import candidates, partition
+from vtc.selectors.saliency.hiprune import hiprune
 
 quick = settings(max_examples=20, deadline=None)
 

@@ -13,8 +13,8 @@ from torch.testing import assert_close
 
 import vtc
 from vtc.method.prune import Rows
+from vtc.prunes.attention.pyramiddrop import PyramidDrop
 from vtc.prunes.profile import geometric
-from vtc.prunes.pyramiddrop import PyramidDrop
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from vtc.attention.scores import Attention
 from vtc.model.layout import Grid
 from vtc.model.parts import Parts
 from vtc.selectors.outliers import local_outlier_factor, outlier_count
-from vtc.selectors.recoverable import Counts, Recoverable, cls_full_width, outlier_counts, recover
+from vtc.selectors.question.recoverable import Counts, Recoverable, cls_full_width, outlier_counts, recover
 
 # ---------------------------------------------------------------- outliers
 

@@ -25,10 +25,16 @@ from vtc.method.visual_tokens import Crops, Needs, Projection
 from vtc.model.layout import Grid
 from vtc.model.parts import Parts
 from vtc.selectors.crops import crop_tokens, share_by
-from vtc.selectors.hiprune import hiprune
-from vtc.selectors.recoverable import Recoverable, cls_full_width
-from vtc.selectors.tokencorr import TokenCorr, exponential_noise, informative_order, local_count, neighbour_count
-from vtc.selectors.visionzip import VisionZip, merge_weights, visionzip
+from vtc.selectors.question.recoverable import Recoverable, cls_full_width
+from vtc.selectors.saliency.hiprune import hiprune
+from vtc.selectors.saliency.tokencorr import (
+    TokenCorr,
+    exponential_noise,
+    informative_order,
+    local_count,
+    neighbour_count,
+)
+from vtc.selectors.saliency.visionzip import VisionZip, merge_weights, visionzip
 
 quick = settings(max_examples=25, deadline=None)
 
@@ -488,7 +494,7 @@ def test_global_tokens_come_first() -> None:
 def test_neighbours_are_counted_in_chunks_as_at_once(monkeypatch: Any) -> None:
     keys = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
     whole = neighbour_count(keys, 0.5)
-    monkeypatch.setattr("vtc.selectors.tokencorr._CHUNK", 7)
+    monkeypatch.setattr("vtc.selectors.saliency.tokencorr._CHUNK", 7)
     assert torch.equal(neighbour_count(keys, 0.5), whole)
     cosine = torch.cosine_similarity(keys[:, None], keys[None], dim=-1).fill_diagonal_(0)
     assert torch.equal(whole, (cosine > 0.5).sum(dim=1))

@@ -20,9 +20,9 @@ import vtc
 from vtc.attention.scores import Attention
 from vtc.method.prune import Decision, Rows
 from vtc.ops.clusters import density_peaks
-from vtc.prunes.raters import choose_raters, corrected_attention, gravity, relevance, strongest_heads
-from vtc.prunes.recycling import Recycling, clusters, laid_out, most_kept, recycled
-from vtc.prunes.sparsevlm import SparseVLM
+from vtc.prunes.attention.raters import choose_raters, corrected_attention, gravity, relevance, strongest_heads
+from vtc.prunes.attention.recycling import Recycling, clusters, laid_out, most_kept, recycled
+from vtc.prunes.attention.sparsevlm import SparseVLM
 
 # ---------------------------------------------------------------- the words of the paper and the code, token by token
 
@@ -377,7 +377,7 @@ def test_the_trace_follows_tokens_that_move(monkeypatch: Any) -> None:
         numbers.append(moved.hidden[:, (moved.alive | ~visual)[0]])
         return laid_out(hidden, visual, kept, again, packed)
 
-    monkeypatch.setattr("vtc.prunes.sparsevlm.laid_out", numbered)
+    monkeypatch.setattr("vtc.prunes.attention.sparsevlm.laid_out", numbered)
     family, model = EVERY["llava_next"], model_of("llava_next")
     inputs = family.inputs(model, scenario(family, "several_images")[:1])
     with torch.no_grad(), vtc.patched(model, SparseVLM(keep=0.4)):

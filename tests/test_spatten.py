@@ -17,7 +17,7 @@ from torch.testing import assert_close
 import vtc
 from vtc.attention.scores import Attention
 from vtc.method.prune import Rows
-from vtc.prunes.spatten import SpAtten, head_importance, num_queries, token_importance, top_heads
+from vtc.prunes.attention.spatten import SpAtten, head_importance, num_queries, token_importance, top_heads
 
 CLOSE = {"rtol": 0, "atol": 2e-4}
 

@@ -19,7 +19,7 @@ from vtc.eval.train.atp import compared
 from vtc.eval.train.atp.compared import planned
 from vtc.eval.train.atp.forward import SoftATP, Thresholds, soft_mask
 from vtc.eval.train.instructions import instructions
-from vtc.prunes.atp import ATP, above, to_json
+from vtc.prunes.attention.atp import ATP, above, to_json
 
 torch.set_num_threads(1)
 

@@ -12,9 +12,9 @@ from vtc.method.units import units
 from vtc.method.visual_tokens import VisualTokens
 from vtc.model.layout import Grid, Layout, VisualInput
 from vtc.selectors.baselines import frame_stride_positions, stride_positions
-from vtc.selectors.evs import temporal_change
-from vtc.selectors.hiprune import hiprune
 from vtc.selectors.places import partition
+from vtc.selectors.saliency.hiprune import hiprune
+from vtc.selectors.video.evs import temporal_change
 
 quick = settings(max_examples=40, deadline=None)
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4))

@@ -27,7 +27,7 @@ from vtc.method.registry import register
 from vtc.ops.host import on
 from vtc.ops.mixing import Mixing
 from vtc.ops.similarity import nearest, unit_rows
-from vtc.prunes.fastv import last_query_attention
+from vtc.prunes.attention.fastv import last_query_attention
 
 #: Published for LLaVA-OneVision-7B and LLaVA-Video-7B: K = 18 of 28 layers.
 _LAYER, _DEPTH = 18, 28

@@ -11,7 +11,7 @@ from vtc.method import fields
 from vtc.method.budget import Keep
 from vtc.method.prune import Memory, Prune, Rows, Watch
 from vtc.method.registry import register
-from vtc.prunes.fastv import last_query_attention
+from vtc.prunes.attention.fastv import last_query_attention
 
 
 @register("token_skip")

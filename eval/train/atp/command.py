@@ -36,7 +36,7 @@ from vtc.eval.train.atp import compared
 from vtc.eval.train.atp.forward import SoftATP, Thresholds
 from vtc.eval.train.frozen import CHECKPOINT, HELD_OUT, FrozenTraining, learn_in_folder
 from vtc.eval.train.instructions import instructions
-from vtc.prunes.atp import to_json
+from vtc.prunes.attention.atp import to_json
 
 WEIGHTS, COMPARISON = "thresholds.json", "comparison.json"
 SHARES = (0.03, 0.9)

@@ -27,8 +27,8 @@ from vtc.attention.tap import Change, Tap
 from vtc.method.base import resolve_layers
 from vtc.model.adapter import adapter_class
 from vtc.model.layout import Grid, VisualInput
-from vtc.prunes.atp import POINT_SCORE, STRIDE, above, redundancy, thresholds
-from vtc.prunes.atp_scores import DEPTH, LAYERS, attention_scores, grid_points
+from vtc.prunes.attention.atp import POINT_SCORE, STRIDE, above, redundancy, thresholds
+from vtc.prunes.attention.atp_scores import DEPTH, LAYERS, attention_scores, grid_points
 
 #: t of the sigmoids whose gradient the masks have: T is 10, as in an implementation of the paper, at theta = 0.2.
 SHARPNESS = 2.0

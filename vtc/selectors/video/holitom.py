@@ -18,7 +18,7 @@ from vtc.model.parts import Parts
 from vtc.ops.host import on
 from vtc.ops.mixing import Mixing
 from vtc.prunes.holitom_inner import HoliTomInner
-from vtc.selectors.holitom_segments import merge_frames
+from vtc.selectors.video.holitom_segments import merge_frames
 
 
 @register("holitom")

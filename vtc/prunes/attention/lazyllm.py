@@ -14,7 +14,7 @@ from vtc.method.base import resolve_layers
 from vtc.method.budget import Keep
 from vtc.method.prune import Memory, Prune, Rows, Watch
 from vtc.method.registry import register
-from vtc.prunes.fastv import last_query_attention, last_query_row
+from vtc.prunes.attention.fastv import last_query_attention, last_query_row
 from vtc.prunes.profile import check_layers
 
 #: After 9, 19 and 28 of 32 layers, where 3/7, 5/7 and all of what is to go has gone.

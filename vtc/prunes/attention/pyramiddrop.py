@@ -8,7 +8,7 @@ from vtc.method.base import resolve_layers
 from vtc.method.budget import Keep
 from vtc.method.prune import Memory, Prune, Rows, Watch
 from vtc.method.registry import register
-from vtc.prunes.fastv import last_query_attention
+from vtc.prunes.attention.fastv import last_query_attention
 from vtc.prunes.profile import check_keeps, check_layers, geometric, rounded_down
 
 #: Published for LLaVA-1.5 and LLaVA-NeXT: stages of 8 layers, so prune after 8, 16 and 24 of 32.

@@ -12,7 +12,7 @@ from vtc.method.budget import Keep
 from vtc.method.prune import Decision, Memory, Rows
 from vtc.method.registry import register
 from vtc.ops.host import on
-from vtc.prunes.atp_scores import LAYERS, ATPModules, cells_of, grid_points, stride_for
+from vtc.prunes.attention.atp_scores import LAYERS, ATPModules, cells_of, grid_points, stride_for
 from vtc.prunes.profile import check_layers, geometric
 from vtc.prunes.transprune import share_of_visual
 

@@ -15,7 +15,7 @@ from vtc.method.budget import Keep, check_keep
 from vtc.method.prune import Decision, Memory, Rows
 from vtc.method.registry import register
 from vtc.ops.host import on
-from vtc.prunes.atp_scores import LAYERS, ATPModules, grid_points, rescaled, stride_for
+from vtc.prunes.attention.atp_scores import LAYERS, ATPModules, grid_points, rescaled, stride_for
 from vtc.prunes.profile import check_layers
 
 #: Published (Eq. 5): R, the share of the grid that is sampled, and what a sampled token scores with lambda = 3.

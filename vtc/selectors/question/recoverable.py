@@ -22,9 +22,9 @@ from vtc.model.parts import Parts
 from vtc.ops.host import on
 from vtc.ops.mixing import Mixing
 from vtc.ops.similarity import as_float
-from vtc.selectors.clip_text import ClipText, text_score
 from vtc.selectors.outliers import outlier_count
 from vtc.selectors.places import candidates
+from vtc.selectors.question.clip_text import ClipText, text_score
 
 #: Neighbours of the Local Outlier Factor: among all tokens, and among those that are left for merging.
 LOF_ALL, LOF_REST = 20, 10

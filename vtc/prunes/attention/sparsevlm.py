@@ -19,9 +19,9 @@ from vtc.method.budget import Keep
 from vtc.method.prune import Decision, Memory, Prune, Rows, Watch
 from vtc.method.registry import register
 from vtc.ops.host import on
+from vtc.prunes.attention.raters import choose_raters, corrected_attention, rank_of, relevance, strongest_heads
+from vtc.prunes.attention.recycling import clusters, laid_out, most_kept, recycle
 from vtc.prunes.profile import check_keeps, check_layers, geometric, rounded_down
-from vtc.prunes.raters import choose_raters, corrected_attention, rank_of, relevance, strongest_heads
-from vtc.prunes.recycling import clusters, laid_out, most_kept, recycle
 
 #: Published for LLaVA-1.5: prune at the output of layers 2, 6 and 15 of 32 (from 0), in front of those that follow.
 _LAYERS, _DEPTH = (3, 7, 16), 32

@@ -1,0 +1,1 @@
+"""Prunes that keep what text attends to in the decoder."""

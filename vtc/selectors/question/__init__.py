@@ -1,0 +1,1 @@
+"""Selectors that keep what the question asks for."""

@@ -1,0 +1,1 @@
+"""Selectors that were made for videos."""
