@@ -1,4 +1,4 @@
-"""`vtc.ops.farthest`: what is found from a part of the similarities is what all of them give."""
+"""`vtc.ops.greedy.farthest`: what is found from a part of the similarities is what all of them give."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from kernel_references import check_greedy, greedy
 
 from vtc import ops
 from vtc.ops import reference
-from vtc.ops.farthest import BLOCK, farthest_first
+from vtc.ops.greedy.farthest import BLOCK, farthest_first
 
 
 def tokens_of(kind: str, tokens: int, dim: int = 32) -> torch.Tensor:

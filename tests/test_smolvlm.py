@@ -12,7 +12,7 @@ from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_stri
 
 import vtc
 from vtc.adapters.smolvlm import pictures, tiles
-from vtc.ops.farthest import farthest_first
+from vtc.ops.greedy.farthest import farthest_first
 
 FAMILIES = ("smolvlm", "idefics3")
 WHOLE, WIDE, LARGE = (1, 1), (1, 2), (2, 2)  # 1, 3 and 5 tiles of 16 tokens

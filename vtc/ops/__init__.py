@@ -6,7 +6,19 @@ traces through it.
 
 from vtc.cuda.arguments import AttentionArguments
 from vtc.ops.attention import attention_received, attention_rows
+from vtc.ops.choosing import coverage, dpp_map, facility_location, max_min
 from vtc.ops.dispatch import kernels
-from vtc.ops.operators import compact, max_min, merge
+from vtc.ops.operators import compact, merge
 
-__all__ = ["AttentionArguments", "attention_received", "attention_rows", "compact", "kernels", "max_min", "merge"]
+__all__ = [
+    "AttentionArguments",
+    "attention_received",
+    "attention_rows",
+    "compact",
+    "coverage",
+    "dpp_map",
+    "facility_location",
+    "kernels",
+    "max_min",
+    "merge",
+]

@@ -1,4 +1,4 @@
-"""The operations that gather, choose and merge tokens.
+"""The operations that gather and merge tokens.
 
 Each is a custom operator of torch (`torch.ops.vtc.*`), so that torch.compile traces through it. On a GPU it runs the
 kernels of `vtc.cuda` where these can be had, anywhere else the torch references of `vtc.ops.reference`.
@@ -13,9 +13,6 @@ from vtc.ops import reference
 from vtc.ops.checks import INDEX, check_dtype, check_shape, shape_of
 from vtc.ops.dispatch import operator_for, register
 from vtc.ops.mixing import Mixing
-
-_RULES = ("max-min", "max-sum")
-
 
 # ---------------------------------------------------------------- compact
 
@@ -84,57 +81,6 @@ def _spread(gradient: Tensor | None, shape: torch.Size, index: Tensor, valid: Te
 _compact.register_autograd(_compact_backward, setup_context=_save_compact)
 
 
-# ---------------------------------------------------------------- greedy diversity
-
-
-@torch.no_grad()
-def max_min(
-    features: Tensor, k: int, seed: Tensor | None = None, rule: str = "max-min", counts: Tensor | None = None
-) -> Tensor:
-    """Greedy diversity order under cosine distance, for G images at once.
-
-    Each step picks the token that lies farthest from those picked before. How far a token is: "max-min" (greedy
-    k-center): the distance to its nearest pick; "max-sum": the sum of its distances to all picks. Equal distances:
-    lowest index. A smaller k gives a prefix. Rows that have no direction (zero, NaN, Inf) come last.
-
-    Args:
-        features: [G, N, D]; half precision is computed in float32.
-        k: picks per image, 1 <= k <= N.
-        seed: LongTensor or IntTensor [G], the first picks, in 0…N-1; None: the token whose nearest other token is
-            farthest away.
-        rule: "max-min" or "max-sum".
-        counts: LongTensor or IntTensor [G], each at least 1: an image's tokens, where those behind are padding; None:
-            all are tokens.
-
-    Returns:
-        LongTensor [G, k] in pick order, no duplicates; -1 where an image has no more tokens.
-
-    Raises:
-        ValueError: k or rule out of range, shapes that do not fit.
-        TypeError: seed or counts of another dtype.
-    """
-    images, tokens, _ = shape_of("features", features, "G", "N", "D")
-    if not 1 <= k <= tokens:
-        raise ValueError(f"k={k} is not in 1…{tokens}, the tokens present")
-    if rule not in _RULES:
-        raise ValueError(f"rule={rule!r} is not one of 'max-min', 'max-sum'")
-    for name, value in (("seed", seed), ("counts", counts)):
-        if value is not None:
-            check_shape(name, value, (images,))
-            check_dtype(name, value, INDEX)
-    return (operator_for("max_min", features) or reference.max_min)(features, k, seed, rule, counts)
-
-
-@torch.library.custom_op("vtc::max_min", mutates_args=())
-def _max_min(features: Tensor, k: int, seed: Tensor | None, rule: str, counts: Tensor | None) -> Tensor:
-    return reference.max_min(features, k, seed, rule, counts)
-
-
-@_max_min.register_fake
-def _(features: Tensor, k: int, seed: Tensor | None, rule: str, counts: Tensor | None) -> Tensor:
-    return features.new_empty(features.shape[0], k, dtype=torch.int64)
-
-
 # ---------------------------------------------------------------- merge
 
 
@@ -196,5 +142,4 @@ _merge.register_autograd(_merge_backward, setup_context=_save_merge)
 
 
 register("compact", _compact)
-register("max_min", _max_min)
 register("merge", _merge)

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from vtc.cuda.arguments import AttentionArguments
 from vtc.cuda.directions import unit_rows
-from vtc.ops.farthest import farthest_first
+from vtc.ops.greedy.farthest import farthest_first
+from vtc.ops.similarity import as_float
 
 #: From so many tokens on, of which at most a quarter are picked, a CPU computes a part of the similarities only.
 MANY = 2048
@@ -146,6 +147,61 @@ def _greedy_from_rows(unit: Tensor, near: Tensor, k: int, seed: Tensor, join) ->
         near.scatter_(1, picks[i - 1, :, None], torch.inf)
         torch.argmin(near, dim=1, out=picks[i])
     return picks.t().contiguous()
+
+
+def facility_location(values: Tensor, k: int, weight: Tensor | None, combine: str, tolerance: float) -> Tensor:
+    """Greedy cover of demands; arguments as `vtc.ops.facility_location`."""
+    images, _, tokens = values.shape
+    values = as_float(values)
+    weight = values.new_ones(images, tokens) if weight is None else as_float(weight).to(values.dtype)
+    covered = values.new_zeros(images, values.shape[1], 1)
+    chosen = torch.zeros(images, tokens, dtype=torch.bool, device=values.device)
+    picks = torch.empty(images, k, dtype=torch.int64, device=values.device)
+    for i in range(k):
+        gain = (values - covered).clamp_min_(0.0).sum(dim=1)
+        gain = gain.masked_fill(gain <= tolerance, 0.0)
+        worth = gain + weight if combine == "sum" else gain * weight
+        pick = _first_that_tells(chosen, worth, gain, weight)
+        chosen.scatter_(1, pick, True)
+        picks[:, i : i + 1] = pick
+        column = values.gather(2, pick[:, :, None].expand(-1, values.shape[1], 1))
+        covered = torch.maximum(covered, column)
+    return picks
+
+
+def dpp_map(features: Tensor, k: int, quality: Tensor | None, floor: float) -> Tensor:
+    """Greedy MAP of a determinantal point process; arguments as `vtc.ops.dpp_map`."""
+    images, tokens, _ = features.shape
+    unit, lost = unit_rows(features)
+    quality = unit.new_ones(images, tokens) if quality is None else as_float(quality).to(unit.dtype)
+    rows = unit * quality[:, :, None]
+    left = (quality * quality).masked_fill(lost, 0.0)  # what no pick explains of each token, squared
+    least = floor * left.amax(dim=1, keepdim=True)
+    chosen = torch.zeros(images, tokens, dtype=torch.bool, device=rows.device)
+    picks = torch.empty(images, k, dtype=torch.int64, device=rows.device)
+    explained = rows.new_zeros(images, k, tokens)
+    for i in range(k):
+        left = left.masked_fill(left <= least, 0.0)
+        pick = _first_that_tells(chosen, left, quality)
+        own = left.gather(1, pick)
+        chosen.scatter_(1, pick, True)
+        picks[:, i : i + 1] = pick
+        newest = rows.gather(1, pick[:, :, None].expand(-1, 1, rows.shape[2]))
+        before = explained[:, :i].gather(2, pick[:, None].expand(-1, i, 1))
+        new = (newest @ rows.mT - before.mT @ explained[:, :i])[:, 0] / own.sqrt().clamp_min(1e-30)
+        new = new.masked_fill(own == 0, 0.0)
+        explained[:, i] = new
+        left = (left - new * new).clamp_min_(0.0)
+    return picks
+
+
+def _first_that_tells(chosen: Tensor, *scores: Tensor) -> Tensor:
+    """The best token [G, 1] that is not `chosen`, by the first of the scores that is above 0 in any; lowest index."""
+    best = scores[-1].masked_fill(chosen, -torch.inf)
+    for score in reversed(scores[:-1]):
+        score = score.masked_fill(chosen, -torch.inf)
+        best = torch.where(score.amax(dim=1, keepdim=True) > 0, score, best)
+    return best.argmax(dim=1, keepdim=True)
 
 
 # ---------------------------------------------------------------- attention
