@@ -30,6 +30,8 @@ COMPOSED = (
     "fastv:keep=0.6,layer=1+holitom_inner:keep=0.5,layer=3",
 )
 
+#: Methods that read the question behind the picture.
+ASKED = {"cdpruner", "mmtok", "recoverable", "trim"}
 #: Methods that leave images as they are, and act on videos alone.
 ON_VIDEOS = {"evs"}
 #: Tokens that are generated where rows are compared.

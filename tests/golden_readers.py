@@ -3,6 +3,7 @@
 from collections import Counter
 
 import golden_holitom
+import golden_image
 import golden_inner
 import golden_merging
 import golden_prunes
@@ -12,7 +13,8 @@ import golden_ssm
 from golden_cases import Case, Form, UnknownForm
 
 MODULES = (
-    golden_selectors, golden_prunes, golden_inner, golden_holitom, golden_ssm, golden_reducers, golden_merging,
+    golden_image, golden_selectors, golden_prunes, golden_inner, golden_holitom, golden_ssm, golden_reducers,
+    golden_merging,
 )  # fmt: skip
 FORMS: list[Form] = [form for module in MODULES for form in module.CHECKS]
 

@@ -65,6 +65,8 @@ def check_works_or_says_why_not(family, spec, name, new=NEW, compared=range):
             return
         if family in UNKNOWN_GRIDS and "lie in rows and columns is not known" in str(error):
             return
+        if family == "got_ocr2" and "how 256 patches of the vision tower map onto 16" in str(error):
+            return  # what a method reads of the tower beside attention, which is refused before
         # pooled video frames: known only once they are seen
         assert any(method_class(m.partition(":")[0]).kind == "reducer" for m in spec.split("+"))
         assert family in {"llava_onevision_video", "llava_next_video_video"} and "can't follow" in str(error)

@@ -13,6 +13,8 @@ from torch.testing import assert_close
 
 import vtc
 from vtc import (
+    MMR,
+    CDPruner,
     DivPrune,
     FastV,
     FrameStride,
@@ -22,8 +24,10 @@ from vtc import (
     NoCompression,
     Pool,
     Random,
+    Scope,
     Stride,
     TransPrune,
+    VisPruner,
     VisualTokens,
     ops,
 )
@@ -46,7 +50,8 @@ quick = settings(max_examples=20, deadline=None)
 
 SELECTORS = [
     Random(), Stride(), FrameStride(), Pool(), DivPrune(), HiPrune(), HiPrune(alpha=1.0), KCenter(),
-    KCenter(rule="max-sum"), KCenter(pivot="mean"),
+    KCenter(rule="max-sum"), KCenter(pivot="mean"), DivPrune(centering=True), KCenter(centering=True),
+    CDPruner(centering=True), Scope(combine="sum"), VisPruner(important=0), VisPruner(important=1), MMR(penalty=5.0),
 ]  # fmt: skip
 PRUNES = [FastV(), TransPrune()]
 #: Selectors with tests of their own: they merge, choose how many, or look at frames or at more of the tower.
@@ -83,6 +88,7 @@ def visual_tokens(layout: str, images: int = 1, kind: str = "random", seed: int 
         separators,
         received={1: middle, 3: deep},
         cls={3: cls},
+        hidden={3: rows_of(kind, images, tokens, 12, seed + 3).masked_fill(separators[:, None], float("nan"))},
     )
 
 
@@ -94,6 +100,7 @@ def one(visual: VisualTokens, index: int) -> VisualTokens:
         features=visual.features[alone],
         received={block: score[alone] for block, score in visual.received.items()},
         cls={block: score[alone] for block, score in visual.cls.items()},
+        hidden={block: rows[alone] for block, rows in visual.hidden.items()},
     )
 
 

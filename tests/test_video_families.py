@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import flash_stand_in
 import pytest
 import torch
-from contract import EVERY, METHODS, check_rows, model_of, refusal, spec_of, state_of
+from contract import ASKED, EVERY, METHODS, check_rows, model_of, refusal, spec_of, state_of
 from covering import product
 from families import Row, scenario
 from tiny_base import IMAGE, siglip
@@ -251,9 +251,9 @@ def test_keeping_all_and_unpatching_are_bit_exact(family, method):
 
 
 @pytest.mark.parametrize("family", LLAVAS)
-@pytest.mark.parametrize("method", [name for name in SELECTORS if name not in ("random", "recoverable")])
+@pytest.mark.parametrize("method", [name for name in SELECTORS if name not in (*ASKED, "random")])
 def test_two_turns_with_a_video_each_equal_one_prompt_with_both(family, method):
-    """Not so for those that ask what else is in the row: videos before (`random`), text behind (`recoverable`)."""
+    """Not so for those that ask what else is in the row: videos before (`random`), text behind (`ASKED`)."""
     tiny, model = EVERY[family], model_of(family)
     spec = spec_of(method, family) + (",inner=False" if method == "holitom" else "")  # its prune shares a budget
     rows = scenario(tiny, "ragged")[:2]

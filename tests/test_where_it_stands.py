@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from contract import EVERY, METHODS, greedy, model_of, spec_of
+from contract import ASKED, EVERY, METHODS, greedy, model_of, spec_of
 from releases import HERE
 from tiny_base import SQUARE, Row
 
@@ -12,8 +12,8 @@ from vtc.method.registry import method_class
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 CACHE = "cache" if HERE.release[:2] >= (5, 24) else "past_key_values"
-#: `recoverable` reads the question behind the picture, which is another one there.
-PLACED = [name for name in METHODS if method_class(name).kind == "selector" and name != "recoverable"]
+#: Those that read the question behind the picture find another one there.
+PLACED = [name for name in METHODS if method_class(name).kind == "selector" and name not in ASKED]
 
 
 def pieces(family, model):

@@ -46,10 +46,15 @@ from vtc.selectors.baselines import Random as Random
 from vtc.selectors.baselines import Stride as Stride
 from vtc.selectors.divprune import DivPrune as DivPrune
 from vtc.selectors.kcenter import KCenter as KCenter
+from vtc.selectors.question.cdpruner import CDPruner as CDPruner
+from vtc.selectors.question.mmtok import MMTok as MMTok
 from vtc.selectors.question.recoverable import Recoverable as Recoverable
 from vtc.selectors.saliency.hiprune import HiPrune as HiPrune
+from vtc.selectors.saliency.mmr import MMR as MMR
 from vtc.selectors.saliency.tokencorr import TokenCorr as TokenCorr
 from vtc.selectors.saliency.visionzip import VisionZip as VisionZip
+from vtc.selectors.saliency.vispruner import VisPruner as VisPruner
+from vtc.selectors.scope import Scope as Scope
 from vtc.selectors.todre import Todre as Todre
 from vtc.selectors.video.evs import EVS as EVS
 from vtc.selectors.video.holitom import HoliTom as HoliTom

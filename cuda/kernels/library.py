@@ -64,6 +64,8 @@ class Library:
         """
         if name == "compact":
             return True
+        if name in ("facility_location", "dpp_map", "weighted_max_min"):
+            return False
         given = args[0]
         first = given.query if isinstance(given, AttentionArguments) else given
         if first.dtype not in TYPES or first.dtype == torch.bool:

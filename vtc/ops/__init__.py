@@ -6,7 +6,7 @@ traces through it.
 
 from vtc.cuda.arguments import AttentionArguments
 from vtc.ops.attention import attention_received, attention_rows
-from vtc.ops.choosing import coverage, dpp_map, facility_location, max_min
+from vtc.ops.choosing import coverage, dpp_map, facility_location, max_min, weighted_max_min
 from vtc.ops.dispatch import kernels
 from vtc.ops.operators import compact, merge
 
@@ -21,4 +21,5 @@ __all__ = [
     "kernels",
     "max_min",
     "merge",
+    "weighted_max_min",
 ]

@@ -66,6 +66,51 @@ def _(features: Tensor, k: int, seed: Tensor | None, rule: str, counts: Tensor |
     return features.new_empty(features.shape[0], k, dtype=torch.int64)
 
 
+@torch.no_grad()
+def weighted_max_min(
+    features: Tensor, k: int, seed: Tensor, weight: Tensor | None = None, bonus: Tensor | None = None
+) -> Tensor:
+    """`max_min` from a first pick on, where a token's distance to its nearest pick is not all that it is worth.
+
+    Each step picks the token with the largest weight · (1 - similarity to the nearest pick) + bonus, similarity being
+    cosine: with a bonus this is maximal marginal relevance (Carbonell and Goldstein, 1998). Rows that have no direction
+    are like nothing.
+
+    Args:
+        features: [G, N, D]; half precision is computed in float32.
+        k: picks per image, 1 <= k <= N.
+        seed: LongTensor or IntTensor [G], the first picks, in 0…N-1.
+        weight: [G, N]; None: 1.
+        bonus: [G, N]; None: 0.
+
+    Returns:
+        LongTensor [G, k] in pick order, no duplicates.
+
+    Raises:
+        ValueError: k out of range, shapes that do not fit.
+        TypeError: seed of another dtype.
+    """
+    images, tokens, _ = shape_of("features", features, "G", "N", "D")
+    _check_picks(k, tokens)
+    check_shape("seed", seed, (images,))
+    check_dtype("seed", seed, INDEX)
+    for name, value in (("weight", weight), ("bonus", bonus)):
+        if value is not None:
+            check_shape(name, value, (images, tokens))
+    operation = operator_for("weighted_max_min", features) or reference.weighted_max_min
+    return operation(features, k, seed, weight, bonus)
+
+
+@torch.library.custom_op("vtc::weighted_max_min", mutates_args=())
+def _weighted_max_min(features: Tensor, k: int, seed: Tensor, weight: Tensor | None, bonus: Tensor | None) -> Tensor:
+    return reference.weighted_max_min(features, k, seed, weight, bonus)
+
+
+@_weighted_max_min.register_fake
+def _(features: Tensor, k: int, seed: Tensor, weight: Tensor | None, bonus: Tensor | None) -> Tensor:
+    return features.new_empty(features.shape[0], k, dtype=torch.int64)
+
+
 # ---------------------------------------------------------------- greedy cover
 
 
@@ -181,5 +226,6 @@ def _check_picks(k: int, tokens: int) -> None:
 
 
 register("max_min", _max_min)
+register("weighted_max_min", _weighted_max_min)
 register("facility_location", _facility_location)
 register("dpp_map", _dpp_map)

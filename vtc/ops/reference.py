@@ -149,6 +149,30 @@ def _greedy_from_rows(unit: Tensor, near: Tensor, k: int, seed: Tensor, join) ->
     return picks.t().contiguous()
 
 
+@torch.no_grad()
+def weighted_max_min(features: Tensor, k: int, seed: Tensor, weight: Tensor | None, bonus: Tensor | None) -> Tensor:
+    """Greedy diversity of tokens that are worth more or less; arguments as `vtc.ops.weighted_max_min`."""
+    images, tokens, _ = features.shape
+    unit, _ = unit_rows(features)
+    fits = images * tokens * tokens <= MATRIX_ENTRIES and 3 * k >= tokens / 4
+    rows = (_gram(unit) if fits else unit).flatten(0, 1)
+    weight, bonus = (None if value is None else as_float(value).to(unit.dtype) for value in (weight, bonus))
+    first_row = torch.arange(0, images * tokens, tokens, device=unit.device)
+    near = unit.new_full((images, tokens), -torch.inf)
+    picks = first_row.new_empty(k, images)
+    picks[0] = seed
+    for i in range(1, k):
+        newest = rows.index_select(0, picks[i - 1] + first_row)
+        torch.maximum(near, newest if fits else torch.bmm(unit, newest[:, :, None])[:, :, 0], out=near)
+        worth = 1 - near
+        if weight is not None:
+            worth *= weight
+        if bonus is not None:
+            worth += bonus
+        torch.argmax(worth.scatter_(1, picks[:i].t(), -torch.inf), dim=1, out=picks[i])
+    return picks.t().contiguous()
+
+
 def facility_location(values: Tensor, k: int, weight: Tensor | None, combine: str, tolerance: float) -> Tensor:
     """Greedy cover of demands; arguments as `vtc.ops.facility_location`."""
     images, _, tokens = values.shape

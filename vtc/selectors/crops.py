@@ -1,9 +1,18 @@
 """The crops of an image (thumbnail, tiles, video frames), for methods that decide in each crop by itself."""
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
 from vtc.method.budget import share_out
+from vtc.method.reduction import Reduction
 from vtc.method.visual_tokens import VisualTokens
+from vtc.ops.host import on
+from vtc.selectors.places import candidates
+
+#: From values of all tokens [G, N, ...] to those of some crops that are alike [G · crops, n, ...].
+OfCrops = Callable[[Tensor], Tensor]
 
 
 def crop_tokens(visual: VisualTokens) -> list[Tensor]:
@@ -40,3 +49,31 @@ def share_by(k: int, weights: list[int], sizes: list[int]) -> list[int]:
         left -= sum(sizes[i] for i in full)
         room = [i for i in room if i not in full]
     return shares
+
+
+def pick_in_crops(visual: VisualTokens, k: int, pick: Callable[[OfCrops, int], Tensor]) -> Reduction:
+    """Keep `k` tokens, each crop's part of them chosen in the crop alone; parts go by the crops' tokens.
+
+    Separators are no candidates; they fill up only where k asks for more tokens than the picture has.
+
+    Args:
+        visual: G images.
+        k: tokens to keep.
+        pick: called for crops that are alike, with the function that gives what is theirs of values of all tokens, and
+            with the number of tokens to choose in each, at most n; gives LongTensor [G · crops, number].
+    """
+    images, device = len(visual.features), visual.features.device
+    places = candidates(visual, k)
+    if len(places) == k:
+        return Reduction.of(on(device, places).expand(images, -1))
+    tokens = crop_tokens(visual)
+    alike: dict[tuple[int, int], list[Tensor]] = {}
+    for inside, part in zip(tokens, share_out(k, [len(inside) for inside in tokens]), strict=True):
+        if part:
+            alike.setdefault((len(inside), part), []).append(inside)
+    kept = []
+    for (_, part), crops in alike.items():
+        index = on(device, torch.stack(crops))
+        picks = pick(lambda values, index=index: values[:, index].flatten(0, 1), part)
+        kept.append(index.repeat(images, 1).gather(1, picks).view(images, -1))
+    return Reduction.of(torch.cat(kept, dim=1))

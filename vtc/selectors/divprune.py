@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vtc import ops
+from vtc.method import fields
 from vtc.method.budget import Keep
 from vtc.method.reduction import Reduction
 from vtc.method.registry import register
 from vtc.method.selector import Selector
-from vtc.method.visual_tokens import VisualTokens
+from vtc.method.visual_tokens import Needs, VisualTokens
+from vtc.model.parts import Parts
+from vtc.selectors.centering import Centred, blocks_to_centre, centred_tokens
 
 
 def max_min_order(features: Tensor, k: int) -> Tensor:
@@ -31,6 +34,15 @@ def max_min_order(features: Tensor, k: int) -> Tensor:
     return ops.max_min(features, k)
 
 
+def centred_order(tokens: Centred, k: int, first: Tensor | None = None) -> Tensor:
+    """The same among centred tokens, a distance times the token's weight (Cen-Prune): LongTensor [G, k].
+
+    The first token is `first` [G], by default Algorithm 1's own in the raw space.
+    """
+    first = max_min_order(tokens.raw, 1)[:, 0] if first is None else first
+    return ops.weighted_max_min(tokens.rows, k, first, weight=tokens.weight)
+
+
 @register("divprune")
 @dataclass
 class DivPrune(Selector):
@@ -45,9 +57,21 @@ class DivPrune(Selector):
     Attributes:
         keep: share in (0, 1] or count of the visual tokens of an image; a share is rounded half to even.
             Default 0.098: 56 of LLaVA-1.5's 576.
+        centering: compare tokens without what all of them share, and weigh them by how far they stand from the others
+            (Cen-Prune, arXiv 2608.30263). Default False: the published numbers of DivPrune are without.
     """
 
     keep: Keep = 0.098
+    centering: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fields.check_bool("centering", self.centering)
+
+    def needs(self, parts: Parts) -> Needs:
+        return Needs(hidden=blocks_to_centre(parts, "divprune:centering=True") if self.centering else ())
 
     def select(self, visual: VisualTokens, k: int) -> Reduction:
+        if self.centering:
+            return Reduction.of(centred_order(centred_tokens(visual), k))
         return Reduction.of(max_min_order(visual.features, k))

@@ -16,6 +16,8 @@ from vtc.method.visual_tokens import Needs, VisualTokens
 from vtc.model.parts import Parts
 from vtc.ops.host import on
 from vtc.ops.similarity import as_float
+from vtc.selectors.centering import blocks_to_centre, centred_tokens
+from vtc.selectors.divprune import centred_order
 from vtc.selectors.places import candidates
 
 
@@ -73,26 +75,33 @@ class KCenter(Selector):
         rule: "max-min" (k-center, version 1) or "max-sum" (version 2).
         pivot: "cls", or "mean" (the token nearest to the mean) for towers without CLS.
         layer: tower block whose CLS attention is read, negative from the end. Default -1, the last.
+        centering: compare tokens without what all of them share, and weigh them by how far they stand from the others
+            (Cen-Prune, arXiv 2608.30263); with rule="max-min". The pivot stays. Default False, as published.
     """
 
     keep: Keep = 0.1
     rule: Literal["max-min", "max-sum"] = "max-min"
     pivot: Literal["cls", "mean"] = "cls"
     layer: int = -1
+    centering: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        fields.check_bool("centering", self.centering)
+        if self.centering and self.rule != "max-min":
+            raise ValueError(f"centering=True is not defined for rule={self.rule!r}; use rule='max-min'")
         fields.check_int("layer", self.layer, "give a block of the vision tower such as -1, the last")
 
     def needs(self, parts: Parts) -> Needs:
+        hidden = blocks_to_centre(parts, f"{self.name}:centering=True") if self.centering else ()
         if self.pivot == "mean":
-            return Needs()
+            return Needs(hidden=hidden)
         if not parts.has_cls:
             raise ValueError(
                 f"kcenter: pivot='cls' needs a vision tower with a CLS token, which {parts.family} lacks; "
                 "use pivot='mean'"
             )
-        return Needs(cls=(parts.block(self.layer, self.name),))
+        return Needs(cls=(parts.block(self.layer, self.name),), hidden=hidden)
 
     def select(self, visual: VisualTokens, k: int) -> Reduction:
         places = on(visual.features.device, candidates(visual, k))
@@ -102,6 +111,8 @@ class KCenter(Selector):
         else:
             (attention,) = visual.cls.values()
             pivot = cls_pivot(attention[:, places], on(places.device, _pivot_places(visual))[places])
+        if self.centering:
+            return Reduction.of(places[centred_order(centred_tokens(visual, places), k, pivot)])
         return Reduction.of(places[k_center_order(features, pivot, k, self.rule)])
 
 

@@ -27,6 +27,7 @@ class Todre(KCenter):
         rule: "max-sum" (version 2) or "max-min" (k-center, version 1).
         pivot: "cls", or "mean" (the token nearest to the mean) for towers without CLS.
         layer: tower block whose CLS attention is read, negative from the end. Default -1, the last.
+        centering: as in `kcenter`; with rule="max-min". Default False, as published.
         threshold: tau of stage 2; 0 leaves stage 2 out.
         layers: decoder layers, from 0, in whose attention stage 2 decides. None: 7/8 of the depth.
     """

@@ -93,7 +93,7 @@ def tower_hooks(adapter: Any, needs: Needs, encoding: Encoding) -> list[tuple[nn
 
     def see_block(block: int, _: nn.Module, args: tuple, output: Any) -> None:
         hidden = first_of(output).detach()
-        rows = hidden if hidden.dim() == 3 else hidden[None]
+        rows = hidden[None] if hidden.dim() == 2 else hidden.flatten(1, -2)  # packed, or in rows and columns
         encoding.features.scores.setdefault(("hidden", block), []).append(rows)
 
     def see_projector(_: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:

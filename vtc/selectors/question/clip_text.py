@@ -9,6 +9,23 @@ from vtc.calls.clip import text_vectors
 from vtc.ops.similarity import as_float
 
 
+def check_clip(clip: object, tokenizer: object) -> None:
+    """Check the fields `clip` and `tokenizer` of a method.
+
+    Raises:
+        TypeError: one is neither a text nor None.
+        ValueError: one is given without the other.
+    """
+    for name, value in (("clip", clip), ("tokenizer", tokenizer)):
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"{name}={value!r} is a {type(value).__name__}; give a folder or hub id, or None")
+    if (clip is None) != (tokenizer is None):
+        raise ValueError(
+            f"clip={clip!r} and tokenizer={tokenizer!r}: the question is read by the tokenizer and scored by the CLIP "
+            "model, so give both, or neither"
+        )
+
+
 def text_score(features: Tensor, text: Tensor) -> Tensor:
     """How near visual tokens are to a text: cosine similarity, divided by the square root of the width.
 
