@@ -65,10 +65,10 @@ class CDPruner(Selector):
 
     With `clip`, as published: relevance is minus the cosine similarity of CLIP's embeddings of token and question (the
     released code's sign: patches of CLIP are least like the text that describes them), read in the block that the
-    projector reads, and scaled to 0…1 over all crops of an image. Without it, as OpenVINO has it for other models: plus
-    the mean similarity of the projected tokens to the embeddings of the question's tokens in the language model, at
-    half weight. Each crop (thumbnail, tile, frame) is chosen in alone. Where there is no text, diversity decides
-    alone. https://arxiv.org/abs/2506.10967
+    projector reads, and scaled to 0…1 over all crops of an image; then each crop (thumbnail, tile, frame) is chosen in
+    alone. Without it, as OpenVINO has it for other models: plus the mean similarity of the projected tokens to the
+    embeddings of the question's tokens in the language model, at half weight; an image, or a video, is chosen in as a
+    whole. Where there is no text, diversity decides alone. https://arxiv.org/abs/2506.10967
 
     Budget: the paper's, tokens in all: 192, 128 or 64 of LLaVA-1.5's 576, 640, 320 or 160 for all crops of LLaVA-NeXT.
     OpenVINO's pruning ratio in % is what goes: 100 · (1 - keep).

@@ -49,7 +49,7 @@ class MMR(Selector):
     which has a trained network in place of attention: here importance is the attention of CLS in the block that the
     projector reads, scaled to 0…1, similarity is that of the tower's features in that block. Each crop (thumbnail,
     tile, frame) is chosen in alone. Towers without CLS: the projected tokens, and the attention that each receives in
-    the last block. Needs no text. https://doi.org/10.1145/290941.291025
+    the last block. Needs no text. https://arxiv.org/abs/2602.13315
 
     Budget: the share or number of tokens that stay is `keep` as it is.
 
