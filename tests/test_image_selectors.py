@@ -118,7 +118,7 @@ def test_mmr_is_importance_minus_penalty_times_greatest_similarity(tokens, penal
     similarity = cosines(features[0])
     spread = float(raw.max() - raw.min()) or 1.0
     importance = [(float(value) - float(raw.min())) / spread for value in raw[0]]
-    picks = [importance.index(1.0) if tokens > 1 else 0]
+    picks = [importance.index(max(importance))]
     for _ in range(seed % tokens):
         pick = best({
             token: importance[token] - penalty * max(float(similarity[token, pick]) for pick in picks)
