@@ -9,6 +9,7 @@ from contract import EVERY, model_of
 from families import scenario
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_recoverable import towers  # noqa: F401 (a fixture)
 from test_selectors import tiled
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -428,6 +429,47 @@ def test_mmtok_reads_words_by_the_tokenizer_and_tells_what_it_can_t_load(tmp_pat
     assert len(kept[0]) == len(kept[1]) == 16
     with pytest.raises(ValueError, match=r"tokenizer='.*' can't be loaded .*; give the folder or hub id"):
         vtc.patch(model, vtc.MMTok(tokenizer=str(tmp_path)))
+
+
+def test_cdpruner_with_clip_is_relevance_of_the_published_sign_in_every_window(towers) -> None:  # noqa: F811
+    from transformers import AutoTokenizer, CLIPModel
+
+    model, writer = CLIPModel.from_pretrained(towers[0]).eval(), AutoTokenizer.from_pretrained(towers[0])
+    reader = AutoTokenizer.from_pretrained(towers[1])
+    grids, crops = tiled()
+    tokens, separators = len(crops.index), crops.index < 0
+    hidden = drawn(0, 1, tokens, 12).masked_fill(separators[:, None], torch.nan)
+    method = CDPruner(clip=str(towers[0]), tokenizer=str(towers[1]))
+    for question in ("what is on the table", " ".join(["what red thing"] * 4)):  # 5 + 2 and 12 + 2 ids, of 8
+        visual = VisualTokens(
+            drawn(1, 1, tokens, 16), grids, separators, crops=crops, hidden={2: hidden},
+            question=(reader(question, return_tensors="pt")["input_ids"][0],),
+        )  # fmt: skip
+        ids = writer(question)["input_ids"]
+        windows = [ids[start : start + 8] for start in range(0, len(ids), 8)]
+        with torch.no_grad():
+            text = []
+            for window in windows:
+                filled = (
+                    torch.tensor([window + [0] * (8 - len(window))]) if len(windows) > 1 else torch.tensor([window])
+                )
+                mask = torch.tensor([[1] * len(window) + [0] * (filled.shape[1] - len(window))])
+                out = model.get_text_features(input_ids=filled, attention_mask=mask)
+                text.append(getattr(out, "pooler_output", out)[0])
+            rows = model.visual_projection(model.vision_model.post_layernorm(hidden[0, ~separators]))
+        mean = torch.stack([torch.cosine_similarity(rows, one, dim=-1) for one in text]).mean(dim=0)
+        told = torch.zeros(1, tokens)
+        told[0, ~separators] = (mean.max() - mean + 1e-6) / (mean.max() - mean.min())
+        sizes = [len(inside) for inside in crop_tokens(visual)]
+        expected = [
+            inside[conditional_order(visual.features[:, inside], told[:, inside], part)[0]]
+            for inside, part in zip(crop_tokens(visual), share_out(8, sizes))
+        ]
+        assert method.select(visual, 8).kept[0].tolist() == sorted(torch.cat(expected).tolist())
+    parts = [torch.nn.Identity()] * 2, (), (torch.nn.Identity(),) * 6
+    assert method.needs(Parts("llava", *parts[0], *parts[1:], True, -2)).hidden == (4,)
+    with pytest.raises(ValueError, match="is for towers that come from CLIP, and that of qwen2_5_vl does not"):
+        replace(method, centering=True).needs(Parts("qwen2_5_vl", *parts[0], *parts[1:], False, -1))
 
 
 def test_towers_are_read_where_they_can_be() -> None:

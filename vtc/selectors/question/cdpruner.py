@@ -140,7 +140,8 @@ class CDPruner(Selector):
             if not question:
                 return None
             (hidden,) = visual.hidden.values()
-            return -relevance(self._clip_text.image(hidden[image, tokens]), self._clip_text.text(question))
+            text = self._clip_text.text(question, hidden.device, windows=True)
+            return -relevance(self._clip_text.image(hidden[image, tokens]), text)
         if not visual.text or not len(visual.text[image]):
             return None
         return relevance(visual.features[image, tokens], on(visual.features.device, visual.text[image]))

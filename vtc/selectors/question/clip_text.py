@@ -8,6 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from vtc.calls.clip import take_image_norm, text_vectors
 from vtc.ops.similarity import as_float
+from vtc.selectors.question.reading import Reader, load
 
 
 def check_clip(clip: object, tokenizer: object) -> None:
@@ -57,19 +58,19 @@ class ClipText:
         from transformers import AutoConfig, AutoTokenizer, CLIPModel
 
         self.name = clip
-        self.reader = _load("tokenizer", tokenizer, AutoTokenizer, "the tokenizer of the vision-language model")
+        self.reader = Reader(tokenizer)
         wanted = "the CLIP model that the vision tower comes from, its tokenizer with it"
-        config = _load("clip", clip, AutoConfig, wanted)
+        config = load("clip", clip, AutoConfig, wanted)
         if config.model_type != "clip":
             raise ValueError(f"clip={clip!r} is a {config.model_type} model; give the folder or hub id of {wanted}")
-        self.writer = _load("clip", clip, AutoTokenizer, wanted)
-        self.model = _load("clip", clip, CLIPModel, wanted).float().eval().requires_grad_(False)
+        self.writer = load("clip", clip, AutoTokenizer, wanted)
+        self.model = load("clip", clip, CLIPModel, wanted).float().eval().requires_grad_(False)
         self.norm = take_image_norm(self.model)
         self.longest = config.text_config.max_position_embeddings
 
     def question(self, ids: Tensor) -> str:
-        """What token ids [T] of the language model say, special tokens left out."""
-        return self.reader.decode(ids.tolist(), skip_special_tokens=True).strip()
+        """What the user says in token ids [T] of the language model; special tokens and the template's end left out."""
+        return self.reader.question(ids)[0].strip()
 
     @torch.no_grad()
     def score(self, hidden: Tensor, question: str) -> Tensor:
@@ -125,13 +126,3 @@ class ClipText:
         self.model.to(hidden.device)
         rows = as_float(hidden).float()
         return self.model.visual_projection(self.norm.to(hidden.device)(rows) if normed else rows)
-
-
-def _load(name: str, value: str, what: Any, wanted: str) -> Any:
-    try:
-        return what.from_pretrained(value)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{name}={value!r} can't be loaded ({reason}); give the folder or hub id of {wanted}"
-        ) from error
