@@ -22,6 +22,7 @@ ASKED = {
     "eval": "--limit 1 --methods none --output {folder}/eval",
     "sweep": "--limit 1 --methods none --keep 0.5 --output {folder}/sweep",
     "report": "{run} --output {folder}/report.html",
+    "compare": "{run}",
     "recipe": "list",
     "tasks": "",
     "ask": "--example images/5",

@@ -30,6 +30,7 @@ SMALLEST: dict[str, tuple[str, tuple[str, ...]]] = {
         ("run/journal-0.jsonl", "run/results.json"),
     ),
     "report": ("{runs} --output {tmp}/page.html", ("page.html", "page.csv", "page.md")),
+    "compare": ("{runs} --output {tmp}/compare.md", ("compare.md",)),
     "recipe": ("list", ()),
     "tasks": ("", ()),
     "bench": ("select --methods stride --tokens 16 --rounds 1 --json {tmp}/b.json", ("b.json",)),
@@ -41,7 +42,7 @@ SMALLEST: dict[str, tuple[str, tuple[str, ...]]] = {
     **{name: ("--help", ()) for name in COMMANDS if name.startswith("train-")},
 }
 #: Import torch and more, and take seconds: once in this process is enough.
-SLOW = {"ask", "eval", "sweep", "report", "bench", "doctor", "solve", "methods", "pages"}
+SLOW = {"ask", "eval", "sweep", "report", "compare", "bench", "doctor", "solve", "methods", "pages"}
 SLOW |= {name for name in COMMANDS if name.startswith("train-")}
 #: Say what they did on stderr alone.
 SILENT = {"report"}

@@ -34,6 +34,7 @@ COMMANDS = {
     "report": Command(
         "vtc.eval.report.command", "one page about any number of runs: figures, tables, changed answers", MEASURE
     ),
+    "compare": Command("vtc.eval.report.compare", "methods at equal tokens, question by question", MEASURE),
     "recipe": Command(
         "vtc.eval.recipes.command", "list published tables, or run one: paper, ours, difference", MEASURE
     ),

@@ -16,6 +16,9 @@ class Method:
             Models with several position axes (M-RoPE) always keep the original ones.
         min_tokens: the fewest tokens that a share rounds down to.
         may_adapt: whether `keep=None` lets the method decide by the picture how many tokens stay.
+        signals: what decides, in one word each, for tables: "saliency" (what the vision tower attends to), "question",
+            "diversity" (tokens unlike each other), "coverage" (tokens that stand for others), "merging", "place",
+            "time", "attention" (of the decoder), "change" (of a token from layer to layer).
     """
 
     name: ClassVar[str]
@@ -23,6 +26,7 @@ class Method:
     positions: ClassVar[str] = "packed"
     min_tokens: ClassVar[int] = 1
     may_adapt: ClassVar[bool] = False
+    signals: ClassVar[tuple[str, ...]] = ()
     keep: Keep | None
 
     def __post_init__(self) -> None:

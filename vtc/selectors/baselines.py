@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -113,6 +114,7 @@ class Stride(Selector):
         keep: share in (0, 1] or count of the visual tokens of an image.
     """
 
+    signals: ClassVar[tuple[str, ...]] = ("place",)
     keep: Keep = 0.25
 
     def select(self, visual: VisualTokens, k: int) -> Reduction:
@@ -131,6 +133,7 @@ class FrameStride(Selector):
         keep: share in (0, 1] or count of the visual tokens of a video.
     """
 
+    signals: ClassVar[tuple[str, ...]] = ("place",)
     keep: Keep = 0.25
 
     def select(self, visual: VisualTokens, k: int) -> Reduction:
@@ -150,6 +153,7 @@ class Pool(Selector):
         keep: share in (0, 1] or count of the visual tokens of an image.
     """
 
+    signals: ClassVar[tuple[str, ...]] = ("place", "merging")
     keep: Keep = 0.25
 
     def select(self, visual: VisualTokens, k: int) -> Reduction:

@@ -1,6 +1,7 @@
 """DivPrune: keep the visual tokens that are most unlike each other (arXiv 2503.02175, CVPR 2025)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -61,6 +62,7 @@ class DivPrune(Selector):
             (Cen-Prune, arXiv 2608.30263). Default False: the published numbers of DivPrune are without.
     """
 
+    signals: ClassVar[tuple[str, ...]] = ("diversity",)
     keep: Keep = 0.098
     centering: bool = False
 

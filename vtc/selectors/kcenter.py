@@ -1,7 +1,7 @@
 """k-center: a greedy cover of the visual tokens that starts where CLS looks; stage 1 of ToDRE (arXiv 2505.18757)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -79,6 +79,7 @@ class KCenter(Selector):
             (Cen-Prune, arXiv 2608.30263); with rule="max-min". The pivot stays. Default False, as published.
     """
 
+    signals: ClassVar[tuple[str, ...]] = ("diversity",)
     keep: Keep = 0.1
     rule: Literal["max-min", "max-sum"] = "max-min"
     pivot: Literal["cls", "mean"] = "cls"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from numbers import Real
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -65,6 +65,7 @@ class Scope(Selector):
         combine: "product" of gain and saliency, or "sum" (a switch of the released code, behind no published number).
     """
 
+    signals: ClassVar[tuple[str, ...]] = ("saliency", "coverage")
     keep: Keep = 1 / 9
     alpha: float = 1.0
     combine: Literal["product", "sum"] = "product"

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -83,6 +84,7 @@ class CDPruner(Selector):
             (Cen-Prune, arXiv 2608.30263). Default False: the published numbers of CDPruner are without.
     """
 
+    signals: ClassVar[tuple[str, ...]] = ("question", "diversity")
     keep: Keep = 1 / 9
     relevance_weight: float | None = None
     clip: str | None = None

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Real
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -121,6 +122,7 @@ class MMTok(Selector):
             padding are kept last, as released for LLaVA-1.5. None: nothing was padded.
     """
 
+    signals: ClassVar[tuple[str, ...]] = ("question", "coverage")
     keep: Keep = 1 / 9
     text_temperature: float = 0.02
     vision_temperature: float = 0.2

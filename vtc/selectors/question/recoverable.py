@@ -5,6 +5,7 @@ One method with two scores, three ways to survive and a budget of its own: more 
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -209,6 +210,7 @@ class Recoverable(Selector):
         tokenizer: folder or hub id of the vision-language model's tokenizer, by which the question is read.
     """
 
+    signals: ClassVar[tuple[str, ...]] = ("saliency", "question", "merging")
     may_adapt = True
 
     keep: Keep | None = None

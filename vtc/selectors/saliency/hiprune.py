@@ -4,6 +4,7 @@ arXiv 2508.00553.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -111,6 +112,7 @@ class HiPrune(Selector):
             the crop's own grid, as the released code does. Default False: see above.
     """
 
+    signals: ClassVar[tuple[str, ...]] = ("saliency",)
     keep: Keep = 1 / 3
     alpha: float = 0.1
     object_layer: int | None = None

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from numbers import Real
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -58,6 +59,7 @@ class MMR(Selector):
         penalty: what similarity counts beside importance. Default 1: IDPruner's λ of 0.5 for both.
     """
 
+    signals: ClassVar[tuple[str, ...]] = ("saliency", "diversity")
     keep: Keep = 0.25
     penalty: float = 1.0
 

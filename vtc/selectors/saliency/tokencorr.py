@@ -6,6 +6,7 @@ arXiv 2407.14439.
 import math
 import zlib
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -131,6 +132,7 @@ class TokenCorr(Selector):
         seed: of the draw, any int.
     """
 
+    signals: ClassVar[tuple[str, ...]] = ("saliency", "diversity")
     may_adapt = True
 
     keep: Keep | None = None

@@ -1,6 +1,7 @@
 """VisionZip: the tokens that CLS attends to, and the rest merged into a few (arXiv 2412.04467, CVPR 2025)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -131,6 +132,7 @@ class VisionZip(Selector):
             target plus the mean of the others, as in the released code, whose published numbers these are.
     """
 
+    signals: ClassVar[tuple[str, ...]] = ("saliency", "merging")
     keep: Keep = 1 / 3
     dominant: float = 27 / 32
     layer: int | None = None

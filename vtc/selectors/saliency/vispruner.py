@@ -4,6 +4,7 @@ arXiv 2412.01818 (version 1 is FasterVLM; ICCV 2025).
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -88,6 +89,7 @@ class VisPruner(Selector):
             some benchmarks.
     """
 
+    signals: ClassVar[tuple[str, ...]] = ("saliency", "diversity")
     keep: Keep = 1 / 9
     important: float = 0.5
 

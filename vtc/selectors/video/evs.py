@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from numbers import Integral
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -53,6 +54,7 @@ class EVS(Selector):
         keep: share in (0, 1] or count of the tokens of a video, separators left out.
     """
 
+    signals: ClassVar[tuple[str, ...]] = ("time",)
     keep: Keep = 0.25
 
     def count_of(self, unit: Unit) -> int:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from numbers import Integral
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -51,6 +52,7 @@ class HoliTom(Selector):
         causal: `causal` of the inner stage; False: as released.
     """
 
+    signals: ClassVar[tuple[str, ...]] = ("saliency", "time", "merging")
     keep: Keep = 0.25
     tau: float = 0.8
     beta: float | None = 0.6
