@@ -59,7 +59,8 @@ def lines(axes) -> dict[str, tuple]:
 
 def test_each_kind_has_a_panel_with_all_its_methods_and_every_baseline_in_grey(drawn):
     name, results, made = drawn
-    titles = {"long": ["selectors", "prunes", "reducers", "compositions"], "short": ["selectors", "prunes", "reducers"],
+    prunes = ["prunes: attention", "prunes: others"]  # of many methods each signal has a panel
+    titles = {"long": ["selectors", *prunes, "reducers", "compositions"], "short": ["selectors", "prunes", "reducers"],
               "two kinds": ["selectors", "prunes"], "one method": ["prunes"], "a baseline": ["baselines"],
               "untouched": [""]}  # fmt: skip
     assert [axes.get_title("left") for axes in shown(made)] == titles[name]

@@ -188,14 +188,10 @@ def tables(columns: Sequence[Column], against: str) -> list[str]:
 
 
 def decides_by(series: str) -> str:
-    """What decides in a method, in words; of one that is not known here nothing."""
-    from vtc.method import registry
+    """What decides in a method, in words."""
+    from vtc.eval.results.kinds import signals_of
 
-    try:
-        parts = [registry.method_class(part.partition(":")[0]).signals for part in series.split("+")]
-    except ValueError:
-        return "–"
-    return ", ".join(dict.fromkeys(signal for signals in parts for signal in signals)) or "–"
+    return ", ".join(signals_of(series)) or "–"
 
 
 def _cell(column: Column, series: str, against: str) -> str:

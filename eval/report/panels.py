@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vtc.eval.report.tables import shown
-from vtc.eval.results.kinds import BASELINE, KINDS, by_kind
+from vtc.eval.results.kinds import BASELINE, KINDS, by_kind, signals_of
 from vtc.eval.results.results import Results, SettingResult
 from vtc.eval.results.settings import NONE
 
@@ -18,6 +18,8 @@ GREY, PALE, INK = "#666666", "#8d8d8d", "#1d2126"
 #: Sizes of text in points.
 TEXT, SMALL = 8.5, 7.5
 _BASELINE_STYLES: tuple[Any, ...] = ((0, (1, 1.2)), (0, (4, 1.5)), (0, (6, 1.5, 1, 1.5)), (0, (2, 2)))
+#: A kind with more methods than that has a panel for each signal that decides first.
+MOST = 8
 #: Of the height of a panel: a line of text.
 _LINE = 0.075
 
@@ -80,12 +82,28 @@ class Panel:
 
 
 def panels(results: Results) -> list[Panel]:
-    """A panel for each kind that ran; a single one where there are baselines alone."""
+    """A panel for each kind that ran, or several where it has many methods; a single one of baselines alone."""
     kinds = by_kind(results["settings"])
     baselines = dict(sorted(kinds.pop(BASELINE, {}).items()))
     if not kinds:
         return [Panel(KINDS[BASELINE] if baselines else "", {}, baselines)]
-    return [Panel(KINDS[kind], series, baselines) for kind, series in kinds.items()]
+    return [
+        Panel(title, some, baselines) for kind, series in kinds.items() for title, some in _parted(KINDS[kind], series)
+    ]
+
+
+def _parted(title: str, series: dict[str, list[SettingResult]]) -> list[tuple[str, dict[str, list[SettingResult]]]]:
+    """Titles, and the series of each: all, or where they are many, those in which the same signal decides first."""
+    parts: dict[str, dict[str, list[SettingResult]]] = {}
+    for name, rows in series.items():
+        parts.setdefault((*signals_of(name), "")[0], {})[name] = rows
+    alone = {name: rows for part in parts.values() if len(part) == 1 for name, rows in part.items()}
+    several = {signal: part for signal, part in parts.items() if len(part) > 1 and signal}
+    if len(series) <= MOST or not several:
+        return [(title, series)]
+    rest = {name: rows for name, rows in series.items() if name in alone or name in parts.get("", {})}
+    found = [(f"{title}: {signal}", part) for signal, part in several.items()]
+    return [*found, (f"{title}: others", rest)] if rest else found
 
 
 class Multiples:

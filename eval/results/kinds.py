@@ -32,6 +32,15 @@ def kind_of(series: str) -> str:
     return BASELINE if cls.__module__ == _BASELINES else cls.kind
 
 
+def signals_of(series: str) -> tuple[str, ...]:
+    """What decides in the methods of a series, a word each; nothing where one is not known here, or doesn't tell."""
+    try:
+        classes = [registry.method_class(part.partition(":")[0]) for part in series.split("+")]
+    except ValueError:  # of a package that is not imported
+        return ()
+    return tuple(dict.fromkeys(signal for cls in classes for signal in cls.signals))
+
+
 def by_kind(rows: Iterable[Any]) -> dict[str, dict[str, list[Any]]]:
     """Kind -> series -> its rows; kinds in the order of `KINDS`, series the best first, "none" left out."""
     found: dict[str, dict[str, list[Any]]] = {}

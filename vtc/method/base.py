@@ -18,7 +18,7 @@ class Method:
         may_adapt: whether `keep=None` lets the method decide by the picture how many tokens stay.
         signals: what decides, in one word each, for tables: "saliency" (what the vision tower attends to), "question",
             "diversity" (tokens unlike each other), "coverage" (tokens that stand for others), "merging", "place",
-            "time", "attention" (of the decoder), "change" (of a token from layer to layer).
+            "time", "attention" (of the decoder), "change" (what layers do to a token).
     """
 
     name: ClassVar[str]

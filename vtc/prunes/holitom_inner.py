@@ -113,6 +113,7 @@ class HoliTomInner(Prune):
             as in the released code, by which the published numbers were most likely made.
     """
 
+    signals: ClassVar[tuple[str, ...]] = ("attention", "merging")
     keep: Keep = 0.5
     layer: int | None = None
     causal: bool = True

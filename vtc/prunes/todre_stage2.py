@@ -85,6 +85,7 @@ class TodreStage2(Prune):
             last but one.
     """
 
+    signals: ClassVar[tuple[str, ...]] = ("attention",)
     threshold: float = 0.1
     layers: tuple[int, ...] | None = None
     positions: ClassVar[str] = "original"

@@ -37,6 +37,7 @@ class TokenSkip(Prune):
             2 · dense + 1 layers, but one.
     """
 
+    signals: ClassVar[tuple[str, ...]] = ("attention",)
     keep: Keep = 0.5
     dense: int = 3
     positions: ClassVar[str] = "original"

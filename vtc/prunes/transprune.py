@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 from numbers import Integral
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -84,6 +84,7 @@ class TransPrune(Prune):
         direction: "code" (1 - cos) or "paper" (1 - |cos|).
     """
 
+    signals: ClassVar[tuple[str, ...]] = ("change", "attention")
     keep: Keep = 0.125
     layers: tuple[int, ...] | None = None
     keeps: tuple[Keep, ...] | None = None

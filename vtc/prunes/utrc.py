@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from numbers import Integral
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -163,6 +163,7 @@ class UTRC(Prune):
             nothing is merged, and more than half can go at once.
     """
 
+    signals: ClassVar[tuple[str, ...]] = ("change",)
     keep: Keep = 0.5
     layers: tuple[int, ...] | None = None
     pruned: float = 0.5

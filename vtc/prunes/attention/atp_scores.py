@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -59,6 +60,8 @@ def attention_scores(attention: Attention, present: Tensor, instruction: Tensor)
 
 class ATPModules(Prune):
     """What both forms of ATP do alike: where their modules stand, and what these see."""
+
+    signals: ClassVar[tuple[str, ...]] = ("attention",)
 
     layers: tuple[int, ...] | None
 

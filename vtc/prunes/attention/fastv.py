@@ -44,6 +44,7 @@ class FastV(Prune):
         keep: share in (0, 1] or count of the row's visual tokens; a share is rounded half to even and can leave 0.
     """
 
+    signals: ClassVar[tuple[str, ...]] = ("attention",)
     layer: int = 2
     keep: Keep = 0.5
     positions: ClassVar[str] = "original"

@@ -46,6 +46,7 @@ class LazyLLM(Prune):
             nothing.
     """
 
+    signals: ClassVar[tuple[str, ...]] = ("attention",)
     keep: Keep = 0.3
     layers: tuple[int, ...] | None = None
     revive: bool = True

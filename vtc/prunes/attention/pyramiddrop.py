@@ -1,6 +1,7 @@
 """PyramidDrop: drop a part of the visual tokens after each stage of the decoder (arXiv 2410.17247, CVPR 2025)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -37,6 +38,7 @@ class PyramidDrop(Prune):
         keeps: what is left after each of the layers, shares or counts of the tokens at the first; in place of `keep`.
     """
 
+    signals: ClassVar[tuple[str, ...]] = ("attention",)
     keep: Keep = 0.125
     layers: tuple[int, ...] | None = None
     keeps: tuple[Keep, ...] | None = None

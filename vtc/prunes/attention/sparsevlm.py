@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -56,6 +56,7 @@ class SparseVLM(Prune):
             tokens, rank being that of the raters' attention to the image; all where the rank is full.
     """
 
+    signals: ClassVar[tuple[str, ...]] = ("attention", "merging")
     keep: Keep = 0.25
     layers: tuple[int, ...] | None = None
     keeps: tuple[Keep, ...] | None = None

@@ -115,6 +115,7 @@ class SpAtten(Prune):
         query_rows: "all" (as in the paper), or "text": the attention of text tokens alone counts.
     """
 
+    signals: ClassVar[tuple[str, ...]] = ("attention",)
     keep: Keep = 0.25
     warm_up: float = 0.15
     keep_heads: float = 1.0
