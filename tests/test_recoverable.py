@@ -241,6 +241,33 @@ def test_the_question_is_scored_by_the_clip_model(towers: tuple[Path, Path]) -> 
     assert_close(text.score(hidden, long), text.score(hidden, long + " table"))
 
 
+def test_embeddings_of_picture_and_text_by_themselves(towers: tuple[Path, Path]) -> None:
+    from transformers import AutoTokenizer, CLIPModel
+
+    model, writer = CLIPModel.from_pretrained(towers[0]).eval(), AutoTokenizer.from_pretrained(towers[0])
+    torch.nn.init.normal_(model.vision_model.post_layernorm.weight)
+    text, hidden = with_clip(towers)._clip_text, torch.randn(7, 12)
+    text.norm.load_state_dict(model.vision_model.post_layernorm.state_dict())
+    with torch.no_grad():
+        assert_close(text.image(hidden), model.visual_projection(model.vision_model.post_layernorm(hidden)))
+
+        def vectors(ids: list[int]) -> Tensor:
+            states = model.text_model(input_ids=torch.tensor([ids])).last_hidden_state[0]
+            return model.text_projection(states[ids.index(1) if 1 in ids else 0])
+
+        short = text.text("red thing", hidden.device)
+        assert_close(short, vectors(writer("red thing")["input_ids"])[None])
+        assert torch.equal(text.text("red thing", hidden.device, windows=True), short)
+        long = "what is the red thing on a table what is the red thing"
+        ids = writer(long)["input_ids"]
+        assert len(ids) == 15 and ids[-1] == 1
+        assert_close(text.text(long, hidden.device), vectors([*ids[:7], 1])[None])
+        windows = text.text(long, hidden.device, windows=True)
+        assert_close(windows, torch.stack([vectors(ids[:8]), vectors([*ids[8:], 0])]))
+    with pytest.raises(ValueError, match="vision tower of width 12, and this one has 5"):
+        text.image(torch.randn(3, 5))
+
+
 def test_the_method_asks_for_what_clip_needs_and_loads_it_once(towers: tuple[Path, Path]) -> None:
     method = with_clip(towers)
     layers = torch.nn.ModuleList(torch.nn.Identity() for _ in range(4))

@@ -4,8 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from vtc.calls.clip import text_vectors
+from vtc.calls.clip import take_image_norm, text_vectors
 from vtc.ops.similarity import as_float
 
 
@@ -25,7 +26,7 @@ def text_score(features: Tensor, text: Tensor) -> Tensor:
 
 
 class ClipText:
-    """A CLIP model's text tower and its two projections, and the tokenizer of the language model.
+    """A CLIP model's text tower, its two projections and the norm of pictures, and the language model's tokenizer.
 
     Args:
         clip: folder or hub id of a CLIP model with its tokenizer.
@@ -46,7 +47,7 @@ class ClipText:
             raise ValueError(f"clip={clip!r} is a {config.model_type} model; give the folder or hub id of {wanted}")
         self.writer = _load("clip", clip, AutoTokenizer, wanted)
         self.model = _load("clip", clip, CLIPModel, wanted).float().eval().requires_grad_(False)
-        del self.model.vision_model
+        self.norm = take_image_norm(self.model)
         self.longest = config.text_config.max_position_embeddings
 
     def question(self, ids: Tensor) -> str:
@@ -63,16 +64,50 @@ class ClipText:
         Raises:
             ValueError: the CLIP model belongs to a tower of another width.
         """
-        self.model.to(hidden.device)
+        return text_score(self._projected(hidden), self.text(question, hidden.device)[0])
+
+    @torch.no_grad()
+    def image(self, hidden: Tensor) -> Tensor:
+        """Vectors [n, P] of a tower block's output [n, C]: norm, then projection; not of length 1.
+
+        Raises:
+            ValueError: the CLIP model belongs to a tower of another width.
+        """
+        return self._projected(hidden, normed=True)
+
+    @torch.no_grad()
+    def text(self, question: str, device: torch.device, windows: bool = False) -> Tensor:
+        """Vectors [windows, P] of a question, projected; not of length 1.
+
+        Args:
+            question: what is asked.
+            device: where they are computed.
+            windows: cut a question that is longer than the text tower reads (77 ids) into pieces of that length, as
+                CDPruner does: only the first has the token that begins a text, only the last the one that ends it, and
+                the last is filled up with id 0, which no token attends to. Default False: what is longer is cut off.
+
+        Returns:
+            Tensor [1, P], or one row for each piece.
+        """
+        self.model.to(device)
+        if not windows:
+            tokens: Any = self.writer(question, truncation=True, max_length=self.longest, return_tensors="pt")
+            return text_vectors(self.model, tokens, device)
+        pieces = self.writer(question, return_tensors="pt", verbose=False)["input_ids"][0].split(self.longest)
+        rows = {"input_ids": pieces, "attention_mask": [torch.ones_like(piece) for piece in pieces]}
+        filled = {name: pad_sequence(list(row), batch_first=True) for name, row in rows.items()}
+        return text_vectors(self.model, filled, device)
+
+    def _projected(self, hidden: Tensor, normed: bool = False) -> Tensor:
         width = self.model.visual_projection.in_features
         if hidden.shape[-1] != width:
             raise ValueError(
                 f"clip={self.name!r} belongs to a vision tower of width {width}, and this one has {hidden.shape[-1]}; "
                 "give the CLIP model that the tower comes from, or leave clip out"
             )
-        tokens: Any = self.writer(question, truncation=True, max_length=self.longest, return_tensors="pt")
-        text = text_vectors(self.model, tokens, hidden.device)
-        return text_score(self.model.visual_projection(as_float(hidden).float()), text[0])
+        self.model.to(hidden.device)
+        rows = as_float(hidden).float()
+        return self.model.visual_projection(self.norm.to(hidden.device)(rows) if normed else rows)
 
 
 def _load(name: str, value: str, what: Any, wanted: str) -> Any:
