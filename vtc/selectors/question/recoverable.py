@@ -24,7 +24,7 @@ from vtc.ops.mixing import Mixing
 from vtc.ops.similarity import as_float
 from vtc.selectors.outliers import outlier_count
 from vtc.selectors.places import candidates
-from vtc.selectors.question.clip_text import ClipText, text_score
+from vtc.selectors.question.clip_text import ClipText, check_clip, text_score
 
 #: Neighbours of the Local Outlier Factor: among all tokens, and among those that are left for merging.
 LOF_ALL, LOF_REST = 20, 10
@@ -219,15 +219,7 @@ class Recoverable(Selector):
     def __post_init__(self) -> None:
         super().__post_init__()
         fields.check_int("floor", self.floor, "give the fewest tokens that may stay, such as 1", minimum=1)
-        for name in ("clip", "tokenizer"):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, str):
-                raise TypeError(f"{name}={value!r} is a {type(value).__name__}; give a folder or hub id, or None")
-        if (self.clip is None) != (self.tokenizer is None):
-            raise ValueError(
-                f"clip={self.clip!r} and tokenizer={self.tokenizer!r}: the question is read by the tokenizer and "
-                "scored by the CLIP model, so give both, or neither"
-            )
+        check_clip(self.clip, self.tokenizer)
 
     @cached_property
     def _clip_text(self) -> ClipText:
