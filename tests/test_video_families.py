@@ -251,9 +251,9 @@ def test_keeping_all_and_unpatching_are_bit_exact(family, method):
 
 
 @pytest.mark.parametrize("family", LLAVAS)
-@pytest.mark.parametrize("method", [name for name in SELECTORS if name not in ("random", "recoverable")])
+@pytest.mark.parametrize("method", [name for name in SELECTORS if name not in ("random", "recoverable", "trim")])
 def test_two_turns_with_a_video_each_equal_one_prompt_with_both(family, method):
-    """Not so for those that ask what else is in the row: videos before (`random`), text behind (`recoverable`)."""
+    """Not so for those that ask what else is in the row: videos before (`random`), text behind (`recoverable`, `trim`)."""
     tiny, model = EVERY[family], model_of(family)
     spec = spec_of(method, family) + (",inner=False" if method == "holitom" else "")  # its prune shares a budget
     rows = scenario(tiny, "ragged")[:2]

@@ -12,8 +12,9 @@ from vtc.method.registry import method_class
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 CACHE = "cache" if HERE.release[:2] >= (5, 24) else "past_key_values"
-#: `recoverable` reads the question behind the picture, which is another one there.
-PLACED = [name for name in METHODS if method_class(name).kind == "selector" and name != "recoverable"]
+#: `recoverable` and `trim` read the question behind the picture, which is another one there.
+ASKING = ("recoverable", "trim")
+PLACED = [name for name in METHODS if method_class(name).kind == "selector" and name not in ASKING]
 
 
 def pieces(family, model):
