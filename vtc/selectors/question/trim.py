@@ -104,9 +104,8 @@ class Trim(Selector):
         block = parts.block(parts.feature_layer, "trim")
         if self.clip is not None:
             _ = self._clip_text  # so that what can't be loaded is told before anything is changed
-        return Needs(
-            hidden=(block,), projection=True, text=True
-        )  # without `clip`, for the crops and what projects them
+        # the keys are not read: with them, a tower whose patches can't be followed is refused beforehand
+        return Needs(hidden=() if self.clip is None else (block,), keys=(block,), projection=True, text=True)
 
     def select(self, visual: VisualTokens, k: int) -> Reduction:
         if not self.adaptive and (whole := all_of(visual, k)) is not None:
