@@ -98,12 +98,13 @@ def refuse(name: str, reason: str, way_out: str = "") -> None:
 
 def servable() -> list[str]:
     """Names of the methods that some setting of theirs makes servable on some model."""
-    return [name for name in list_methods("selector") if name not in ("holitom", "recoverable")]
+    return [name for name in list_methods("selector") if name not in ("holitom", "recoverable", "trim")]
 
 
 def _without_prunes(methods: list[Any]) -> str:
     """The way out where a prune is a part of a method, or stands beside one."""
     selectors = [method for method in methods if isinstance(method, Selector) and method.name != "none"]
-    if selectors and selectors[0].name == "todre":
-        return "give todre threshold=0, which leaves its second stage out"
+    without = {"todre": "threshold=0", "vscan": "later_keep=1.0"}
+    if selectors and (field := without.get(selectors[0].name)):
+        return f"give {selectors[0].name} {field}, which leaves its second stage out"
     return f"leave it out: {specs.to_string(selectors)!r}" if selectors else ""

@@ -16,7 +16,7 @@ from vtc.spec import parse
 SHIPPED = [name for name in METHODS if name != "none" and not name.startswith("test-")]
 PRUNES = [name for name in SHIPPED if method_class(name).kind == "prune"]
 OUTER = [name for name in SHIPPED if method_class(name).kind != "prune" and name != "evs"]  # evs leaves images alone
-OWN = ("todre", "holitom")  # bring a prune of their own
+OWN = ("todre", "holitom", "vscan")  # bring a prune of their own
 FAMILIES = ("llava", "qwen2_5_vl")
 TOGETHER = {("fastv", "holitom_inner"), ("fastv", "todre_stage2")}  # these two must not be refused
 CLASHES = ("both prune in front of", "brings tokens back", "which tokens skip by")
@@ -38,7 +38,8 @@ def run(family: str, spec: str) -> vtc.Trace:
 
 @product(family=FAMILIES, outer=OUTER, prune=PRUNES)
 def test_every_selector_and_reducer_composes_with_every_prune(family, outer, prune):
-    outer_spec = spec_of(outer, family, 0.6) + {"todre": ",layers=(2,)", "holitom": ",layer=2"}.get(outer, "")
+    own = {"todre": ",layers=(2,)", "holitom": ",layer=2", "vscan": ",layer=2"}
+    outer_spec = spec_of(outer, family, 0.6) + own.get(outer, "")
     try:
         trace = run(family, f"{outer_spec}+{spec_of(prune, family)}")
     except ValueError as error:

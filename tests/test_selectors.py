@@ -1,5 +1,5 @@
 """What holds for the selectors that read more of the tower than a score, crop by crop: visionzip, tokencorr,
-recoverable, hiprune with per_crop."""
+recoverable, prumerge, trim, vscan, hiprune with per_crop."""
 
 import math
 from dataclasses import replace
@@ -26,7 +26,9 @@ from vtc.model.layout import Grid
 from vtc.model.parts import Parts
 from vtc.selectors.crops import crop_tokens, share_by
 from vtc.selectors.question.recoverable import Recoverable, cls_full_width
+from vtc.selectors.question.trim import Trim
 from vtc.selectors.saliency.hiprune import hiprune
+from vtc.selectors.saliency.prumerge import PruMerge
 from vtc.selectors.saliency.tokencorr import (
     TokenCorr,
     exponential_noise,
@@ -35,15 +37,17 @@ from vtc.selectors.saliency.tokencorr import (
     neighbour_count,
 )
 from vtc.selectors.saliency.visionzip import VisionZip, merge_weights, visionzip
+from vtc.selectors.saliency.vscan import VScan
 
 quick = settings(max_examples=25, deadline=None)
 
 METHODS = [
     VisionZip(), VisionZip(dominant=0.0), VisionZip(dominant=1.0), VisionZip(dominant=0.5, average=True),
     TokenCorr(keep=0.5), TokenCorr(keep=0.5, alpha=0.0, beta=0.3, sample=True), Recoverable(keep=0.5),
-    HiPrune(per_crop=True), HiPrune(per_crop=True, alpha=1.0),
+    HiPrune(per_crop=True), HiPrune(per_crop=True, alpha=1.0), PruMerge(keep=0.5), PruMerge(keep=0.5, plus=True),
+    Trim(keep=0.5), VScan(), VScan(shallow=0),
 ]  # fmt: skip
-ADAPTIVE = [TokenCorr(), TokenCorr(sample=True, alpha=0.1), Recoverable(), Recoverable(floor=5)]
+ADAPTIVE = [TokenCorr(), TokenCorr(sample=True, alpha=0.1), Recoverable(), Recoverable(floor=5), PruMerge(), Trim()]
 #: What stands between tower and language model: a projector of rows with CLS, without, or one that joins patches.
 TOWERS = ("cls", "rows", "joined")
 
@@ -115,9 +119,11 @@ def shown_to(method: Any, visual: VisualTokens) -> VisualTokens:
     """What of `visual` the method asks for."""
     if isinstance(method, HiPrune):
         return replace(visual, received=visual.cls or visual.received, projection=None)
-    if isinstance(method, Recoverable):
+    if isinstance(method, Recoverable | PruMerge):
         return replace(visual, cls={}, received={} if visual.observed else {3: visual.received[3]})
     visual = replace(visual, observed={})
+    if isinstance(method, Trim):
+        return replace(visual, cls={}, received={})
     if isinstance(method, VisionZip):
         return replace(visual, **{k: {3: v[3]} for k in ("cls", "received") if (v := getattr(visual, k))})
     return replace(visual, projection=None)

@@ -39,6 +39,8 @@ REFUSED = {
     "fastv": "fastv can't be served: it removes tokens between decoder layers, and an engine gives each token",
     "divprune:keep=0.5+fastv": "leave it out: 'divprune:keep=0.5'",
     "todre": "give todre threshold=0",
+    "vscan": "give vscan later_keep=1.0",
+    "prumerge": "lets the picture decide how many tokens stay",
     "holitom": "holitom can't be served",
     "tome": "tome can't be served: it shortens the vision tower's own sequence",
     "tokencorr": "lets the picture decide how many tokens stay",
@@ -77,7 +79,9 @@ def test_what_the_tower_lacks_is_refused():
 @pytest.mark.parametrize("name", vtc.list_methods("selector"))
 def test_every_selector_is_served_or_refused(name):
     """A method that is added is one of the two, and the list that errors show knows which."""
-    given = {"todre": "todre:threshold=0", "none": "none"}.get(name, f"{name}:keep=0.5")
+    given = {"todre": "todre:threshold=0", "vscan": "vscan:keep=0.5,later_keep=1.0", "none": "none"}.get(
+        name, f"{name}:keep=0.5"
+    )
     try:
         served(config("llava", given))
     except ValueError as refusal:
@@ -90,7 +94,7 @@ def test_every_selector_is_served_or_refused(name):
 # ---------------------------------------------------------------- how many tokens stay
 
 
-METHODS = ("divprune", "hiprune", "stride", "pool", "visionzip", "divprune:per=frame", "random")
+METHODS = ("divprune", "hiprune", "stride", "pool", "visionzip", "prumerge", "divprune:per=frame", "random")
 
 
 @pytest.mark.parametrize("name", SERVED)

@@ -29,6 +29,7 @@ from vtc.prunes.attention.lazyllm import LazyLLM as LazyLLM
 from vtc.prunes.attention.pyramiddrop import PyramidDrop as PyramidDrop
 from vtc.prunes.attention.sparsevlm import SparseVLM as SparseVLM
 from vtc.prunes.attention.spatten import SpAtten as SpAtten
+from vtc.prunes.attention.vscan_stage2 import VScanStage2 as VScanStage2
 from vtc.prunes.holitom_inner import HoliTomInner as HoliTomInner
 from vtc.prunes.todre_stage2 import TodreStage2 as TodreStage2
 from vtc.prunes.token_skip import TokenSkip as TokenSkip
@@ -49,11 +50,14 @@ from vtc.selectors.kcenter import KCenter as KCenter
 from vtc.selectors.question.cdpruner import CDPruner as CDPruner
 from vtc.selectors.question.mmtok import MMTok as MMTok
 from vtc.selectors.question.recoverable import Recoverable as Recoverable
+from vtc.selectors.question.trim import Trim as Trim
 from vtc.selectors.saliency.hiprune import HiPrune as HiPrune
 from vtc.selectors.saliency.mmr import MMR as MMR
+from vtc.selectors.saliency.prumerge import PruMerge as PruMerge
 from vtc.selectors.saliency.tokencorr import TokenCorr as TokenCorr
 from vtc.selectors.saliency.visionzip import VisionZip as VisionZip
 from vtc.selectors.saliency.vispruner import VisPruner as VisPruner
+from vtc.selectors.saliency.vscan import VScan as VScan
 from vtc.selectors.scope import Scope as Scope
 from vtc.selectors.todre import Todre as Todre
 from vtc.selectors.video.evs import EVS as EVS

@@ -1,8 +1,9 @@
-"""Local Outlier Factor of numbers on a line (Breunig et al., 2000)."""
+"""Outliers among numbers: by Local Outlier Factor on a line (Breunig et al., 2000), and by quartiles."""
 
 import torch
 from torch import Tensor
 
+from vtc.ops.host import on
 from vtc.ops.similarity import as_float
 
 
@@ -44,6 +45,17 @@ def local_outlier_factor(values: Tensor, neighbours: int) -> Tensor:
 def outlier_count(values: Tensor, neighbours: int) -> Tensor:
     """How many of `values` [..., n] are outliers: a Local Outlier Factor above 1.5; LongTensor [...]."""
     return (local_outlier_factor(values, neighbours) > 1.5).sum(dim=-1)
+
+
+def above_quartiles(values: Tensor) -> Tensor:
+    """How many of `values` [..., n] lie above Q3 + 1.5 · (Q3 - Q1), quartiles by linear interpolation.
+
+    Returns:
+        LongTensor [...]; NaN and Inf count as 0.
+    """
+    values = as_float(values)
+    q1, q3 = values.quantile(on(values.device, torch.tensor([0.25, 0.75], dtype=values.dtype)), dim=-1, keepdim=True)
+    return (values > q3 + 1.5 * (q3 - q1)).sum(dim=-1)
 
 
 def _at(values: Tensor, index: Tensor) -> Tensor:

@@ -4,28 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from vtc.calls.clip import take_image_norm, text_vectors
+from vtc.calls.clip import in_windows, take_image_norm, text_vectors
 from vtc.ops.similarity import as_float
 from vtc.selectors.question.reading import Reader, load
-
-
-def check_clip(clip: object, tokenizer: object) -> None:
-    """Check the fields `clip` and `tokenizer` of a method.
-
-    Raises:
-        TypeError: one is neither a text nor None.
-        ValueError: one is given without the other.
-    """
-    for name, value in (("clip", clip), ("tokenizer", tokenizer)):
-        if value is not None and not isinstance(value, str):
-            raise TypeError(f"{name}={value!r} is a {type(value).__name__}; give a folder or hub id, or None")
-    if (clip is None) != (tokenizer is None):
-        raise ValueError(
-            f"clip={clip!r} and tokenizer={tokenizer!r}: the question is read by the tokenizer and scored by the CLIP "
-            "model, so give both, or neither"
-        )
 
 
 def text_score(features: Tensor, text: Tensor) -> Tensor:
@@ -41,6 +23,23 @@ def text_score(features: Tensor, text: Tensor) -> Tensor:
     unit = torch.nn.functional.normalize(as_float(features), dim=-1)
     text = torch.nn.functional.normalize(as_float(text), dim=-1).to(unit.dtype)
     return unit @ text * features.shape[-1] ** -0.5
+
+
+def check_clip(clip: object, tokenizer: object) -> None:
+    """Check the fields `clip` and `tokenizer` of a method: both texts, or both None.
+
+    Raises:
+        TypeError: one is something else.
+        ValueError: one is given without the other.
+    """
+    for name, value in (("clip", clip), ("tokenizer", tokenizer)):
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"{name}={value!r} is a {type(value).__name__}; give a folder or hub id, or None")
+    if (clip is None) != (tokenizer is None):
+        raise ValueError(
+            f"clip={clip!r} and tokenizer={tokenizer!r}: the question is read by the tokenizer and scored by the CLIP "
+            "model, so give both, or neither"
+        )
 
 
 class ClipText:
@@ -108,13 +107,11 @@ class ClipText:
             Tensor [1, P], or one row for each piece.
         """
         self.model.to(device)
-        if not windows:
-            tokens: Any = self.writer(question, truncation=True, max_length=self.longest, return_tensors="pt")
-            return text_vectors(self.model, tokens, device)
-        pieces = self.writer(question, return_tensors="pt", verbose=False)["input_ids"][0].split(self.longest)
-        rows = {"input_ids": pieces, "attention_mask": [torch.ones_like(piece) for piece in pieces]}
-        filled = {name: pad_sequence(list(row), batch_first=True) for name, row in rows.items()}
-        return text_vectors(self.model, filled, device)
+        if windows:
+            tokens: Any = in_windows(self.writer(question, return_tensors="pt", verbose=False), self.longest)
+        else:
+            tokens = self.writer(question, truncation=True, max_length=self.longest, return_tensors="pt")
+        return text_vectors(self.model, tokens, device)
 
     def _projected(self, hidden: Tensor, normed: bool = False) -> Tensor:
         width = self.model.visual_projection.in_features
