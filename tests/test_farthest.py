@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from kernel_references import check_greedy, greedy
 
 from vtc import ops
@@ -64,3 +66,54 @@ def test_max_min_takes_it_for_many_tokens(monkeypatch: pytest.MonkeyPatch, seede
     made = ops.max_min(x, 60, seed, counts=counts)
     assert torch.equal(made, whole)
     assert (made >= 0).sum(dim=1).tolist() == [60, 40, 60]
+
+
+# ---------------------------------------------------------------- tokens that are worth more or less
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    tokens=st.integers(1, 40),
+    share=st.floats(0, 1),
+    weighted=st.booleans(),
+    with_bonus=st.booleans(),
+    entries=st.sampled_from([0, 2**26]),
+    seed=st.integers(0, 999),
+)
+def test_weighted_picks_are_worth_most_at_each_step(tokens, share, weighted, with_bonus, entries, seed) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(2, tokens, 6, generator=generator)
+    features[:, ::7] = 0.0  # like nothing
+    weight = torch.rand(2, tokens, generator=generator) if weighted else None
+    bonus = torch.randn(2, tokens, generator=generator) if with_bonus else None
+    first, k = torch.randint(0, tokens, (2,), generator=generator), max(1, round(share * tokens))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "MATRIX_ENTRIES", entries)
+        picks = ops.weighted_max_min(features, k, first, weight, bonus)
+    for image in range(2):
+        unit = torch.nn.functional.normalize(features[image].double(), dim=-1)
+        chosen = [int(first[image])]
+        for pick in picks[image, 1:].tolist():
+            near = (unit @ unit[chosen].T).amax(dim=1)
+            worth = (1 - near) * (1 if weight is None else weight[image]) + (0 if bonus is None else bonus[image])
+            worth[chosen] = -torch.inf
+            assert pick not in chosen and worth[pick] >= worth.max() - 1e-5
+            chosen.append(pick)
+        assert picks[image, 0] == first[image] and len(set(chosen)) == k
+
+
+def test_weighted_picks_go_to_the_lowest_index_and_nest() -> None:
+    features = torch.eye(4).repeat(2, 1)[None]
+    first = torch.tensor([5])
+    assert ops.weighted_max_min(features, 8, first)[0].tolist() == [5, 0, 2, 3, 1, 4, 6, 7]
+    bonus = torch.zeros(1, 8)
+    bonus[0, 7] = 0.5
+    assert ops.weighted_max_min(features, 3, first, bonus=bonus)[0].tolist() == [5, 7, 0]
+    assert ops.weighted_max_min(features, 3, first, weight=torch.zeros(1, 8))[0].tolist() == [5, 0, 1]
+    for make, message in [
+        (lambda: ops.weighted_max_min(features, 9, first), r"k=9 is not in 1…8"),
+        (lambda: ops.weighted_max_min(features, 2, first, bonus=bonus[:, :4]), r"bonus of shape \(1, 4\)"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make()
+    torch.library.opcheck(torch.ops.vtc.weighted_max_min.default, (features, 3, first, bonus, None))

@@ -1,6 +1,7 @@
 """VScan, stage 2: in the middle of the decoder, the visual tokens that the last one attends to (arXiv 2505.22654)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -34,6 +35,7 @@ class VScanStage2(Prune):
             model's depth.
     """
 
+    signals: ClassVar[tuple[str, ...]] = ("attention",)
     keep: Keep = 1 / 3
     layer: int | None = None
 

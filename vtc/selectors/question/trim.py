@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -83,6 +84,7 @@ class Trim(Selector):
         tokenizer: folder or hub id of the vision-language model's tokenizer, by which the question is read.
     """
 
+    signals: ClassVar[tuple[str, ...]] = ("question", "merging")
     may_adapt = True
 
     keep: Keep | None = None

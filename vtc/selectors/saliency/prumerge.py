@@ -1,6 +1,7 @@
 """PruMerge and PruMerge+: outliers of CLS attention, each with its neighbours added (arXiv 2403.15388, ICCV 2025)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -110,6 +111,7 @@ class PruMerge(Selector):
             of tokens.
     """
 
+    signals: ClassVar[tuple[str, ...]] = ("saliency", "merging")
     may_adapt = True
 
     keep: Keep | None = None

@@ -1,6 +1,7 @@
 """VScan: what each window and the whole picture show, and one cut in the decoder (arXiv 2505.22654, TMLR 2026)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -129,6 +130,7 @@ class VScan(Selector):
         compat: keep fewer tokens than asked for where the released code does.
     """
 
+    signals: ClassVar[tuple[str, ...]] = ("saliency", "merging")
     keep: Keep = 1 / 6
     later_keep: Keep = 1 / 3
     layer: int | None = None
