@@ -120,11 +120,11 @@ def compare(run: "Run", against: str) -> list[Column]:
     none = next(row for row in run.results["settings"] if row["setting"] == NONE)
     by_setting: dict[str, dict[str, Any]] = {}
     for sample in run.samples:
-        by_setting.setdefault(sample["setting"], {})[sample["id"]] = sample
+        by_setting.setdefault(str(sample["setting"]), {})[sample["id"]] = sample
     columns = []
     for reference in held:
         tokens = reference["equivalent_tokens"]
-        near = {}
+        near: dict[str, tuple[float, Any]] = {}
         for row in rows:
             apart = abs(row["equivalent_tokens"] - tokens)
             if apart <= NEAR * tokens and apart < near.get(row["series"], (NEAR * tokens + 1, None))[0]:

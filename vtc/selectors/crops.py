@@ -1,6 +1,7 @@
 """The crops of an image (thumbnail, tiles, video frames), for methods that decide in each crop by itself."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -74,6 +75,11 @@ def pick_in_crops(visual: VisualTokens, k: int, pick: Callable[[OfCrops, int], T
     kept = []
     for (_, part), crops in alike.items():
         index = on(device, torch.stack(crops))
-        picks = pick(lambda values, index=index: values[:, index].flatten(0, 1), part)
+        picks = pick(partial(_of_crops, index=index), part)
         kept.append(index.repeat(images, 1).gather(1, picks).view(images, -1))
     return Reduction.of(torch.cat(kept, dim=1))
+
+
+def _of_crops(values: Tensor, index: Tensor) -> Tensor:
+    """Of values [G, N, ...] those at `index` [crops, n], crop by crop: [G · crops, n, ...]."""
+    return values[:, index].flatten(0, 1)

@@ -136,7 +136,7 @@ class MMTok(Selector):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Real):
                 raise TypeError(f"{name}={value!r} is a {type(value).__name__}; give a number such as 0.2")
-            if not 0 <= value < float("inf") or (least == "above 0" and not value):
+            if not 0 <= float(value) < float("inf") or (least == "above 0" and not value):
                 raise ValueError(f"{name}={value!r} is not {least} and finite; give a number such as 0.2")
         if self.tokenizer is not None and not isinstance(self.tokenizer, str):
             raise TypeError(
