@@ -55,7 +55,7 @@ class Watch:
                 )
             attention.register_forward_pre_hook(functools.partial(self._hear, index), with_kwargs=True)
         for index in self.needs.hidden:
-            self.blocks[index].register_forward_hook(functools.partial(self._see_block, index))
+            self._see_block(index)
         if self.needs.projection and served.adapter.projects_rows:
             self._watch_projector(model)
         if len(self.blocks) > self.depth:  # what comes out of the tower is what would without the further blocks
@@ -120,11 +120,22 @@ class Watch:
             for what, values in seen(self.needs, block, attention, {"cu_seq_lens_q": given.get("cu_seqlens")}):
                 self.features.scores.setdefault(what, []).append(values)
 
-    def _see_block(self, block: int, module: nn.Module, args: tuple, output: Any) -> None:
-        hidden = first_of(output)
-        packed = hidden.dim() == 3 and hidden.shape[1] == 1  # [S, 1, C]
-        hidden = hidden.transpose(0, 1) if packed else hidden
-        self.features.scores.setdefault(("hidden", block), []).append(hidden if hidden.dim() == 3 else hidden[None])
+    def _see_block(self, block: int) -> None:
+        """See what a block gives; blocks that an engine may compile call their `forward`, and no hook."""
+        module = self.blocks[block]
+        forward = module.forward
+
+        @functools.wraps(forward)
+        def seen(*args: Any, **kwargs: Any) -> Any:
+            output = forward(*args, **kwargs)
+            hidden = first_of(output)
+            packed = hidden.dim() == 3 and hidden.shape[1] == 1  # [S, 1, C]
+            hidden = hidden.transpose(0, 1) if packed else hidden
+            rows = hidden if hidden.dim() == 3 else hidden[None]
+            self.features.scores.setdefault(("hidden", block), []).append(rows)
+            return output
+
+        module.forward = seen
 
     def _see_cls(self, module: nn.Module, args: tuple, output: Any) -> None:
         self.features.cls = first_of(output)[:, 0]

@@ -8,12 +8,16 @@ from engines import Ask, engine, picture, right, video
 CASES = {
     "llava": (
         "random", "stride", "pool", "hiprune", "kcenter", "kcenter:rule=max-sum", "todre:threshold=0", "visionzip",
-        "tokencorr", "tokencorr:sample=True",
+        "tokencorr", "tokencorr:sample=True", "scope", "vispruner", "mmr", "prumerge", "vscan:later_keep=1.0",
+        "divprune:centering=True",
     ),
-    "llava_next": ("stride", "hiprune", "visionzip", "kcenter"),
+    "llava_next": ("stride", "hiprune", "visionzip", "kcenter", "scope", "vispruner"),
     "llava_onevision": ("pool", "hiprune", "visionzip", "kcenter:pivot=mean", "divprune:per=frame"),
     "qwen2_vl": ("hiprune", "frame_stride"),
-    "qwen2_5_vl": ("pool", "hiprune", "visionzip", "tokencorr", "evs", "divprune:per=frame"),
+    "qwen2_5_vl": (
+        "pool", "hiprune", "visionzip", "tokencorr", "evs", "divprune:per=frame", "divprune:centering=True", "scope",
+        "prumerge",
+    ),
     "qwen3_vl": ("pool", "hiprune", "visionzip", "evs", "divprune:per=frame"),
     "internvl": ("pool", "hiprune", "kcenter", "visionzip"),
 }  # fmt: skip
