@@ -125,6 +125,57 @@ def check_greedy(features: Tensor, picks: Tensor, seed: int | None, rule: str) -
             assert following == int(unpicked.nonzero()[0])
 
 
+# ---------------------------------------------------------------- facility_location, coverage
+
+
+def check_cover(
+    values: Tensor,
+    picks: Tensor,
+    weight: Tensor | None,
+    combine: str,
+    tolerance: float,
+    off: float = 0.0,
+) -> None:
+    """Assert that each of `picks` [k] added most to what those before cover, up to rounding, in one image [U, N].
+
+    A gain in float32 is off by what its sum rounds, and by `off` where the values are; `tolerance` may fall within.
+    """
+    values = torch.where(values.isfinite() & (values > 0), values, 0.0).double()
+    weight = torch.ones_like(values[0]) if weight is None else weight.double()
+    order, covered = picks.tolist(), values.new_zeros(len(values))
+    assert len(set(order)) == len(order) and all(0 <= pick < len(weight) for pick in order), order
+    open_ = torch.ones_like(weight, dtype=torch.bool)
+    for step, pick in enumerate(order):
+        gain = torch.cat([(part - covered[:, None]).clamp_min(0).sum(dim=0) for part in values.split(1024, dim=1)])
+        slack = off + rounding(len(values)) * gain
+        bounds = [torch.where(edge > tolerance, edge, 0.0) for edge in (gain - slack, gain + slack)]
+        joint = [edge + weight if combine == "sum" else edge * weight for edge in bounds]
+        joint = [joint[0] * (1 - 4 * UNIT), joint[1] * (1 + 4 * UNIT)]
+        assert open_[pick] and any(_may_be(*level, pick, open_) for level in _levels(joint, bounds, weight, open_)), (
+            f"pick {step} is {pick}, which adds {float(gain[pick])!r}; the most is {float(gain[open_].max())!r}"
+        )
+        open_[pick] = False
+        covered = torch.maximum(covered, values[:, pick])
+
+
+def _levels(joint: list[Tensor], gain: list[Tensor], weight: Tensor, open_: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """What may decide, as bounds (low, high) [N]: the first that is above 0 anywhere, or that may be."""
+    levels = []
+    for low, high in (joint, gain):
+        if float(high[open_].max()) > 0:
+            levels.append((low, high))
+        if float(low[open_].max()) > 0:
+            return levels
+    return [*levels, (weight, weight)]
+
+
+def _may_be(low: Tensor, high: Tensor, pick: int, open_: Tensor) -> bool:
+    """Whether a pick may have the most; what is exact has to come first."""
+    if torch.equal(low, high):
+        return pick == int(torch.where(open_, low, -1.0).argmax())
+    return bool(high[pick] >= low[open_].max())
+
+
 # ---------------------------------------------------------------- attention
 
 

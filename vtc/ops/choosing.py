@@ -140,8 +140,7 @@ def facility_location(
     """
     images, _, tokens = shape_of("values", values, "G", "U", "N")
     _check_picks(k, tokens)
-    if combine not in _COMBINATIONS:
-        raise ValueError(f"combine={combine!r} is not one of 'product', 'sum'")
+    _check_combination(combine)
     if weight is not None:
         check_shape("weight", weight, (images, tokens))
     return (operator_for("facility_location", values) or reference.facility_location)(
@@ -175,9 +174,22 @@ def coverage(features: Tensor, k: int, weight: Tensor | None = None, combine: st
     Raises:
         ValueError: k or combine out of range, shapes that do not fit.
     """
-    _, tokens, _ = shape_of("features", features, "G", "N", "D")
-    unit, _ = reference.unit_rows(features)
-    return facility_location(unit @ unit.mT, k, weight, combine, tolerance=tokens * torch.finfo(unit.dtype).eps)
+    images, tokens, _ = shape_of("features", features, "G", "N", "D")
+    _check_picks(k, tokens)
+    _check_combination(combine)
+    if weight is not None:
+        check_shape("weight", weight, (images, tokens))
+    return (operator_for("coverage", features) or reference.coverage)(features, k, weight, combine)
+
+
+@torch.library.custom_op("vtc::coverage", mutates_args=())
+def _coverage(features: Tensor, k: int, weight: Tensor | None, combine: str) -> Tensor:
+    return reference.coverage(features, k, weight, combine)
+
+
+@_coverage.register_fake
+def _(features: Tensor, k: int, weight: Tensor | None, combine: str) -> Tensor:
+    return features.new_empty(features.shape[0], k, dtype=torch.int64)
 
 
 # ---------------------------------------------------------------- greedy determinant
@@ -225,7 +237,13 @@ def _check_picks(k: int, tokens: int) -> None:
         raise ValueError(f"k={k} is not in 1…{tokens}, the tokens present")
 
 
+def _check_combination(combine: str) -> None:
+    if combine not in _COMBINATIONS:
+        raise ValueError(f"combine={combine!r} is not one of 'product', 'sum'")
+
+
 register("max_min", _max_min)
 register("weighted_max_min", _weighted_max_min)
 register("facility_location", _facility_location)
+register("coverage", _coverage)
 register("dpp_map", _dpp_map)

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from vtc.cuda.arguments import AttentionArguments
 from vtc.cuda.directions import unit_rows
+from vtc.ops.greedy.coverage import cover, cover_themselves
+from vtc.ops.greedy.determinant import determinant_first
 from vtc.ops.greedy.farthest import farthest_first
 from vtc.ops.similarity import as_float
 
@@ -14,6 +16,10 @@ from vtc.ops.similarity import as_float
 MANY = 2048
 #: Up to this many entries (of float32: 256 MiB) all pairwise similarities are kept; beyond, each pick computes its row.
 MATRIX_ENTRIES = 2**26
+#: From so many values, or tokens, of an image on, a CPU computes those gains, similarities or products that it needs.
+COVER_VALUES = 2**19
+COVER_TOKENS = 8193
+SPAN_TOKENS = 2048
 _CHUNK = 512
 #: Attention probabilities (of float32: 16 MiB) and queries that are worked through at once: what a CPU's cache holds.
 _ENTRIES = 2**22
@@ -175,7 +181,11 @@ def weighted_max_min(features: Tensor, k: int, seed: Tensor, weight: Tensor | No
 
 def facility_location(values: Tensor, k: int, weight: Tensor | None, combine: str, tolerance: float) -> Tensor:
     """Greedy cover of demands; arguments as `vtc.ops.facility_location`."""
-    images, _, tokens = values.shape
+    images, demands, tokens = values.shape
+    if values.device.type == "cpu" and demands * tokens >= COVER_VALUES:
+        weights = [None] * images if weight is None else as_float(weight)
+        parts = [cover(as_float(one), k, w, combine, tolerance) for one, w in zip(values, weights, strict=True)]
+        return torch.stack(parts)
     values = as_float(values)
     weight = values.new_ones(images, tokens) if weight is None else as_float(weight).to(values.dtype)
     covered = values.new_zeros(images, values.shape[1], 1)
@@ -193,6 +203,21 @@ def facility_location(values: Tensor, k: int, weight: Tensor | None, combine: st
     return picks
 
 
+def coverage(features: Tensor, k: int, weight: Tensor | None, combine: str) -> Tensor:
+    """Greedy cover of tokens by themselves; arguments as `vtc.ops.coverage`."""
+    images, tokens, _ = features.shape
+    unit, _ = unit_rows(features)
+    tolerance = tokens * torch.finfo(unit.dtype).eps
+    if unit.device.type == "cpu" and tokens >= COVER_TOKENS:
+        weights = [None] * images if weight is None else as_float(weight)
+        parts = [cover_themselves(one, k, w, combine, tolerance) for one, w in zip(unit, weights, strict=True)]
+        return torch.stack(parts)
+    size = max(1, MATRIX_ENTRIES // tokens**2)
+    weights = [None] * -(-images // size) if weight is None else weight.split(size)
+    parts = [facility_location(_gram(some), k, w, combine, tolerance) for some, w in zip(unit.split(size), weights)]
+    return torch.cat(parts)
+
+
 def dpp_map(features: Tensor, k: int, quality: Tensor | None, floor: float) -> Tensor:
     """Greedy MAP of a determinantal point process; arguments as `vtc.ops.dpp_map`."""
     images, tokens, _ = features.shape
@@ -200,6 +225,8 @@ def dpp_map(features: Tensor, k: int, quality: Tensor | None, floor: float) -> T
     quality = unit.new_ones(images, tokens) if quality is None else as_float(quality).to(unit.dtype)
     rows = unit * quality[:, :, None]
     left = (quality * quality).masked_fill(lost, 0.0)  # what no pick explains of each token, squared
+    if rows.device.type == "cpu" and tokens >= SPAN_TOKENS:
+        return torch.stack([determinant_first(*one, k, floor) for one in zip(rows, left, quality, strict=True)])
     least = floor * left.amax(dim=1, keepdim=True)
     chosen = torch.zeros(images, tokens, dtype=torch.bool, device=rows.device)
     picks = torch.empty(images, k, dtype=torch.int64, device=rows.device)
