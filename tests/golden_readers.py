@@ -5,6 +5,7 @@ from collections import Counter
 import golden_holitom
 import golden_inner
 import golden_merging
+import golden_merging_more
 import golden_prunes
 import golden_reducers
 import golden_selectors
@@ -13,6 +14,7 @@ from golden_cases import Case, Form, UnknownForm
 
 MODULES = (
     golden_selectors, golden_prunes, golden_inner, golden_holitom, golden_ssm, golden_reducers, golden_merging,
+    golden_merging_more,
 )  # fmt: skip
 FORMS: list[Form] = [form for module in MODULES for form in module.CHECKS]
 

@@ -255,6 +255,9 @@ EXPECTED = {
     "check_visionzip_without_cls": "tokens", "check_tokencorr": "out.topk.assign",
     "check_outlier_ratio": "out.outlier_ratio", "check_complement": "out", "check_text_score": "out.similarity",
     "check_recoverable": "reference_aligned_keys.out",
+    "check_prumerge": "tokens_plus", "check_prumerge_counts": "count_rows", "check_prumerge_steps": "step_rows",
+    "check_trim": "tokens_r250", "check_vscan": "tokens96", "check_vscan_counts": "count_rows",
+    "check_vscan_without_cls": "tokens", "check_vscan_stage2": "keep",
 }  # fmt: skip
 #: Readers whose expected values stand in the metadata, or whose case says that nothing is left.
 UNCHANGED = {"check_prune_number_of_a_batch", "check_recoverable_flat"}
