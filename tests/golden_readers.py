@@ -6,6 +6,7 @@ import golden_holitom
 import golden_image
 import golden_inner
 import golden_merging
+import golden_merging_more
 import golden_prunes
 import golden_reducers
 import golden_selectors
@@ -14,7 +15,7 @@ from golden_cases import Case, Form, UnknownForm
 
 MODULES = (
     golden_image, golden_selectors, golden_prunes, golden_inner, golden_holitom, golden_ssm, golden_reducers,
-    golden_merging,
+    golden_merging, golden_merging_more,
 )  # fmt: skip
 FORMS: list[Form] = [form for module in MODULES for form in module.CHECKS]
 

@@ -258,6 +258,9 @@ EXPECTED = {
     "check_scope": "picks", "check_vispruner": "mask64_r75", "check_packed_masks": "sequence",
     "check_cdpruner": "picks",
     "check_mmtok": "kept64", "check_padding": "padding_rows", "check_centering": "order_maxmin",
+    "check_prumerge": "tokens_plus", "check_prumerge_counts": "count_rows", "check_prumerge_steps": "step_rows",
+    "check_trim": "tokens_r250", "check_vscan": "tokens96", "check_vscan_counts": "count_rows",
+    "check_vscan_without_cls": "tokens", "check_vscan_stage2": "keep",
 }  # fmt: skip
 #: Readers whose expected values stand in the metadata, or whose case says that nothing is left.
 UNCHANGED = {"check_prune_number_of_a_batch", "check_recoverable_flat", "check_keywords"}

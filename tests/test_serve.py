@@ -79,9 +79,8 @@ def test_what_the_tower_lacks_is_refused():
 @pytest.mark.parametrize("name", vtc.list_methods("selector"))
 def test_every_selector_is_served_or_refused(name):
     """A method that is added is one of the two, and the list that errors show knows which."""
-    given = {"todre": "todre:threshold=0", "vscan": "vscan:keep=0.5,later_keep=1.0", "none": "none"}.get(
-        name, f"{name}:keep=0.5"
-    )
+    once = {"todre": "todre:threshold=0", "vscan": "vscan:keep=0.5,later_keep=1.0", "none": "none"}
+    given = once.get(name, f"{name}:keep=0.5")
     try:
         served(config("llava", given))
     except ValueError as refusal:
