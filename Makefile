@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run table share-0 share-1 finetune demo test test-all test-part test-versions survey mutants test-gpu test-lmms \
+.PHONY: run table compare share-0 share-1 finetune demo test test-all test-part test-versions survey mutants test-gpu test-lmms \
 	test-serve dist bench lint docs clean
 
 # In at most three minutes on two cores: the baselines, and of each kind the four methods that did best in
@@ -20,9 +20,11 @@ run: $(VENV)/.done
 # All methods at four budgets, two under one trace (a selector or reducer, then a prune), and videos of 8 frames. The
 # documentation's numbers are of LIMIT=270.
 table: OUT ?= runs/table
-table: METHODS ?= $(BASELINES),divprune,hiprune,kcenter,visionzip,recoverable,tokencorr,todre,$\
-	tome,diffrate,flowcut,zero_tprune,token_transforming,fastv,transprune,pyramiddrop,sparsevlm,$\
-	holitom_inner,lazyllm,spatten,token_skip,atp,atp_tf,todre_stage2
+SELECTORS := divprune,kcenter,todre,scope,mmr,vispruner,hiprune,visionzip,prumerge,vscan,tokencorr,trim,$\
+	cdpruner,mmtok,recoverable
+table: METHODS ?= $(BASELINES),$(SELECTORS),tome,diffrate,flowcut,zero_tprune,token_transforming,$\
+	fastv,transprune,pyramiddrop,sparsevlm,holitom_inner,lazyllm,spatten,token_skip,atp,atp_tf,todre_stage2,$\
+	dart,v2drop,fitprune,vtw,vscan_stage2
 COMPOSED ?= divprune:keep=0.5+pyramiddrop:keep=0.25 hiprune:keep=0.25+fastv:layer=2,keep=0.5 $\
 	tome:keep=0.5+transprune:keep=0.25 kcenter:keep=0.25+sparsevlm:keep=0.5
 table: LIMIT ?= 90
@@ -34,6 +36,20 @@ table: $(VENV)/.done
 	@+$(SHARED) ARGS='--tasks video --methods $(VIDEO_METHODS) --keep 0.25,0.0625 \
 		--limit $(VIDEO_LIMIT) --output $(OUT)-video'
 	@$(BIN)/vtc report $(OUT) $(OUT)-video --output $(OUT)/report.html
+
+# All selectors, and their variants, at equal tokens on pictures and clips: what a signal is worth, with paired intervals.
+compare: OUT ?= runs/compare
+compare: LIMIT ?= 270
+compare: CLIPS ?= 120
+VARIANTS := divprune:centering=True kcenter:centering=True cdpruner:centering=True vispruner:important=1 $\
+	prumerge:plus=True vscan:later_keep=1.0
+at = $(foreach keep,$(1),$(foreach variant,$(VARIANTS),--compress $(variant),keep=$(keep)))
+compare: $(VENV)/.done
+	@+$(SHARED) ARGS='--methods none,random,stride,pool,$(SELECTORS) --keep 64,32,16 $(call at,64 32 16) \
+		--limit $(LIMIT) --output $(OUT)/images'
+	@+$(SHARED) ARGS='--tasks video --methods none,random,stride,frame_stride,pool,evs,holitom,$(SELECTORS) \
+		--keep 128,64,32 $(call at,128 64 32) --limit $(CLIPS) --output $(OUT)/video'
+	@$(BIN)/vtc compare $(OUT) --output $(OUT)/compare.md
 
 # Two processes of one thread each share the batches out; times are compared within a batch, which one of them does.
 SHARED := $(MAKE) --no-print-directory -j2 share-0 share-1
