@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from kernel_choosing import large_rows, small_rows
 from kernel_draw import LAYOUTS, Draw, laid_out
 from torch import Tensor
 
@@ -285,6 +286,7 @@ CASES = [
     *_attention_cases("attention_rows"),
     *_attention_cases("attention_received"),
     *_merge_cases(),
+    *(Case(*row) for row in small_rows()),
 ]
 
 
@@ -309,4 +311,5 @@ LARGE = [
     _large("attention_received", "65536", 65536, 65536, (2, 1), 80, "causal"),
     Case("merge", "llava-next", _merge(2880, 320, dim=4096, dtype=torch.bfloat16)),
     Case("merge", "65536", _merge(65536, 4096, dim=512, dtype=torch.float16, index=torch.int32)),
+    *(Case(*row) for row in large_rows()),
 ]

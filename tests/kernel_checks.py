@@ -95,6 +95,30 @@ def check_max_min(
         assert (picks[count:] == -1).all()
 
 
+def check_facility_location(
+    made: Tensor, values: Tensor, k: int, weight: Tensor | None, combine: str, tolerance: float
+) -> None:
+    assert made.dtype == torch.int64 and made.shape == (len(values), k)
+    for image, picks in enumerate(made):
+        exact.check_cover(values[image], picks, None if weight is None else weight[image], combine, tolerance)
+
+
+def check_coverage(made: Tensor, features: Tensor, k: int, weight: Tensor | None, combine: str) -> None:
+    assert made.dtype == torch.int64 and made.shape == (len(features), k)
+    tokens, dim = features.shape[1:]
+    for image, picks in enumerate(made):
+        unit, _ = exact.directions(features[image])
+        own = None if weight is None else weight[image]
+        off = 2 * tokens * exact.rounding(dim)
+        exact.check_cover(unit @ unit.T, picks, own, combine, tokens * torch.finfo(torch.float32).eps, off)
+
+
+def check_dpp_map(made: Tensor, features: Tensor, k: int, quality: Tensor | None, floor: float) -> None:
+    assert made.dtype == torch.int64 and made.shape == (len(features), k)
+    for image, picks in enumerate(made):
+        exact.check_span(features[image], picks, None if quality is None else quality[image], floor)
+
+
 def check_attention_rows(made: Tensor, *args: Any) -> None:
     assert made.dtype == torch.float32
     exact.within(made, *exact.attention(*args))
@@ -113,6 +137,9 @@ def check_merge(made: Tensor, x: Tensor, *args: Any) -> None:
 CHECKS: dict[str, Callable[..., None]] = {
     "compact": check_compact,
     "max_min": check_max_min,
+    "facility_location": check_facility_location,
+    "coverage": check_coverage,
+    "dpp_map": check_dpp_map,
     "attention_rows": check_attention_rows,
     "attention_received": check_attention_received,
     "merge": check_merge,

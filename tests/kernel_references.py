@@ -55,7 +55,7 @@ def compact(tensors: list[Tensor], index: Tensor, valid: Tensor | None) -> list[
 # ---------------------------------------------------------------- max_min
 
 
-def _directions(features: Tensor) -> tuple[Tensor, Tensor]:
+def directions(features: Tensor) -> tuple[Tensor, Tensor]:
     """Rows [N, D] of length 1, and which have a direction; the others are zero, which makes them like nothing."""
     rows = features.double()
     length = rows.square().sum(dim=-1).sqrt()
@@ -76,7 +76,7 @@ def _nearest(unit: Tensor) -> Tensor:
 
 def greedy(features: Tensor, k: int, seed: int | None, rule: str) -> tuple[list[int], float]:
     """The greedy order of one image [N, D], and the smallest lead that a pick had over what came next."""
-    unit, known = _directions(features)
+    unit, known = directions(features)
     close = (_nearest(unit) if seed is None else torch.zeros(len(unit), device=unit.device)).masked_fill(~known, 1e30)
     picks, leads = [], []
     while len(picks) < k:
@@ -97,7 +97,7 @@ def greedy(features: Tensor, k: int, seed: int | None, rule: str) -> tuple[list[
 
 def check_greedy(features: Tensor, picks: Tensor, seed: int | None, rule: str) -> None:
     """Assert that each of `picks` [k] lay farthest from those before, up to rounding, in one image [N, D]."""
-    unit, known = _directions(features)
+    unit, known = directions(features)
     order = picks.tolist()
     assert len(set(order)) == len(order) and all(0 <= pick < len(unit) for pick in order), order
     slack = 2 * rounding(unit.shape[1])  # of two cosines that are compared
@@ -174,6 +174,36 @@ def _may_be(low: Tensor, high: Tensor, pick: int, open_: Tensor) -> bool:
     if torch.equal(low, high):
         return pick == int(torch.where(open_, low, -1.0).argmax())
     return bool(high[pick] >= low[open_].max())
+
+
+# ---------------------------------------------------------------- dpp_map
+
+
+def check_span(features: Tensor, picks: Tensor, quality: Tensor | None, floor: float) -> None:
+    """Assert that each of `picks` [k] pointed farthest out of the span of those before, up to rounding, in one image.
+
+    What is explained of a token is off by what a product rounds, over the length of what was left of the pick, and all
+    picks so far add to it.
+    """
+    unit, known = directions(features)
+    quality = torch.ones_like(unit[:, 0]) if quality is None else quality.double()
+    rows, order = unit * quality[:, None], picks.tolist()
+    assert len(set(order)) == len(order) and all(0 <= pick < len(unit) for pick in order), order
+    left, open_ = (quality * quality).masked_fill(~known, 0.0), torch.ones_like(known)
+    most, slack, unexplained = float(left.max()), 0.0, rows.clone()
+    for step, pick in enumerate(order):
+        edges = [left * (1 - 4 * UNIT) - slack, left * (1 + 4 * UNIT) + slack]
+        bounds = [torch.where(edge > floor * most, edge, 0.0).masked_fill(~known, 0.0) for edge in edges]
+        assert open_[pick] and any(_may_be(*level, pick, open_) for level in _levels(bounds, bounds, quality, open_)), (
+            f"pick {step} is {pick}, of which {float(left[pick])!r} is left; the most is {float(left[open_].max())!r}"
+        )
+        open_[pick] = False
+        own = float(left[pick])
+        if own > 1e-12 * most:
+            slack += 4 * rounding(features.shape[1] + len(order)) * most * math.sqrt(most / own)
+            direction = unexplained[pick] / unexplained[pick].norm()
+            unexplained = unexplained - (unexplained @ direction)[:, None] * direction
+            left = unexplained.square().sum(dim=1)
 
 
 # ---------------------------------------------------------------- attention

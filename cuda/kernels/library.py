@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vtc.cuda import choosing
 from vtc.cuda.arguments import AttentionArguments
 from vtc.cuda.directions import farthest, inverse_lengths, products, unit_rows
 from vtc.cuda.structs import SIGNATURES, TYPES, Rows, aligned, attention, dense, last_dense, pointer, rows
@@ -72,6 +73,11 @@ class Library:
             return False
         if name == "merge":
             return args[3].is_floating_point() and args[3].dtype in TYPES and first.shape[0] <= _MAX_GRID
+        if name in ("facility_location", "coverage", "dpp_map"):
+            images, others, last = first.shape
+            fits = name != "coverage" or others <= choosing.COVERED_TOKENS
+            floats = last + args[1] if name == "dpp_map" else others + 8  # of shared memory
+            return fits and 4 * floats <= choosing.SHARED and images <= _MAX_GRID
         if name == "max_min":
             return 4 * first.shape[2] <= 96 * 1024 and first.shape[0] <= _MAX_GRID
         same = first.dtype == given.key.dtype and max(first.shape[0], first.shape[1]) <= _MAX_GRID
@@ -160,6 +166,23 @@ class Library:
             *sizes,
             stream,
         )
+
+    def facility_location(
+        self, values: Tensor, k: int, weight: Tensor | None, combine: str, tolerance: float
+    ) -> Tensor:
+        """Greedy cover of demands; see `vtc.ops.facility_location`."""
+        with self._on(values, weight) as stream:
+            return choosing.cover(self._call, values.mT, k, weight, combine, tolerance, stream)
+
+    def coverage(self, features: Tensor, k: int, weight: Tensor | None, combine: str) -> Tensor:
+        """Greedy cover of tokens by themselves; see `vtc.ops.coverage`."""
+        with self._on(features, weight) as stream:
+            return choosing.cover_themselves(self._call, features, k, weight, combine, stream)
+
+    def dpp_map(self, features: Tensor, k: int, quality: Tensor | None, floor: float) -> Tensor:
+        """Greedy MAP of a determinantal point process; see `vtc.ops.dpp_map`."""
+        with self._on(features, quality) as stream:
+            return choosing.span(self._call, features, k, quality, floor, stream)
 
     def attention_rows(self, arguments: AttentionArguments) -> Tensor:
         """Rows of softmax(Q Kᵀ); see `vtc.ops.attention_rows`."""

@@ -144,6 +144,23 @@ __device__ __forceinline__ Smallest smallest_of_block(Smallest mine, Smallest* s
     return smallest_of_warp(lane < warps ? scratch[lane] : Smallest{0xffffffffu, 0xffffffffu});
 }
 
+// ---------------------------------------------------------------- the largest of several blocks, lowest index on ties
+
+// A rank of 1 to 3 that goes first, a score of at least 0, and a token, as one number to take the largest of.
+__device__ __forceinline__ unsigned long long ranked(int rank, float score, int token) {
+    return static_cast<unsigned long long>(rank) << 62 |
+           static_cast<unsigned long long>(__float_as_uint(fmaxf(score, 0.0f) + 0.0f) & 0x7fffffffu) << 31 |
+           (0x7fffffffu - static_cast<unsigned>(token));
+}
+
+__device__ __forceinline__ int rank_of(unsigned long long key) { return static_cast<int>(key >> 62); }
+__device__ __forceinline__ float score_of(unsigned long long key) {
+    return __uint_as_float(static_cast<unsigned>(key >> 31) & 0x7fffffffu);
+}
+__device__ __forceinline__ int token_of(unsigned long long key) {
+    return static_cast<int>(0x7fffffffu - (static_cast<unsigned>(key) & 0x7fffffffu));
+}
+
 // Memory beyond 48 KiB has to be asked for, once for each kernel and device.
 template <typename Kernel>
 inline cudaError_t allow_shared(Kernel kernel, size_t bytes) {

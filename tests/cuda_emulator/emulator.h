@@ -265,6 +265,11 @@ inline unsigned atomicAdd(unsigned* at, unsigned value) {
     *at += value;
     return old;
 }
+inline unsigned long long atomicMax(unsigned long long* at, unsigned long long value) {
+    unsigned long long old = *at;
+    *at = std::max(old, value);
+    return old;
+}
 inline void __threadfence() {}
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline unsigned __float_as_uint(float value) { return emulator::as_bits(value); }
