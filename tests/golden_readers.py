@@ -4,6 +4,7 @@ from collections import Counter
 
 import golden_holitom
 import golden_inner
+import golden_inner_more
 import golden_merging
 import golden_prunes
 import golden_reducers
@@ -12,7 +13,8 @@ import golden_ssm
 from golden_cases import Case, Form, UnknownForm
 
 MODULES = (
-    golden_selectors, golden_prunes, golden_inner, golden_holitom, golden_ssm, golden_reducers, golden_merging,
+    golden_selectors, golden_prunes, golden_inner, golden_inner_more, golden_holitom, golden_ssm, golden_reducers,
+    golden_merging,
 )  # fmt: skip
 FORMS: list[Form] = [form for module in MODULES for form in module.CHECKS]
 
