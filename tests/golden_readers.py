@@ -5,6 +5,7 @@ from collections import Counter
 import golden_holitom
 import golden_image
 import golden_inner
+import golden_inner_more
 import golden_merging
 import golden_merging_more
 import golden_prunes
@@ -14,8 +15,8 @@ import golden_ssm
 from golden_cases import Case, Form, UnknownForm
 
 MODULES = (
-    golden_image, golden_selectors, golden_prunes, golden_inner, golden_holitom, golden_ssm, golden_reducers,
-    golden_merging, golden_merging_more,
+    golden_image, golden_selectors, golden_prunes, golden_inner, golden_inner_more, golden_holitom, golden_ssm,
+    golden_reducers, golden_merging, golden_merging_more,
 )  # fmt: skip
 FORMS: list[Form] = [form for module in MODULES for form in module.CHECKS]
 

@@ -1,9 +1,30 @@
 """What all methods have in common. A dataclass is config, repr and command line at once."""
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from vtc.method import budget, fields
 from vtc.method.budget import Keep
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Trials(Protocol):
+    """A model and batches of prompts on which one method of a spec is calibrated; the others are as they are.
+
+    Attributes:
+        num_layers: of the decoder.
+    """
+
+    num_layers: int
+
+    def tokens(self, method: "Method") -> "Tensor":
+        """Visual tokens that enter each layer, with `method` in the calibrated one's place.
+
+        Returns:
+            LongTensor [layers, prompts], of the prompts that show an image, always in the same order.
+        """
 
 
 class Method:
@@ -42,6 +63,18 @@ class Method:
     def count(self, present: int) -> int:
         """Tokens that `keep` leaves of `present` tokens of one image; all of them where the picture decides."""
         return present if self.keep is None else budget.resolve(self.keep, present, self.min_tokens)
+
+    def dial(self, field: str, trials: Trials) -> Callable[[float], Any] | None:
+        """How `vtc.calibrate` sets a field that is no plain number: what it is at a number in [0, 1].
+
+        Args:
+            field: of this method.
+            trials: what the field may be fitted to.
+
+        Returns:
+            What gives the field's value, with which the tokens rise or fall steadily; None: the field is the number.
+        """
+        return None
 
     def split(self) -> "tuple[Method, ...]":
         """The methods of a single kind that this one is made of: itself, for all but those that act in two places."""

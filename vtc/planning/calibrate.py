@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from numbers import Real
 from typing import Any
 
-import torch
 from torch import nn
 
 from vtc import spec as specs
-from vtc.calls.composite import last_logits_only
-from vtc.patching import patched, trace
+from vtc.planning.fit import BatchTrials, tokens_under
 from vtc.planning.solve import OutOfReach, fields_left, with_fields, written
 
 #: Halvings of the range at most, and how near is near enough, as a share of the tokens asked for.
@@ -29,18 +28,20 @@ def calibrate(
     tokens: float = 64.0,
     between: tuple[float, float] = (0.0, 1.0),
 ) -> tuple[str, float]:
-    """Find by running the value of a numeric field at which prompts have `tokens` equivalent tokens on average.
+    """Find by running the value of a field at which prompts have `tokens` equivalent tokens on average.
 
     For methods that let the picture decide how many tokens stay; for others `vtc.solve` tells without running. Each
     try is a prefill of all batches, 16 of them at most; whether the tokens rise or fall with the value is found out.
+    Fields that a method sets in a way of its own (the `table` of `fitprune`, the `layer` of `vtw`) are found so too.
 
     Args:
         model: not patched; it is given back as it was.
         spec: as in `vtc.patch`; the method that has the field must not have it written out.
-        field: of one method, such as "keep", or the threshold of `todre_stage2`.
+        field: of one method: a number such as "keep" or the threshold of `todre_stage2`, or what the method fits to
+            the batches, such as the `table` of `fitprune` (one prefill more for each try).
         batches: arguments of the model, each a dict, such as a processor gives.
         tokens: equivalent tokens of a prompt, the mean over prompts that show an image.
-        between: the values between which it is looked for.
+        between: the values between which it is looked for; of a field that is no plain number, shares in [0, 1].
 
     Returns:
         The spec string with the field written out, and the equivalent tokens that were measured with it: of all values
@@ -60,8 +61,12 @@ def calibrate(
     place = _place(parts, field)
     shown = list(batches)
 
+    (method,) = specs.parse(parts[place])
+    dial = method.dial(field, BatchTrials(model, parts[:place], parts[place + 1 :], shown))
+    value_at = cache(dial) if dial is not None else float
+
     def text(value: float) -> str:
-        return "+".join(with_fields(parts, [place], field, value))
+        return "+".join(with_fields(parts, [place], field, value_at(value)))
 
     value, measured = _search(lambda value: measure(model, text(value), shown), tokens, low, high, text)
     return text(value), measured
@@ -73,16 +78,7 @@ def measure(model: nn.Module, spec: specs.Spec, batches: Iterable[Mapping[str, A
     Raises:
         ValueError: there is none, or the spec can't be used with this model.
     """
-    fewer = last_logits_only(model)
-    found: list[float] = []
-    with patched(model, spec), torch.no_grad():
-        for batch in batches:
-            model(**{**fewer, **batch})
-            seen = trace(model)
-            found += seen.equivalent_tokens[seen.original_tokens > 0].tolist()
-    if not found:
-        raise ValueError("batches hold no prompt that shows an image; give at least one")
-    return sum(found) / len(found)
+    return float(tokens_under(model, spec, batches).double().mean(dim=0).float().mean())
 
 
 def _search(

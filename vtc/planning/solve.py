@@ -228,9 +228,9 @@ def fields_left(part: str) -> set[str]:
     return every - {item.partition("=")[0].strip() for item in rest.split(",")}
 
 
-def with_fields(parts: list[str], places: list[int], field: str, value: float) -> list[str]:
+def with_fields(parts: list[str], places: list[int], field: str, value: object) -> list[str]:
     """The spec strings with `field=value` added to those at `places`."""
     return [
-        f"{part}{',' if ':' in part else ':'}{field}={value!r}" if index in places else part
+        f"{part}{',' if ':' in part else ':'}{field}={repr(value).replace(' ', '')}" if index in places else part
         for index, part in enumerate(parts)
     ]
