@@ -118,6 +118,7 @@ class DART(Prune):
         text: where these are chosen: "after" the last visual token, as released, or from "all" text of the row.
     """
 
+    signals: ClassVar[tuple[str, ...]] = ("diversity",)
     layer: int = 2
     keep: Keep = 0.2222
     image_pivots: int = 4

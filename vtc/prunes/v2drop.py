@@ -55,6 +55,7 @@ class V2Drop(Prune):
         last: what a layer leaves where that rounds down to nothing: "one" token, as released, or "none".
     """
 
+    signals: ClassVar[tuple[str, ...]] = ("change",)
     keep: Keep = 0.25
     layers: tuple[int, ...] | None = None
     keeps: tuple[float, ...] | None = None

@@ -138,6 +138,7 @@ class FitPrune(Prune):
             then rounded half to even. Layers behind its end cut nothing; one token stays. None: as `keep` says.
     """
 
+    signals: ClassVar[tuple[str, ...]] = ("attention",)
     keep: Keep = 0.125
     table: tuple[Keep, ...] | None = None
     positions: ClassVar[str] = "original"
