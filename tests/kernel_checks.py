@@ -95,6 +95,15 @@ def check_max_min(
         assert (picks[count:] == -1).all()
 
 
+def check_weighted_max_min(
+    made: Tensor, features: Tensor, k: int, seed: Tensor, weight: Tensor | None, bonus: Tensor | None
+) -> None:
+    assert made.dtype == torch.int64 and made.shape == (len(features), k)
+    for image, picks in enumerate(made):
+        own = (None if each is None else each[image] for each in (weight, bonus))
+        exact.check_weighted(features[image], picks, int(seed[image]), *own)
+
+
 def check_facility_location(
     made: Tensor, values: Tensor, k: int, weight: Tensor | None, combine: str, tolerance: float
 ) -> None:
@@ -137,6 +146,7 @@ def check_merge(made: Tensor, x: Tensor, *args: Any) -> None:
 CHECKS: dict[str, Callable[..., None]] = {
     "compact": check_compact,
     "max_min": check_max_min,
+    "weighted_max_min": check_weighted_max_min,
     "facility_location": check_facility_location,
     "coverage": check_coverage,
     "dpp_map": check_dpp_map,

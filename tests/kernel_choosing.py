@@ -106,10 +106,50 @@ def _feature_rows(op: str, rests: tuple[Any, ...]) -> list[Row]:
     return [(op, name, _features(*sizes, rest, **setting)) for (name, (*sizes, setting)), rest in pairs]
 
 
+def _weighted(
+    tokens: int,
+    k: int,
+    *,
+    dim: int = 24,
+    dtype: torch.dtype = torch.float32,
+    index: torch.dtype = torch.int64,
+    weighted: bool = True,
+    with_bonus: bool = True,
+    layout: str = "dense",
+    images: int = 2,
+    spoil: Callable[[Tensor], None] = lambda features: None,
+) -> Callable[[Draw], tuple]:
+    def build(draw: Draw) -> tuple:
+        features = draw.normal(images, tokens, dim, dtype=dtype)
+        spoil(features)
+        weight = draw.normal(images, tokens).abs() * draw.chance(0.8, images, tokens) if weighted else None
+        bonus = draw.normal(images, tokens) if with_bonus else None
+        return laid_out(features, layout), k, draw.integers(0, tokens, images, dtype=index), weight, bonus
+
+    return build
+
+
+def weighted_rows() -> list[Row]:
+    settings: dict[str, tuple[int, int, dict[str, Any]]] = {
+        f"{n}": (n, min(n, 20), {"dtype": dtype, "weighted": weighted, "with_bonus": not weighted})
+        for n, dtype, weighted in zip(TOKENS, FLOATS * 3, (True, False) * 4)
+    }
+    settings |= {layout: (37, 20, {"layout": layout, "dtype": dtype}) for layout, dtype in zip(LAYOUTS, FLOATS * 2)}
+    settings |= {
+        "smoke": (37, 37, {"index": torch.int32}),
+        "neither": (33, 33, {"weighted": False, "with_bonus": False}),
+        "lost": (37, 37, {"spoil": _lose}),
+        "repeated": (37, 37, {"spoil": _repeat, "dtype": torch.float16}),
+        "two-groups": (4500, 6, {"dim": 4, "images": 1}),
+    }
+    return [("weighted_max_min", name, _weighted(*sizes, **setting)) for name, (*sizes, setting) in settings.items()]
+
+
 def small_rows() -> list[Row]:
     """For an emulator too."""
     return [
         *cover_rows(),
+        *weighted_rows(),
         *_feature_rows("coverage", ("product", "sum")),
         *_feature_rows("dpp_map", (1e-6,)),
     ]
@@ -121,6 +161,7 @@ def large_rows() -> list[Row]:
     return [
         ("facility_location", "llava-next", _cover(2880, 2880, 320)),
         ("facility_location", "few-demands", _cover(77, 20000, 300, dtype=torch.float16, combine="sum")),
+        ("weighted_max_min", "llava-next", _weighted(2880, 320, dim=4096, **half)),
         ("coverage", "llava-next", _features(2880, 320, "product", dim=1024, **half)),
         ("coverage", "12000", _features(12000, 64, "sum", dim=256, images=1)),
         ("dpp_map", "llava-next", _features(2880, 320, 1e-6, dim=4096, **half)),

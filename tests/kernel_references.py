@@ -125,6 +125,24 @@ def check_greedy(features: Tensor, picks: Tensor, seed: int | None, rule: str) -
             assert following == int(unpicked.nonzero()[0])
 
 
+def check_weighted(features: Tensor, picks: Tensor, seed: int, weight: Tensor | None, bonus: Tensor | None) -> None:
+    """Assert that each of `picks` [k] was worth most given those before, up to rounding, in one image [N, D]."""
+    unit, _ = directions(features)
+    ones = torch.ones(len(unit), dtype=torch.float64, device=unit.device)
+    weight = ones if weight is None else weight.double()
+    bonus = 0 * ones if bonus is None else bonus.double()
+    order = picks.tolist()
+    assert order[0] == seed and len(set(order)) == len(order) and all(0 <= pick < len(unit) for pick in order), order
+    close, open_ = -torch.inf * ones, ones.bool()
+    for step, pick in enumerate(order):
+        if step:
+            slack = weight * 2 * rounding(unit.shape[1]) + 8 * UNIT * (weight * (1 - close).abs() + bonus.abs())
+            worth = weight * (1 - close) + bonus
+            assert open_[pick] and bool(worth[pick] + slack[pick] >= (worth - slack)[open_].max()), (step, pick)
+        open_[pick] = False
+        close = torch.maximum(close, unit @ unit[pick])
+
+
 # ---------------------------------------------------------------- facility_location, coverage
 
 

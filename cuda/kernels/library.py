@@ -65,8 +65,6 @@ class Library:
         """
         if name == "compact":
             return True
-        if name in ("facility_location", "dpp_map", "weighted_max_min"):
-            return False
         given = args[0]
         first = given.query if isinstance(given, AttentionArguments) else given
         if first.dtype not in TYPES or first.dtype == torch.bool:
@@ -78,6 +76,8 @@ class Library:
             fits = name != "coverage" or others <= choosing.COVERED_TOKENS
             floats = last + args[1] if name == "dpp_map" else others + 8  # of shared memory
             return fits and 4 * floats <= choosing.SHARED and images <= _MAX_GRID
+        if name == "weighted_max_min":
+            return first.shape[1] <= _MATRIX_TOKENS and first.shape[0] <= _MAX_GRID
         if name == "max_min":
             return 4 * first.shape[2] <= 96 * 1024 and first.shape[0] <= _MAX_GRID
         same = first.dtype == given.key.dtype and max(first.shape[0], first.shape[1]) <= _MAX_GRID
@@ -125,8 +125,32 @@ class Library:
                 self._greedy(features[part], seeds, rule, sizes, picks[part], stream)
         return picks
 
+    def weighted_max_min(
+        self, features: Tensor, k: int, seed: Tensor, weight: Tensor | None, bonus: Tensor | None
+    ) -> Tensor:
+        """Greedy order by what tokens are worth; see `vtc.ops.weighted_max_min`."""
+        images, tokens, _ = features.shape
+        picks = torch.empty(images, k, dtype=torch.int64, device=features.device)
+        seed = seed.long().contiguous()
+        worth = torch.ones(images, tokens, device=features.device) if weight is None else choosing.clean(weight)
+        more = torch.zeros_like(worth) if bonus is None else choosing.clean(bonus)
+        with self._on(features, seed, worth, more) as stream:
+            at_once = max(1, _MATRIX_ENTRIES // tokens**2)
+            for start in range(0, images, at_once):
+                part = slice(start, start + at_once)
+                self._greedy(features[part], seed[part], "max-min", None, picks[part], stream, worth[part], more[part])
+        return picks
+
     def _greedy(
-        self, features: Tensor, seed: Tensor | None, rule: str, counts: Tensor | None, picks: Tensor, stream: int
+        self,
+        features: Tensor,
+        seed: Tensor | None,
+        rule: str,
+        counts: Tensor | None,
+        picks: Tensor,
+        stream: int,
+        weight: Tensor | None = None,
+        bonus: Tensor | None = None,
     ) -> None:
         """From the products of all pairs: one launch, and one for the first pick where there is no seed."""
         images, tokens, _ = features.shape
@@ -137,7 +161,7 @@ class Library:
             inverse = inverse_lengths(features)
         pairs = products(features, features).float().contiguous()
         nearest = None if seed is not None else torch.empty_like(inverse)
-        given = (pointer(value) for value in (pairs, inverse, nearest, seed, counts, picks))
+        given = (pointer(value) for value in (pairs, inverse, nearest, seed, counts, weight, bonus, picks))
         self._call("vtc_greedy", *given, images, tokens, picks.shape[1], rule == "max-sum", stream)
 
     def _greedy_steps(

@@ -6,6 +6,9 @@
 //
 // A product becomes a cosine by the inverse lengths of its two tokens; an inverse length of 0 marks a token without a
 // direction, which is like nothing (0) and comes last. `near` is how close a token is to the picks; picked: infinite.
+//
+// Weighted, the token that is worth most comes next: weight times distance plus bonus. `near` is kept as it is, and what
+// the tokens are compared by is made of it in each step. A token without a direction is one like others then.
 
 #include "primitives.cuh"
 
@@ -16,6 +19,7 @@ constexpr float LOST = 1e30f;  // larger than any closeness, smaller than what i
 struct Greedy {
     const float *products, *inverse, *nearest;  // [G, N, N], [G, N], and [G, N] or null
     const int64_t *seed, *counts;               // [G] each, or null; one of seed and nearest is given
+    const float *weight, *bonus;                // [G, N] each, or both null
     int64_t* picks;                             // [G, k]
     int tokens, k;
     bool sum;
@@ -29,21 +33,30 @@ __device__ __forceinline__ float joined(float near, float cosine, bool sum) {
     return sum ? near + cosine : fmaxf(near, cosine);
 }
 
+// What the smallest of comes next; picked tokens and padding stay infinite.
+__device__ __forceinline__ float cost(float near, float weight, float bonus) {
+    return near == INFINITE ? INFINITE : weight * (near - 1.0f) - bonus;
+}
+
 // Each thread holds GROUPS groups of four neighbouring tokens.
-template <int GROUPS>
+template <int GROUPS, bool WEIGHTED>
 __global__ void __launch_bounds__(1024) greedy_kernel(const Greedy g) {
     __shared__ Smallest scratch[2][32];
     constexpr int HELD = GROUPS * 4;
     const int image = blockIdx.x;
     const int64_t first = static_cast<int64_t>(image) * g.tokens;
     const int count = g.counts == nullptr ? g.tokens : static_cast<int>(g.counts[image]);
-    float near[HELD], inverse[HELD];
+    float near[HELD], inverse[HELD], weight[WEIGHTED ? HELD : 1], bonus[WEIGHTED ? HELD : 1];
     Smallest best{0xffffffffu, 0xffffffffu};
 #pragma unroll
     for (int i = 0; i < HELD; ++i) {
         int token = (i / 4 * blockDim.x + threadIdx.x) * 4 + i % 4;
         inverse[i] = token < g.tokens ? g.inverse[first + token] : 0.0f;
-        bool lost = inverse[i] == 0.0f;
+        bool lost = !WEIGHTED && inverse[i] == 0.0f;
+        if (WEIGHTED) {
+            weight[i] = token < g.tokens ? g.weight[first + token] : 0.0f;
+            bonus[i] = token < g.tokens ? g.bonus[first + token] : 0.0f;
+        }
         near[i] = token >= count ? INFINITE : lost ? LOST : g.sum ? 0.0f : -INFINITE;
         if (g.nearest != nullptr && token < g.tokens) {
             unsigned key = ordered(token >= count ? INFINITE : lost ? LOST : g.nearest[first + token]);
@@ -82,7 +95,8 @@ __global__ void __launch_bounds__(1024) greedy_kernel(const Greedy g) {
                 float& held = near[group * 4 + i];
                 held = token + i == pick ? INFINITE
                                          : joined(held, cosine(product[i], of_pick, inverse[group * 4 + i]), g.sum);
-                unsigned key = ordered(held);
+                unsigned key =
+                    ordered(WEIGHTED ? cost(held, weight[group * 4 + i], bonus[group * 4 + i]) : held);
                 if (key < best.key) best = {key, static_cast<unsigned>(token + i)};
             }
         }
@@ -203,20 +217,23 @@ int launch_steps(Step s, int images, int blocks, cudaStream_t stream) {
 
 }  // namespace vtc
 
-// products [images, tokens, tokens]; nearest [images, tokens] is room for a first pick where there is no seed.
+// products [images, tokens, tokens]; nearest [images, tokens] is room for a first pick where there is no seed. weight and
+// bonus [images, tokens], or both null, need a seed, and not `sum`.
 VTC_API int vtc_greedy(const float* products, const float* inverse, float* nearest, const int64_t* seed,
-                          const int64_t* counts, int64_t* picks, int images, int tokens, int k, int sum,
-                          cudaStream_t stream) {
+                          const int64_t* counts, const float* weight, const float* bonus, int64_t* picks, int images,
+                          int tokens, int k, int sum, cudaStream_t stream) {
     using namespace vtc;
     if (seed == nullptr) {
         VTC_LAUNCH(nearest_kernel, dim3(tokens, images), 256, 0, stream, products, inverse, counts, nearest, tokens);
         if (cudaError_t failed = cudaGetLastError()) return failed;
     }
-    Greedy g{products, inverse, seed == nullptr ? nearest : nullptr, seed, counts, picks, tokens, k, sum != 0};
+    if (weight != nullptr && (seed == nullptr || bonus == nullptr || sum)) return cudaErrorInvalidValue;
+    Greedy g{products, inverse, seed == nullptr ? nearest : nullptr, seed, counts, weight, bonus, picks, tokens, k, sum != 0};
     int groups = (tokens + 4095) / 4096;
     int threads = ((tokens + groups * 4 - 1) / (groups * 4) + 31) / 32 * 32;
     if (groups > 2) return cudaErrorInvalidValue;
-    auto kernel = groups == 1 ? greedy_kernel<1> : greedy_kernel<2>;
+    auto kernel = weight == nullptr ? (groups == 1 ? greedy_kernel<1, false> : greedy_kernel<2, false>)
+                                    : (groups == 1 ? greedy_kernel<1, true> : greedy_kernel<2, true>);
     VTC_LAUNCH(kernel, images, threads, 0, stream, g);
     return cudaGetLastError();
 }

@@ -54,7 +54,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
         *(c_void_p, c_void_p, c_int, c_void_p, c_int, c_void_p),
         *(c_int, c_int, c_int, c_int, c_int),
     ),
-    "vtc_greedy": (*[c_void_p] * 6, c_int, c_int, c_int, c_int),
+    "vtc_greedy": (*[c_void_p] * 8, c_int, c_int, c_int, c_int),
     "vtc_greedy_steps": (c_void_p, c_int, c_int64, c_int64, *[c_void_p] * 6, *[c_int] * 6),
     "vtc_cover": (c_void_p, c_int, *[c_void_p] * 4, *[c_int] * 4, c_float, c_int, c_int),
     "vtc_span": (c_void_p, c_int, c_int64, c_int64, *[c_void_p] * 6, *[c_int] * 5),
