@@ -1,7 +1,4 @@
-"""Recoverable Compression: what CLS attends to, what the question asks for, and the rest merged (arXiv 2409.01179).
-
-One method with two scores, three ways to survive and a budget of its own: more than 300 lines, and nothing to part.
-"""
+"""Recoverable Compression: what CLS attends to, what the question asks for, and the rest merged (arXiv 2409.01179)."""
 
 from dataclasses import dataclass
 from functools import cached_property
