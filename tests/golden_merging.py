@@ -12,13 +12,13 @@ from vtc.attention.scores import Attention
 from vtc.method.reduction import top_k
 from vtc.method.visual_tokens import Crops, Projection
 from vtc.model.layout import Grid
+from vtc.selectors.merging import cls_full_width
 from vtc.selectors.outliers import outlier_count
 from vtc.selectors.question.clip_text import text_score
 from vtc.selectors.question.recoverable import (
     LOF_ALL,
     LOF_REST,
     Counts,
-    cls_full_width,
     outlier_counts,
     recover,
     remaining,

@@ -14,9 +14,8 @@ from vtc.method.reduction import top_k
 from vtc.method.visual_tokens import Projection
 from vtc.model.layout import Grid
 from vtc.prunes.attention.fastv import last_query_row
-from vtc.selectors.merging import Merged, complement
+from vtc.selectors.merging import Merged, cls_full_width, complement
 from vtc.selectors.outliers import above_quartiles
-from vtc.selectors.question.recoverable import cls_full_width
 from vtc.selectors.question.trim import merge_rest, relevance
 from vtc.selectors.saliency.prumerge import (
     add_samples,

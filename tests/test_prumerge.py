@@ -21,9 +21,8 @@ from vtc.method.visual_tokens import Projection
 from vtc.model.layout import Grid
 from vtc.model.parts import Parts
 from vtc.selectors.crops import crop_tokens
-from vtc.selectors.merging import complement
+from vtc.selectors.merging import cls_full_width, complement
 from vtc.selectors.outliers import above_quartiles
-from vtc.selectors.question.recoverable import cls_full_width
 from vtc.selectors.saliency.prumerge import merge_neighbours, released_count, spatial_samples
 
 

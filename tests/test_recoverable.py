@@ -17,8 +17,9 @@ from vtc import VisualTokens
 from vtc.attention.scores import Attention
 from vtc.model.layout import Grid
 from vtc.model.parts import Parts
+from vtc.selectors.merging import cls_full_width
 from vtc.selectors.outliers import local_outlier_factor, outlier_count
-from vtc.selectors.question.recoverable import Counts, Recoverable, cls_full_width, outlier_counts, recover
+from vtc.selectors.question.recoverable import Counts, Recoverable, outlier_counts, recover
 
 # ---------------------------------------------------------------- outliers
 

@@ -25,7 +25,8 @@ from vtc.method.visual_tokens import Crops, Needs, Projection
 from vtc.model.layout import Grid
 from vtc.model.parts import Parts
 from vtc.selectors.crops import crop_tokens, share_by
-from vtc.selectors.question.recoverable import Recoverable, cls_full_width
+from vtc.selectors.merging import cls_full_width
+from vtc.selectors.question.recoverable import Recoverable
 from vtc.selectors.question.trim import Trim
 from vtc.selectors.saliency.hiprune import hiprune
 from vtc.selectors.saliency.prumerge import PruMerge

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vtc import ops
+from vtc.attention.scores import Attention
 from vtc.method.budget import share_out
 from vtc.method.reduction import Reduction
 from vtc.method.visual_tokens import VisualTokens
@@ -66,6 +67,15 @@ def shares_of_crops(visual: VisualTokens, k: int | None) -> list[tuple[Tensor, i
     parts = [None] * len(crops) if k is None else share_out(k, [len(tokens) for tokens in crops])
     device = visual.features.device
     return [(on(device, tokens), part) for tokens, part in zip(crops, parts, strict=True) if part != 0]
+
+
+def cls_full_width(attention: Attention) -> Tensor:
+    """Attention probability [B, S] from row 0, the CLS token, over the full width: heads side by side, not split."""
+    key = attention.key.float()
+    query = attention.query[:, :, 0].float()
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    logits = torch.einsum("bhd,bhsd->bs", query, key)
+    return (logits / (query.shape[1] * query.shape[2]) ** 0.5).softmax(dim=-1)
 
 
 def attention_share(visual: VisualTokens, name: str, tokens: Tensor) -> Tensor:

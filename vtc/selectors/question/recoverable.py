@@ -1,7 +1,4 @@
-"""Recoverable Compression: what CLS attends to, what the question asks for, and the rest merged (arXiv 2409.01179).
-
-One method with two scores, three ways to survive and a budget of its own: more than 300 lines, and nothing to part.
-"""
+"""Recoverable Compression: what CLS attends to, what the question asks for, and the rest merged (arXiv 2409.01179)."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +9,6 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from vtc import ops
-from vtc.attention.scores import Attention
 from vtc.method import fields
 from vtc.method.budget import Keep, share_out
 from vtc.method.reduction import Reduction, top_k
@@ -23,6 +19,7 @@ from vtc.model.parts import Parts
 from vtc.ops.host import on
 from vtc.ops.mixing import Mixing
 from vtc.ops.similarity import as_float
+from vtc.selectors.merging import cls_full_width
 from vtc.selectors.outliers import outlier_count
 from vtc.selectors.places import candidates
 from vtc.selectors.question.clip_text import ClipText, check_clip, text_score
@@ -87,15 +84,6 @@ class Recovered:
         """The same, where token i is `tokens[i]`; LongTensor [n]."""
         kept, centres, last = tokens[self.kept], tokens[self.centres], tokens[self.last]
         return Recovered(kept, centres, last, tokens[self.source], tokens[self.centre], self.weight)
-
-
-def cls_full_width(attention: Attention) -> Tensor:
-    """Attention probability [B, S] from row 0, the CLS token, over the full width: heads side by side, not split."""
-    key = attention.key.float()
-    query = attention.query[:, :, 0].float()
-    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    logits = torch.einsum("bhd,bhsd->bs", query, key)
-    return (logits / (query.shape[1] * query.shape[2]) ** 0.5).softmax(dim=-1)
 
 
 def tokens_by_reason(visual: Tensor, text: Tensor | None, n_visual: int, n_text: int) -> tuple[Tensor, Tensor]:

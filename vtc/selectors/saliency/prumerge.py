@@ -14,9 +14,16 @@ from vtc.method.selector import Selector
 from vtc.method.visual_tokens import Needs, VisualTokens
 from vtc.model.parts import Parts
 from vtc.ops.similarity import unit_rows
-from vtc.selectors.merging import Merged, all_of, attention_share, complement, reduction_of, shares_of_crops
+from vtc.selectors.merging import (
+    Merged,
+    all_of,
+    attention_share,
+    cls_full_width,
+    complement,
+    reduction_of,
+    shares_of_crops,
+)
 from vtc.selectors.outliers import above_quartiles
-from vtc.selectors.question.recoverable import cls_full_width
 
 #: Tokens that are added to each kept one, and kept tokens whose neighbours are sought at once.
 NEIGHBOURS, _CHUNK = 32, 512
