@@ -180,6 +180,7 @@ def facility_location(values: Tensor, k: int, weight: Tensor | None, combine: st
     return picks
 
 
+@torch.autocast("cpu", enabled=False)  # what is said to be in float32 is
 def coverage(features: Tensor, k: int, weight: Tensor | None, combine: str) -> Tensor:
     """Greedy cover of tokens by themselves; arguments as `vtc.ops.coverage`."""
     images, tokens, _ = features.shape
@@ -195,6 +196,7 @@ def coverage(features: Tensor, k: int, weight: Tensor | None, combine: str) -> T
     return torch.cat([facility_location(_gram(some), k, w, combine, tolerance) for some, w in pairs])
 
 
+@torch.autocast("cpu", enabled=False)  # what is said to be in float32 is
 def dpp_map(features: Tensor, k: int, quality: Tensor | None, floor: float) -> Tensor:
     """Greedy MAP of a determinantal point process; arguments as `vtc.ops.dpp_map`."""
     images, tokens, _ = features.shape

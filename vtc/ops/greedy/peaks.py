@@ -62,7 +62,7 @@ def _of_some(x: Tensor, count: Tensor, most: int, neighbours: Tensor, valid: Ten
     away = torch.cat(distance, dim=1)
     score = (density * torch.where(away.isinf(), largest, away)).masked_fill(~valid, -torch.inf)
 
-    centres = score.argsort(dim=1, descending=True, stable=True)[:, :most]
+    centres = score.argsort(dim=1, descending=True, stable=True)[:, :most].contiguous()
     unused = rank >= count[:, None]
     place = centres[:, :, None].expand(-1, -1, x.shape[2])
     to_centre = (
