@@ -128,6 +128,21 @@ def check_dpp_map(made: Tensor, features: Tensor, k: int, quality: Tensor | None
         exact.check_span(features[image], picks, None if quality is None else quality[image], floor)
 
 
+def check_density_peaks(
+    made: tuple[Tensor, Tensor, Tensor],
+    x: Tensor,
+    count: Tensor,
+    most: int,
+    neighbours: Tensor | None,
+    valid: Tensor | None,
+) -> None:
+    assert [part.dtype for part in made] == [torch.float32, torch.int64, torch.int64]
+    valid = torch.ones_like(made[0], dtype=torch.bool) if valid is None else valid
+    for group, parts in enumerate(zip(*made, strict=True)):
+        near = int((count if neighbours is None else neighbours)[group])
+        exact.check_peaks(parts, x[group], int(count[group]), most, near, valid[group])
+
+
 def check_attention_rows(made: Tensor, *args: Any) -> None:
     assert made.dtype == torch.float32
     exact.within(made, *exact.attention(*args))
@@ -150,6 +165,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "facility_location": check_facility_location,
     "coverage": check_coverage,
     "dpp_map": check_dpp_map,
+    "density_peaks": check_density_peaks,
     "attention_rows": check_attention_rows,
     "attention_received": check_attention_received,
     "merge": check_merge,

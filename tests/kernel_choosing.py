@@ -1,4 +1,4 @@
-"""Random arguments for the operations that cover or span: rows of operation, name, and a function of `Draw`."""
+"""Random arguments for operations that cover, span or cluster: rows of operation, name, and a function of `Draw`."""
 
 import itertools
 from collections.abc import Callable
@@ -145,6 +145,47 @@ def weighted_rows() -> list[Row]:
     return [("weighted_max_min", name, _weighted(*sizes, **setting)) for name, (*sizes, setting) in settings.items()]
 
 
+def _peaks(
+    tokens: int,
+    most: int,
+    *,
+    dim: int = 12,
+    groups: int = 2,
+    dtype: torch.dtype = torch.float32,
+    own: bool = True,
+    ragged: bool = False,
+    layout: str = "dense",
+    spoil: Callable[[Tensor], None] = lambda x: None,
+) -> Callable[[Draw], tuple]:
+    def build(draw: Draw) -> tuple:
+        x = draw.normal(groups, tokens, dim, dtype=dtype)
+        spoil(x)
+        valid = draw.chance(0.8, groups, tokens) if ragged else None
+        there = torch.full((groups,), tokens, device=x.device) if valid is None else valid.sum(dim=1)
+        count = draw.integers(1, most + 1, groups).minimum(there)
+        neighbours = draw.integers(1, most + 1, groups) if own else None
+        return laid_out(x, layout), count, most, neighbours, valid
+
+    return build
+
+
+def peak_rows() -> list[Row]:
+    settings: dict[str, tuple[int, int, dict[str, Any]]] = {
+        f"{n}-tokens": (n, min(n, 9), {"dtype": dtype, "own": own, "ragged": ragged})
+        for n, dtype, own, ragged in zip(TOKENS[:-1], FLOATS * 3, (True, False) * 4, (False, True, True) * 3)
+    }
+    settings |= {layout: (37, 6, {"layout": layout, "dtype": dtype}) for layout, dtype in zip(LAYOUTS, FLOATS * 2)}
+    settings |= {f"{dim}-wide": (33, 5, {"dim": dim, "dtype": torch.bfloat16}) for dim in (1, 7, 200)}
+    settings |= {
+        "smoke": (70, 8, {}),
+        "smoke-ragged": (70, 8, {"ragged": True, "dtype": torch.bfloat16}),
+        "repeated": (70, 20, {"spoil": _repeat}),
+        "lost": (40, 8, {"spoil": _lose, "ragged": True}),
+        "260-tokens": (260, 100, {"groups": 1}),
+    }
+    return [("density_peaks", name, _peaks(*sizes, **setting)) for name, (*sizes, setting) in settings.items()]
+
+
 def small_rows() -> list[Row]:
     """For an emulator too."""
     return [
@@ -152,6 +193,7 @@ def small_rows() -> list[Row]:
         *weighted_rows(),
         *_feature_rows("coverage", ("product", "sum")),
         *_feature_rows("dpp_map", (1e-6,)),
+        *peak_rows(),
     ]
 
 
@@ -165,5 +207,7 @@ def large_rows() -> list[Row]:
         ("coverage", "llava-next", _features(2880, 320, "product", dim=1024, **half)),
         ("coverage", "12000", _features(12000, 64, "sum", dim=256, images=1)),
         ("dpp_map", "llava-next", _features(2880, 320, 1e-6, dim=4096, **half)),
+        ("density_peaks", "video", _peaks(2880, 288, dim=1024, groups=4, dtype=torch.bfloat16)),
+        ("density_peaks", "8192", _peaks(8192, 64, dim=64, groups=2, ragged=True)),
         ("dpp_map", "20000", _features(20000, 128, 1e-6, dim=256, images=1)),
     ]

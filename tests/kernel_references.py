@@ -224,6 +224,45 @@ def check_span(features: Tensor, picks: Tensor, quality: Tensor | None, floor: f
             left = unexplained.square().sum(dim=1)
 
 
+# ---------------------------------------------------------------- density_peaks
+
+
+def check_peaks(
+    made: tuple[Tensor, Tensor, Tensor], x: Tensor, count: int, most: int, neighbours: int, valid: Tensor
+) -> None:
+    """Assert that score [M], centres [C] and membership [M] of one group are right, up to rounding.
+
+    A token may be taken for denser than another where their densities are as good as equal; the order of scores is
+    held against the scores that were given.
+    """
+    score, centres, member_of = made
+    x = torch.where(x.isfinite(), x, 0.0).double()
+    apart = torch.cat([(part[:, None] - x).square().sum(dim=2) for part in x.split(max(1, 2**22 // x.numel()))])
+    apart = (apart / x.shape[1]).sqrt().masked_fill(~(valid[:, None] & valid), torch.inf)
+    sum_ = apart.square().sort(dim=1).values[:, : min(neighbours, most)].sum(dim=1) / max(neighbours, 1)
+    density, off = torch.exp(-sum_), rounding(x.shape[1] + neighbours)
+    slack = density * (sum_.nan_to_num(0.0, 0.0, 0.0) * off + 2.0**-20)
+    difference = density - density[:, None]
+    edge = slack + slack[:, None]
+    largest = apart[apart.isfinite()].max() if bool(valid.any()) else density.new_zeros(())
+    self_ = torch.eye(len(x), dtype=torch.bool, device=x.device)
+    low, high = (
+        apart.masked_fill(~denser | self_, torch.inf).amin(dim=1) for denser in (difference > -edge, difference > edge)
+    )
+    sure, low, high = high.isfinite(), low.where(low.isfinite(), largest), high.where(high.isfinite(), largest)
+    least, most_ = (density - slack) * low * (1 - off), (density + slack) * torch.where(sure, high, largest) * (1 + off)
+    inside = (score >= least - 1e-30) & (score <= most_ + 1e-30)
+    assert bool(torch.where(valid, inside, score == -torch.inf).all())
+    assert torch.equal(centres, score.argsort(descending=True, stable=True)[: min(most, len(x))])
+    used = centres[:count]
+    assert member_of[used].tolist() == list(range(count)) and (member_of[~valid] == min(most, len(x))).all()
+    if count:
+        joined = apart[:, used]
+        mine = joined.gather(1, member_of.clamp(max=count - 1)[:, None])[:, 0]
+        fits = (member_of < count) & (mine <= joined.amin(dim=1) * (1 + 2 * off))
+        assert bool((fits | ~valid | torch.isin(torch.arange(len(x), device=x.device), used)).all())
+
+
 # ---------------------------------------------------------------- attention
 
 

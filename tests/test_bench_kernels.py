@@ -28,6 +28,10 @@ TINY: dict[str, list[bench_work.Plan]] = {
         partial(bench_work.max_min, tokens=40, k=10, dim=16, rank=4),
         partial(bench_work.max_min, tokens=40, k=10, dim=16, seeded=True),
     ],
+    "facility_location": [partial(bench_work.facility_location, tokens=40, k=10, dim=16)],
+    "coverage": [partial(bench_work.coverage, tokens=40, k=10, dim=16, rank=4)],
+    "dpp_map": [partial(bench_work.dpp_map, tokens=40, k=10, dim=16)],
+    "density_peaks": [partial(bench_work.density_peaks, groups=2, tokens=30, dim=8, count=4, neighbours=3)],
     "attention_received": [
         partial(bench_work.attention_received, kind="whole", images=2, heads=(4, 4), tokens=9, dim=8),
         partial(bench_work.attention_received, kind="packed", images=1, heads=(4, 4), tokens=10, dim=8),
@@ -130,7 +134,7 @@ def test_ratios_are_within_a_round(report: dict[str, Any]) -> None:
     for row in report["results"]:  # a single round: its medians are its values
         ours = row["reference_ms"]["median"]
         assert row["floors"]["median"] == pytest.approx(ours / row["floor_ms"])
-        launches = 10 if row["op"] == "max_min" else 1
+        launches = 10 if row["op"] in ("max_min", "facility_location", "coverage", "dpp_map") else 1
         assert row["steps_ms"] == pytest.approx(1e-3 * launches * report["bounds"]["launch_us"]["median"])
         for form in ("composition", "loop", "picking"):
             if row[f"{form}_ms"] is not None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from vtc import ops
 from vtc.ops import cuda as kernels
 from vtc.ops import dispatch, reference
+from vtc.ops.clusters import density_peaks
 from vtc.ops.mixing import Mixing
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -48,6 +49,33 @@ def a_mixing(draw: Draw, tokens: int, k: int, dtype: torch.dtype = torch.float32
 @pytest.mark.parametrize("case", SAMPLES, ids="{0.op}-{0.name}".format)
 def test_opcheck(case: Case) -> None:
     opcheck(case.op, drawn(case))
+
+
+def choose(features: Tensor, values: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    """All operations that choose by what is covered, spanned or dense."""
+    count = torch.full((len(features),), 4, device=features.device)
+    found = density_peaks(features, count, 4)
+    return (
+        ops.facility_location(values, 5, weight, "sum"),
+        ops.coverage(features, 5, weight),
+        ops.dpp_map(features, 5, weight),
+        found.score,
+        found.centres,
+        found.member_of,
+    )
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_what_chooses_compiles_and_is_the_same_under_autocast(dynamic: bool) -> None:
+    draw = Draw(DEVICE, "choose")
+    compiled = torch.compile(choose, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for tokens in (20, 23):
+        args = draw.normal(2, tokens, 8), draw.normal(2, 9, tokens), draw.normal(2, tokens).abs()
+        plain = choose(*args)
+        for function in (compiled, choose):
+            torch.testing.assert_close(function(*args), plain)
+            with torch.autocast(DEVICE, torch.bfloat16):
+                torch.testing.assert_close(function(*args), plain)
 
 
 def test_opcheck_with_gradients() -> None:
@@ -207,6 +235,15 @@ REFUSED: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("max-min-rule", lambda: ops.max_min(X, 2, rule="mean"), ValueError, r"rule='mean'"),
     ("max-min-seed", lambda: ops.max_min(X, 2, seed=WHOLE[0]), ValueError, r"seed of shape \(3,\)"),
     ("max-min-counts", lambda: ops.max_min(X, 2, counts=X[:, 0, 0]), TypeError, r"counts is torch.float32"),
+    ("cover-shape", lambda: ops.facility_location(X[0], 2), ValueError, r"values of shape \(6, 8\)"),
+    ("cover-too-many", lambda: ops.facility_location(X, 9), ValueError, r"k=9 is not in 1…8"),
+    ("cover-combine", lambda: ops.facility_location(X, 2, combine="max"), ValueError, r"combine='max'"),
+    ("cover-weight", lambda: ops.facility_location(X, 2, X[:, :, 0]), ValueError, r"weight of shape \(2, 6\)"),
+    ("coverage-no-pick", lambda: ops.coverage(X, 0), ValueError, r"k=0 is not in 1…6"),
+    ("coverage-combine", lambda: ops.coverage(X, 2, combine="max"), ValueError, r"combine='max'"),
+    ("coverage-weight", lambda: ops.coverage(X, 2, X[0]), ValueError, r"weight of shape \(6, 8\)"),
+    ("dpp-too-many", lambda: ops.dpp_map(X, 7), ValueError, r"k=7 is not in 1…6"),
+    ("dpp-quality", lambda: ops.dpp_map(X, 2, X[0]), ValueError, r"quality of shape \(6, 8\)"),
     ("rows-query", lambda: ops.attention_rows(GIVEN._replace(query=Q[0])), ValueError, r"query of shape \(4, 3, 8\)"),
     ("rows-key", lambda: ops.attention_rows(GIVEN._replace(key=K[..., :4])), ValueError, r"key of shape \(2, 2, 5, "),
     ("rows-heads", lambda: ops.attention_rows(GIVEN._replace(query=Q[:, :3])), ValueError, r"H a multiple of H_kv"),

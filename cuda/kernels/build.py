@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-SOURCES = ("attention.cu", "compact.cu", "cover.cu", "library.cu", "max_min.cu", "merge.cu", "span.cu")
+SOURCES = ("attention.cu", "compact.cu", "cover.cu", "library.cu", "max_min.cu", "merge.cu", "peaks.cu", "span.cu")
 HEADERS = ("primitives.cuh",)
 #: Where a build ahead of time lies.
 PACKAGED = FOLDER / "libvtc_cuda.so"

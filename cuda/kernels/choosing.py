@@ -1,4 +1,4 @@
-"""Calls of the kernels that choose tokens by what they cover or span, each for G images at once.
+"""Calls of the kernels that choose tokens by what they cover or span, or cluster them, for G images at once.
 
 `call` runs a function of the compiled library by its name, on the device of the tensors.
 """
@@ -17,6 +17,8 @@ Call = Callable[..., None]
 SHARED = 96 * 1024
 #: Up to so many tokens their similarities are computed; 1 GiB.
 COVERED_TOKENS = 16384
+#: Up to so many tokens of a group all distances are computed; 256 MiB.
+CLUSTERED_TOKENS = 8192
 #: Similarities that are kept at once, of so many images as fit.
 _MATRIX_ENTRIES = 2**26
 _WARPS = 8  # of a block, each of which takes a token at a time
@@ -76,6 +78,31 @@ def span(call: Call, features: Tensor, k: int, quality: Tensor | None, floor: fl
     sizes = images, tokens, dim, k, blocks(features, tokens)
     call("vtc_span", pointer(features), TYPES[features.dtype], *features.stride()[:2], *work, *sizes, stream)
     return _LAST - (best & _LAST)
+
+
+def peaks(
+    call: Call, x: Tensor, count: Tensor, most: int, neighbours: Tensor | None, valid: Tensor | None, stream: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Density peaks; arguments as `vtc.ops.clusters.density_peaks`. The kernels of some groups after others."""
+    groups, tokens, dim = x.shape
+    x, most, count = x.contiguous(), min(most, tokens), count.long().contiguous()
+    neighbours = count if neighbours is None else neighbours.long().contiguous()
+    valid = None if valid is None else valid.contiguous()
+    score, density = (torch.empty(groups, tokens, dtype=torch.float32, device=x.device) for _ in range(2))
+    largest = torch.zeros(groups, dtype=torch.int64, device=x.device)
+    centres = torch.empty(groups, most, dtype=torch.int64, device=x.device)
+    member_of = torch.empty(groups, tokens, dtype=torch.int64, device=x.device)
+    size = max(1, _MATRIX_ENTRIES // tokens**2)
+    for start in range(0, groups, size):
+        part = slice(start, start + size)
+        some, there = x[part], None if valid is None else valid[part]
+        apart = torch.empty(len(some), tokens, tokens, dtype=torch.float32, device=x.device)
+        work = (pointer(v) for v in (there, neighbours[part], apart, density[part], largest[part], score[part]))
+        call("vtc_peaks", pointer(some), TYPES[x.dtype], *work, len(some), tokens, dim, most, stream)
+        centres[part] = score[part].argsort(dim=1, descending=True, stable=True)[:, :most]
+        given = (pointer(v) for v in (apart, there, count[part], centres[part], member_of[part]))
+        call("vtc_members", *given, len(some), tokens, most, stream)
+    return score, centres, member_of
 
 
 def clean(numbers: Tensor) -> Tensor:

@@ -78,6 +78,8 @@ class Library:
             return fits and 4 * floats <= choosing.SHARED and images <= _MAX_GRID
         if name == "weighted_max_min":
             return first.shape[1] <= _MATRIX_TOKENS and first.shape[0] <= _MAX_GRID
+        if name == "density_peaks":
+            return first.numel() > 0 and first.shape[1] <= choosing.CLUSTERED_TOKENS and first.shape[0] <= _MAX_GRID
         if name == "max_min":
             return 4 * first.shape[2] <= 96 * 1024 and first.shape[0] <= _MAX_GRID
         same = first.dtype == given.key.dtype and max(first.shape[0], first.shape[1]) <= _MAX_GRID
@@ -207,6 +209,13 @@ class Library:
         """Greedy MAP of a determinantal point process; see `vtc.ops.dpp_map`."""
         with self._on(features, quality) as stream:
             return choosing.span(self._call, features, k, quality, floor, stream)
+
+    def density_peaks(
+        self, x: Tensor, count: Tensor, most: int, neighbours: Tensor | None, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Score, centres and membership; see `vtc.ops.clusters.density_peaks`."""
+        with self._on(x, count, neighbours, valid) as stream:
+            return choosing.peaks(self._call, x, count, most, neighbours, valid, stream)
 
     def attention_rows(self, arguments: AttentionArguments) -> Tensor:
         """Rows of softmax(Q Kᵀ); see `vtc.ops.attention_rows`."""

@@ -24,7 +24,7 @@ struct Span {
 constexpr int SPAN_THREADS = 256, SPAN_WARPS = SPAN_THREADS / 32;
 
 template <typename T, int N>
-__global__ void __launch_bounds__(SPAN_THREADS, 4) span_kernel(const Span s) {
+__global__ void __launch_bounds__(SPAN_THREADS, 2) span_kernel(const Span s) {
     VTC_SHARED(memory);
     float *newest = reinterpret_cast<float*>(memory), *before = newest + s.dim;
     const int image = blockIdx.y, lane = threadIdx.x % 32;

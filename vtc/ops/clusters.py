@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vtc.ops.similarity import as_float
+from vtc.ops import reference
+from vtc.ops.checks import check_shape, shape_of
+from vtc.ops.dispatch import operator_for, register
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Clusters:
     member_of: Tensor
 
 
+@torch.no_grad()
 def density_peaks(
     x: Tensor, count: Tensor, most: int, neighbours: Tensor | None = None, valid: Tensor | None = None
 ) -> Clusters:
@@ -39,31 +42,35 @@ def density_peaks(
         most: C: no group has more clusters, nor more neighbours.
         neighbours: LongTensor [G]: how many nearest tokens make the density; None: as many as clusters.
         valid: BoolTensor [G, M]: tokens that are there; None: all.
+
+    Raises:
+        ValueError: shapes that do not fit.
     """
-    groups, tokens, dim = x.shape
-    most = min(most, tokens)
-    valid = torch.ones(groups, tokens, dtype=torch.bool, device=x.device) if valid is None else valid
-    neighbours = (count if neighbours is None else neighbours)[:, None, None]
-    x = as_float(x)
-    # Without matrix products: a token's distance to itself is 0, and two equal tokens have equal distances.
-    apart = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") / dim**0.5
-    pairs = valid[:, :, None] & valid[:, None, :]
-    apart = apart.masked_fill(~pairs, torch.inf)
+    groups, tokens, _ = shape_of("x", x, "G", "M", "D")
+    for name, value in (("count", count), ("neighbours", neighbours)):
+        if value is not None:
+            check_shape(name, value, (groups,))
+    if valid is not None:
+        check_shape("valid", valid, (groups, tokens))
+    made = (operator_for("density_peaks", x) or reference.density_peaks)(x, count, most, neighbours, valid)
+    return Clusters(*made)
 
-    rank = torch.arange(most, device=x.device)
-    nearest = apart.topk(most, dim=2, largest=False).values.square().where(rank < neighbours, 0.0)
-    density = torch.exp(-nearest.sum(dim=2) / neighbours[:, :, 0].clamp_min(1))
-    denser = pairs & (density[:, None, :] > density[:, :, None])
-    largest = apart.masked_fill(~pairs, 0.0).amax(dim=(1, 2))[:, None]
-    distance = apart.masked_fill(~denser, torch.inf).amin(dim=2)
-    distance = torch.where(denser.any(dim=2), distance, largest)
-    score = (density * distance).masked_fill(~valid, -torch.inf)
 
-    centres = score.argsort(dim=1, descending=True, stable=True)[:, :most]
-    unused = rank >= count[:, None]
-    to_centre = apart.gather(2, centres[:, None, :].expand(-1, tokens, -1)).masked_fill(unused[:, None, :], torch.inf)
-    member_of = to_centre.argmin(dim=2).masked_fill(~valid, most)
-    # A centre joins itself, also where another centre lies at the same point; `tokens` is a column for those unused.
-    member_of = torch.nn.functional.pad(member_of, (0, 1))
-    member_of = member_of.scatter(1, centres.masked_fill(unused, tokens), rank.expand(groups, -1))[:, :tokens]
-    return Clusters(score, centres, member_of)
+@torch.library.custom_op("vtc::density_peaks", mutates_args=())
+def _density_peaks(
+    x: Tensor, count: Tensor, most: int, neighbours: Tensor | None, valid: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    return reference.density_peaks(x, count, most, neighbours, valid)
+
+
+@_density_peaks.register_fake
+def _(
+    x: Tensor, count: Tensor, most: int, neighbours: Tensor | None, valid: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    groups, tokens, _ = x.shape
+    score = x.new_empty(groups, tokens, dtype=x.dtype if x.dtype == torch.float64 else torch.float32)
+    centres = x.new_empty(groups, min(most, tokens), dtype=torch.int64)
+    return score, centres, x.new_empty(groups, tokens, dtype=torch.int64)
+
+
+register("density_peaks", _density_peaks)

@@ -10,6 +10,7 @@ from vtc.cuda.directions import unit_rows
 from vtc.ops.greedy.coverage import cover, cover_themselves
 from vtc.ops.greedy.determinant import determinant_first
 from vtc.ops.greedy.farthest import farthest_first
+from vtc.ops.greedy.peaks import density_peaks as density_peaks
 from vtc.ops.similarity import as_float
 
 #: From so many tokens on, of which at most a quarter are picked, a CPU computes a part of the similarities only.
@@ -203,6 +204,7 @@ def facility_location(values: Tensor, k: int, weight: Tensor | None, combine: st
     return picks
 
 
+@torch.autocast("cpu", enabled=False)  # what is said to be in float32 is
 def coverage(features: Tensor, k: int, weight: Tensor | None, combine: str) -> Tensor:
     """Greedy cover of tokens by themselves; arguments as `vtc.ops.coverage`."""
     images, tokens, _ = features.shape
@@ -214,10 +216,11 @@ def coverage(features: Tensor, k: int, weight: Tensor | None, combine: str) -> T
         return torch.stack(parts)
     size = max(1, MATRIX_ENTRIES // tokens**2)
     weights = [None] * -(-images // size) if weight is None else weight.split(size)
-    parts = [facility_location(_gram(some), k, w, combine, tolerance) for some, w in zip(unit.split(size), weights)]
-    return torch.cat(parts)
+    pairs = zip(unit.split(size), weights, strict=True)
+    return torch.cat([facility_location(_gram(some), k, w, combine, tolerance) for some, w in pairs])
 
 
+@torch.autocast("cpu", enabled=False)  # what is said to be in float32 is
 def dpp_map(features: Tensor, k: int, quality: Tensor | None, floor: float) -> Tensor:
     """Greedy MAP of a determinantal point process; arguments as `vtc.ops.dpp_map`."""
     images, tokens, _ = features.shape

@@ -59,6 +59,48 @@ def running_minimum(features: Tensor, k: int, seed: Tensor | None) -> Tensor:
     return torch.cat(picks)
 
 
+def all_gains(values: Tensor, k: int, tolerance: float) -> Tensor:
+    """The greedy cover of demands by tokens [U, N], all gains computed anew for each pick."""
+    values = values.float()
+    covered, chosen, picks = values.new_zeros(len(values), 1), torch.zeros_like(values[0], dtype=torch.bool), []
+    for _ in range(k):
+        gain = (values - covered).relu().sum(dim=0)
+        gain = torch.where(gain > tolerance, gain, 0.0).masked_fill(chosen, -1.0)
+        pick = gain.argmax()[None]
+        chosen[pick] = True
+        covered = torch.maximum(covered, values[:, pick])
+        picks.append(pick)
+    return torch.cat(picks)
+
+
+def pivoted(features: Tensor, k: int) -> Tensor:
+    """The greedy MAP of Chen et al. (2018) over the matrix of all similarities of tokens [N, D]."""
+    unit = torch.nn.functional.normalize(features.float(), dim=-1)
+    similarity = unit @ unit.T
+    left, explained, picks = unit.new_ones(len(unit)), unit.new_zeros(k, len(unit)), []
+    for step in range(k):
+        pick = left.argmax()[None]
+        before = explained[:step, pick]
+        row = (similarity[pick] - before.T @ explained[:step]) / left[pick].sqrt()
+        explained[step] = row[0]
+        left = left - row[0].square()
+        left[pick] = -torch.inf
+        picks.append(pick)
+    return torch.cat(picks)
+
+
+def peaks(x: Tensor, count: int, neighbours: int) -> list[Tensor]:
+    """Density peaks of [G, M, D]: centres [G, count] and the centre [G, M] that each joins, from all distances."""
+    apart = torch.cdist(x.float(), x.float(), compute_mode="donot_use_mm_for_euclid_dist") / x.shape[2] ** 0.5
+    density = (-apart.topk(neighbours, dim=2, largest=False).values.square().mean(dim=2)).exp()
+    denser = density[:, None] > density[:, :, None]
+    nearest = apart.masked_fill(~denser, torch.inf).amin(dim=2)
+    distance = torch.where(nearest.isinf(), apart.amax(dim=(1, 2))[:, None], nearest)
+    centres = (density * distance).argsort(dim=1, descending=True, stable=True)[:, :count]
+    member_of = apart.gather(2, centres[:, None].expand(-1, x.shape[1], -1)).argmin(dim=2)
+    return [centres, member_of.scatter(1, centres, torch.arange(count, device=x.device).expand(len(x), -1))]
+
+
 def probabilities(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None) -> Tensor:
     """softmax(Q Kᵀ) of all heads [B, H, Q, S], as eager attention computes it; True may attend."""
     keys = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)

@@ -1,65 +1,15 @@
 """What `vtc bench kernels` runs: each operation of `vtc.ops` at the sizes of real models, and what it is held up to."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from vtc import ops
 from vtc.eval.bench.kernels import loops as bench_loops
+from vtc.eval.bench.kernels.case import Case, Draw, bytes_of
+from vtc.eval.bench.kernels.choosing import coverage, density_peaks, dpp_map, facility_location
 from vtc.ops.mixing import Mixing
-
-
-@dataclass(frozen=True)
-class Case:
-    """One operation at one size, its input ready.
-
-    Attributes:
-        op: name in `vtc.ops`; shape: words for the size.
-        ours: through `vtc.ops`.
-        operands: arguments of the reference, by which a kernel is looked up.
-        composition: the same in plain torch.
-        bytes, flops: the least that must be moved, and computed.
-        loop: as released; None where nothing was released that works otherwise than `composition`.
-        picking: the loop's steps alone, without the matrix that they read.
-        steps: each of which needs the one before.
-    """
-
-    op: str
-    shape: str
-    ours: Callable[[], Any]
-    operands: tuple[Any, ...]
-    composition: Callable[[], Any]
-    bytes: int
-    flops: int
-    loop: Callable[[], Any] | None = None
-    picking: Callable[[], Any] | None = None
-    steps: int = 1
-
-
-class Draw:
-    """Random tensors, the same in every run.
-
-    Args:
-        device: where they are.
-        dtype: of those with a point.
-    """
-
-    def __init__(self, device: torch.device, dtype: torch.dtype):
-        self.device, self.dtype = device, dtype
-        self._random = torch.Generator(device).manual_seed(0)
-
-    def normal(self, *shape: int) -> Tensor:
-        """From the normal distribution."""
-        return torch.randn(shape, generator=self._random, device=self.device, dtype=self.dtype)
-
-    def subset(self, rows: int, tokens: int, k: int) -> Tensor:
-        """LongTensor [rows, k], ascending, of `tokens`."""
-        order = torch.rand(rows, tokens, generator=self._random, device=self.device).argsort(dim=-1)
-        return order[:, :k].sort(dim=-1).values
 
 
 def compact(draw: Draw, batch: int, tokens: int, dim: int, keep: float) -> Case:
@@ -68,9 +18,9 @@ def compact(draw: Draw, batch: int, tokens: int, dim: int, keep: float) -> Case:
     hidden, angles = draw.normal(batch, tokens, dim), [draw.normal(1, tokens, 128) for _ in range(2)]
     positions = torch.arange(tokens, device=draw.device).repeat(batch, 1)
     tensors = [hidden, *angles, positions, torch.ones_like(positions, dtype=torch.bool)]
-    moved = _bytes(index)
+    moved = bytes_of(index)
     for tensor in tensors:
-        row = _bytes(tensor[0, 0])
+        row = bytes_of(tensor[0, 0])
         moved += row * (index.numel() + min(index.numel(), len(tensor) * tokens))
     return Case(
         "compact",
@@ -86,10 +36,7 @@ def compact(draw: Draw, batch: int, tokens: int, dim: int, keep: float) -> Case:
 
 def max_min(draw: Draw, tokens: int, k: int, dim: int, seeded: bool = False, rank: int | None = None) -> Case:
     """A greedy selection; with a `rank`, of tokens that mostly lie in so many directions, as those of a picture do."""
-    features = draw.normal(1, tokens, dim)
-    if rank is not None:
-        weights = draw.normal(tokens, rank) * torch.arange(1, rank + 1, device=draw.device).pow(-0.5).to(draw.dtype)
-        features = weights @ draw.normal(rank, dim) + 0.25 * features
+    features = draw.tokens(tokens, dim, rank)
     seed = torch.zeros(1, dtype=torch.long, device=draw.device) if seeded else None
     image = features[0]
     loop = picking = None
@@ -104,7 +51,7 @@ def max_min(draw: Draw, tokens: int, k: int, dim: int, seeded: bool = False, ran
         lambda: ops.max_min(features, k, seed),
         (features, k, seed, "max-min", None),
         lambda: bench_loops.running_minimum(image, k, seed),
-        _bytes(features) + 8 * k,
+        bytes_of(features) + 8 * k,
         2 * k * tokens * dim,  # each pick against all tokens; how the first is found comes on top
         loop,
         picking,
@@ -134,7 +81,7 @@ def attention_received(draw: Draw, kind: str, images: int, heads: tuple[int, int
         lambda: ops.attention_received(given, cu_seqlens=cu_seqlens),
         (given, None),
         lambda: (bench_loops.probabilities(query, key, scaling, mask).mean(dim=1) * share).sum(dim=1),
-        _bytes(query) + _bytes(key) + 4 * images * tokens,
+        bytes_of(query) + bytes_of(key) + 4 * images * tokens,
         2 * images * heads[0] * pairs * dim,
     )
 
@@ -150,7 +97,7 @@ def attention_rows(draw: Draw, heads: tuple[int, int], tokens: int, dim: int) ->
         lambda: ops.attention_rows(given),
         (given,),
         lambda: bench_loops.probabilities(query, key, scaling, None),
-        _bytes(query) + _bytes(key) + 4 * heads[0] * tokens,
+        bytes_of(query) + bytes_of(key) + 4 * heads[0] * tokens,
         2 * heads[0] * tokens * dim,
     )
 
@@ -167,16 +114,15 @@ def merge(draw: Draw, tokens: int, k: int, dim: int) -> Case:
         lambda: ops.merge(x, Mixing(source, target, weight), k),
         (x, source, target, weight, k),
         lambda: bench_loops.densely_merged(x, source, target, weight, k),
-        _bytes(x) + k * dim * x.element_size() + _bytes(source) + _bytes(target) + _bytes(weight),
+        bytes_of(x) + k * dim * x.element_size() + bytes_of(source) + bytes_of(target) + bytes_of(weight),
         2 * tokens * dim,
     )
 
 
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
 Plan = Callable[[Draw], Case]
+
+#: Tokens and picks.
+_SIZES = ((1024, 128), (2880, 320))
 
 _ON_BOTH: dict[str, list[Plan]] = {
     "compact": [
@@ -190,6 +136,13 @@ _ON_BOTH: dict[str, list[Plan]] = {
         partial(max_min, tokens=2880, k=320, dim=1024, rank=64),
         partial(max_min, tokens=2880, k=320, dim=4096, rank=64),
         partial(max_min, tokens=2880, k=320, dim=4096, seeded=True),
+    ],
+    "facility_location": [partial(facility_location, tokens=n, k=k, dim=256, rank=64) for n, k in _SIZES],
+    "coverage": [partial(coverage, tokens=n, k=k, dim=1024, rank=64) for n, k in _SIZES],
+    "dpp_map": [partial(dpp_map, tokens=2880, k=k, dim=dim, rank=64) for k, dim in ((320, 1024), (64, 4096))],
+    "density_peaks": [
+        partial(density_peaks, groups=1, tokens=1440, dim=256, count=144, neighbours=7),
+        partial(density_peaks, groups=16, tokens=196, dim=1024, count=20, neighbours=7),
     ],
     "attention_received": [
         partial(attention_received, kind="whole", images=5, heads=(16, 16), tokens=577, dim=64),
