@@ -11,9 +11,9 @@ from vtc.method.registry import method_class, shipped
 pytestmark = pytest.mark.usefixtures("no_grad")
 
 #: Rules as published whose limit is not the identity; their docstrings say so.
-PUBLISHED = {"visionzip"}
+PUBLISHED = {"v2drop", "visionzip"}
 #: Those that have no budget in tokens, or act on videos alone.
-OTHERS = {"none", "todre_stage2", "evs", "frame_stride", "holitom"}
+OTHERS = {"none", "todre_stage2", "evs", "frame_stride", "holitom", "vtw"}
 NAMES = sorted({*shipped()} - OTHERS)
 PICTURES = 6
 

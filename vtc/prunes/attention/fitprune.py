@@ -24,7 +24,7 @@ from vtc.prunes.profile import geometric
 _DIGITS = 4
 
 
-def own_and_cross(attention: Attention, visual: Tensor, text: Tensor, chunk: int = 128) -> tuple[Tensor, Tensor]:
+def own_and_cross(attention: Attention, visual: Tensor, text: Tensor, chunk: int = 256) -> tuple[Tensor, Tensor]:
     """Attention that each token receives from visual tokens and from text, the largest over heads of each entry.
 
     Queries are worked through in chunks, once for both: memory stays O(chunk · S) for each head.
