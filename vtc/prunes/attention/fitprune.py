@@ -53,8 +53,8 @@ def own_and_cross(attention: Attention, visual: Tensor, text: Tensor, chunk: int
 def fitted(values: Tensor, total: Tensor, alpha: float, visual: Tensor) -> Tensor:
     """The lowest visual tokens that one distribution of attention can spare.
 
-    They go, lowest first, as long as the rest still sums to (1 - alpha) · total; as released, one fewer, and one token
-    is left at least. Computed in float64.
+    They go, lowest first, as long as the rest still sums to (1 - alpha) · total; one token is left at least. Computed
+    in float64.
 
     Args:
         values: Tensor [B, n], not negative.
