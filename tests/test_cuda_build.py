@@ -71,7 +71,8 @@ def test_no_kernel_spills_registers(compiled: tuple[Path, list[build.Resources],
     found = compiled[1]
     assert {kernel.arch for kernel in found} == {f"sm_{arch}" for arch in compiled[2]}
     assert len({kernel.kernel for kernel in found}) * len(compiled[2]) == len(found)
-    for name in ("compact", "merge", "greedy", "step", "nearest", "logits", "softmax", "denominator", "column"):
+    names = "compact", "merge", "greedy", "step", "nearest", "logits", "softmax", "denominator", "column"
+    for name in (*names, "cover", "span", "apart", "density", "score", "member"):
         assert any(f"{name}_kernel" in kernel.kernel for kernel in found), name
     assert not [kernel for kernel in found if kernel.spilled]
 
@@ -80,7 +81,8 @@ def test_the_library_loads_and_says_when_it_can_not_run(
     compiled: tuple[Path, list[build.Resources], list[int]],
 ) -> None:
     library = ctypes.CDLL(str(compiled[0]))
-    for name in ("compact", "merge", "greedy", "greedy_steps", "attention_rows", "attention_received", "probe"):
+    names = "compact", "merge", "greedy", "greedy_steps", "attention_rows", "attention_received", "probe"
+    for name in (*names, "cover", "span", "peaks", "members"):
         assert getattr(library, f"vtc_{name}")
     if not torch.cuda.is_available():
         with pytest.raises(LibraryError, match="does not run on this GPU"):

@@ -6,7 +6,7 @@ from contract import EVERY, model_of, refusal, spec_of
 from families import scenario
 
 import vtc
-from vtc.ops import attention, dispatch, operators
+from vtc.ops import attention, choosing, clusters, dispatch, operators
 
 FAMILIES = ("llava", "llava_onevision", "qwen2_5_vl", "qwen3_vl", "granite4_vision", "ernie4_5_vl_moe", "gemma3")
 METHODS = ("divprune", "visionzip", "pyramiddrop", "sparsevlm", "transprune", "tome", "token_skip")
@@ -27,7 +27,7 @@ def test_operators_give_the_same(family: str, method: str, monkeypatch: pytest.M
             called.append(name)
             return dispatch._operators[name]
 
-        for module in (operators, attention):
+        for module in (operators, attention, choosing, clusters):
             monkeypatch.setattr(module, "operator_for", operator)
         found = model(**inputs).logits
     assert "compact" in called

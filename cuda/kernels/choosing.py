@@ -33,9 +33,9 @@ def cover(
     behind = -demands % (16 // values.element_size())
     values = torch.nn.functional.pad(values, (0, behind)).contiguous() if behind else values.contiguous()
     stride = demands + behind
-    kind = {"dtype": torch.float32, "device": values.device}
-    weight = torch.ones(images, tokens, **kind) if weight is None else clean(weight)
-    covered, bound = torch.zeros(2, images, stride, **kind), torch.full((images, tokens), torch.inf, **kind)
+    bound = torch.full((images, tokens), torch.inf, dtype=torch.float32, device=values.device)
+    weight = torch.ones_like(bound) if weight is None else clean(weight)
+    covered = bound.new_zeros(2, images, stride)
     best = torch.zeros(images, k, dtype=torch.int64, device=values.device)
     work = (pointer(value) for value in (weight, covered, bound, best))
     sizes = images, tokens, stride, k, tolerance, combine == "sum", blocks(values, tokens)

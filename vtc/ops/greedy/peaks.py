@@ -7,6 +7,8 @@ from vtc.ops.similarity import as_float
 
 #: Distances (of float32: 256 MiB) that are kept at once; beyond, those of one group are computed twice, in parts.
 ENTRIES = 2**26
+#: From so many tokens on it pays to compute half of the distances on a CPU.
+_MIRRORED = 128
 
 
 def density_peaks(
@@ -26,9 +28,9 @@ def density_peaks(
     """
     x, tokens = as_float(x), x.shape[1]
     most, neighbours = min(most, tokens), count if neighbours is None else neighbours
-    valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if valid is None else valid
     size = max(1, ENTRIES // max(tokens**2, 1))
-    parts = zip(*(tensor.split(size) for tensor in (x, count, neighbours, valid)), strict=True)
+    here = [None] * -(-len(x) // size) if valid is None else valid.split(size)
+    parts = zip(*(tensor.split(size) for tensor in (x, count, neighbours)), here, strict=True)
     made = [_of_some(some, number, most, near, there) for some, number, near, there in parts]
     if len(made) == 1:
         return made[0]
@@ -36,15 +38,19 @@ def density_peaks(
     return score, centres, member_of
 
 
-def _of_some(x: Tensor, count: Tensor, most: int, neighbours: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _of_some(
+    x: Tensor, count: Tensor, most: int, neighbours: Tensor, valid: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The same of groups whose distances fit, or of a single one."""
     groups, tokens, _ = x.shape
     size = tokens if groups * tokens**2 <= ENTRIES else max(1, ENTRIES // tokens)
     rows = [slice(start, start + size) for start in range(0, tokens, size)]
-    whole = _distances(x, x, valid, valid) if len(rows) == 1 else None
+    whole = _mask(_mirrored(x), valid, valid) if len(rows) == 1 else None
 
     def apart(some: slice) -> Tensor:
-        return _distances(x[:, some], x, valid[:, some], valid) if whole is None else whole
+        if whole is not None:
+            return whole
+        return _mask(_distances(x[:, some], x), None if valid is None else valid[:, some], valid)
 
     rank = torch.arange(most, device=x.device)
     near, wide = [], []
@@ -52,7 +58,7 @@ def _of_some(x: Tensor, count: Tensor, most: int, neighbours: Tensor, valid: Ten
         found = apart(some)
         nearest = found.topk(most, dim=2, largest=False).values.square_()
         near.append(nearest.where(rank < neighbours[:, None, None], 0.0).sum(dim=2))
-        wide.append(found.masked_fill(found == torch.inf, 0.0).amax(dim=(1, 2)))
+        wide.append((found if valid is None else found.masked_fill(found == torch.inf, 0.0)).amax(dim=(1, 2)))
     density = torch.exp(-torch.cat(near, dim=1) / neighbours[:, None].clamp_min(1))
     largest = torch.stack(wide).amax(dim=0)[:, None]
     distance = []
@@ -60,27 +66,51 @@ def _of_some(x: Tensor, count: Tensor, most: int, neighbours: Tensor, valid: Ten
         denser = density[:, None, :] > density[:, some, None]
         distance.append(apart(some).masked_fill(~denser, torch.inf).amin(dim=2))
     away = torch.cat(distance, dim=1)
-    score = (density * torch.where(away.isinf(), largest, away)).masked_fill(~valid, -torch.inf)
+    score = density * torch.where(away.isinf(), largest, away)
+    if valid is not None:
+        score.masked_fill_(~valid, -torch.inf)
 
     centres = score.argsort(dim=1, descending=True, stable=True)[:, :most].contiguous()
     unused = rank >= count[:, None]
     place = centres[:, :, None].expand(-1, -1, x.shape[2])
     to_centre = (
-        _distances(x, x.gather(1, place), valid, valid.gather(1, centres))
+        _mask(_distances(x, x.gather(1, place)), valid, None if valid is None else valid.gather(1, centres))
         if whole is None
         else whole.gather(2, centres[:, None, :].expand(-1, tokens, -1))
     ).masked_fill_(unused[:, None, :], torch.inf)
-    member_of = to_centre.argmin(dim=2).masked_fill(~valid, most)
+    member_of = to_centre.argmin(dim=2)
+    if valid is not None:
+        member_of.masked_fill_(~valid, most)
     # A centre joins itself, also where another centre lies at the same point; `tokens` is a column for those unused.
     member_of = torch.nn.functional.pad(member_of, (0, 1))
     member_of = member_of.scatter(1, centres.masked_fill(unused, tokens), rank.expand(groups, -1))[:, :tokens]
     return score, centres, member_of.contiguous()
 
 
-def _distances(x: Tensor, others: Tensor, valid: Tensor, valid_others: Tensor) -> Tensor:
-    """Distances [G, m, M], infinite where one is not there.
+def _distances(x: Tensor, others: Tensor) -> Tensor:
+    """Distances [G, m, M].
 
     Without matrix products: a token's distance to itself is 0, and two equal tokens have equal distances.
     """
-    apart = torch.cdist(x, others, compute_mode="donot_use_mm_for_euclid_dist").div_(x.shape[2] ** 0.5)
-    return apart.masked_fill_(~(valid[:, :, None] & valid_others[:, None, :]), torch.inf)
+    return torch.cdist(x, others, compute_mode="donot_use_mm_for_euclid_dist").div_(x.shape[2] ** 0.5)
+
+
+def _mirrored(x: Tensor, parts: int = 5) -> Tensor:
+    """All distances [G, M, M], of which half are computed and half mirrored: both ways they are the same."""
+    groups, tokens, _ = x.shape
+    if tokens < _MIRRORED or x.device.type != "cpu":
+        return _distances(x, x)
+    apart, size = x.new_empty(groups, tokens, tokens), -(-tokens // parts)
+    for start in range(0, tokens, size):
+        stop = min(start + size, tokens)
+        block = _distances(x[:, start:stop], x[:, start:])
+        apart[:, start:stop, start:] = block
+        apart[:, stop:, start:stop] = block[:, :, stop - start :].mT
+    return apart
+
+
+def _mask(apart: Tensor, here: Tensor | None, there: Tensor | None) -> Tensor:
+    """Distances [G, m, M], made infinite where one of the two is not there; None: all are."""
+    if here is None or there is None:
+        return apart
+    return apart.masked_fill_(~(here[:, :, None] & there[:, None, :]), torch.inf)
