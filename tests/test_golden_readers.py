@@ -254,7 +254,8 @@ EXPECTED = {
     "check_visionzip_budgets": "merged_54_10", "check_visionzip_anyres": "sequence", "check_visionzip_case": "tokens",
     "check_visionzip_without_cls": "tokens", "check_tokencorr": "out.topk.assign",
     "check_outlier_ratio": "out.outlier_ratio", "check_complement": "out", "check_text_score": "out.similarity",
-    "check_recoverable": "reference_aligned_keys.out",
+    "check_recoverable": "reference_aligned_keys.out", "check_dart": "exact_r778", "check_v2drop": "keep",
+    "check_v2drop_schedules": "schedule_rows", "check_fitprune": "fit_table",
 }  # fmt: skip
 #: Readers whose expected values stand in the metadata, or whose case says that nothing is left.
 UNCHANGED = {"check_prune_number_of_a_batch", "check_recoverable_flat"}
