@@ -71,4 +71,5 @@ class VTW(Prune):
 
 def candidates(num_layers: int) -> range:
     """The layers that the search for K tries: from the published 5 of 32 on, scaled to the depth."""
-    return range(*resolve_layers(None, (_FIRST,), _DEPTH, num_layers), num_layers)
+    (first,) = resolve_layers(None, (_FIRST,), _DEPTH, num_layers)
+    return range(first, num_layers)

@@ -99,7 +99,7 @@ def check_table(table: object) -> tuple[Keep, ...] | None:
     for index, value in enumerate(checked):
         if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"table[{index}]={value!r} is a {type(value).__name__}, not a number; {way_out}")
-        if not 0 <= value < math.inf:
+        if not 0 <= float(value) < math.inf:
             raise ValueError(f"table[{index}]={value!r} is no count or share; {way_out}")
     counts = all(isinstance(value, Integral) or not value for value in checked)
     if not counts and any(isinstance(value, Integral) and value for value in checked):
@@ -129,7 +129,7 @@ class FitPrune(Prune):
     Budget: how many go in which layer is fitted to a model on a few prompts, until its tokens meet a target:
     `vtc.calibrate(model, "fitprune", "table", batches, tokens=…)` writes the table; the published ones, literals for
     LLaVA-1.5-7B, can be given as `table`. Without one `keep` is what is left in front of the last layer, each layer
-    leaving the same share of what it finds: keep=0.125 is 251 of 576 tokens on average over 32 layers.
+    leaving the same share of what it finds: keep=0.125 is 245 of 576 tokens on average over 32 layers.
 
     Attributes:
         keep: share in (0, 1] or count of the row's visual tokens that is left in front of the last layer; each layer
@@ -175,7 +175,7 @@ class FitPrune(Prune):
     def count(self, present: int) -> int:
         if self.table is None:
             return geometric(self.keep, present, 0, 1)
-        return self._left(sum(map(_exactly, self.table)), present)
+        return self._left(sum(map(_exactly, self.table), Fraction()), present)
 
     def count_at(self, stage: int, present: int) -> int:
         if self.table is None:
