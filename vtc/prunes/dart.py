@@ -109,8 +109,8 @@ class DART(Prune):
     the channels: a prune is not shown these, so here it is that of the input as it is. https://arxiv.org/abs/2502.11494
 
     Budget: the paper's 192, 128 and 64 of 576 are nominal: its code gives each of 8 pivots an eighth, rounded down, and
-    keeps the 4 image pivots beside that, so that 188, 124 and 60 were run. Here exactly `keep` stay, pivots among them: keep=0.2222 is 128 of
-    576. Counted over all layers that is more than `keep`: the layers before see every token.
+    keeps the 4 image pivots beside that, so that 188, 124 and 60 were run. Here exactly `keep` stay, pivots among them:
+    keep=0.2222 is 128 of 576. Counted over all layers that is more than `keep`: the layers before see every token.
 
     Attributes:
         layer: decoder layer, from 0, that is the first to see fewer tokens.
