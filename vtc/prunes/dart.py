@@ -102,13 +102,15 @@ class DART(Prune):
     Pivots are the visual tokens and the text tokens whose keys in the layer before have the largest L1 norm (after
     rotary embedding, all heads together). Image pivots and then text pivots, by falling norm, each take an equal part
     of the budget: the tokens of the smallest cosine to them, on the layer's input, that are left. Reads no attention
-    map. Survivors keep their position ids; several images of a row are one set. The released code visits pivots in the
-    order of a Python set, and takes the cosine behind the model's last norm, whose weights scale the channels: a prune
-    is not shown these, so here it is that of the input as it is. https://arxiv.org/abs/2502.11494
+    map. Survivors keep their position ids; several images of a row are one set. The L1 norm of a key changes as rotary
+    embedding turns it, so a padded row chooses as it would alone only where it is numbered from its own first token:
+    `generate` does, a plain call of some models counts the padding unless it is given position ids. The released code
+    visits pivots in the order of a Python set, and takes the cosine behind the model's last norm, whose weights scale
+    the channels: a prune is not shown these, so here it is that of the input as it is. https://arxiv.org/abs/2502.11494
 
-    Budget: the paper's 192, 128 and 64 of 576 are nominal: its code leaves out the image pivots when it divides, and
-    rounds down, so that 188, 124 and 60 were run. Here exactly `keep` stay, pivots among them: keep=0.2222 is 128 of
-    576. Counted over all layers that is more than `keep`: the layers before see every token.
+    Budget: the paper's 192, 128 and 64 of 576 are nominal: its code gives each of 8 pivots an eighth, rounded down, and
+    keeps the 4 image pivots beside that, so that 188, 124 and 60 were run. Here exactly `keep` stay, pivots among them:
+    keep=0.2222 is 128 of 576. Counted over all layers that is more than `keep`: the layers before see every token.
 
     Attributes:
         layer: decoder layer, from 0, that is the first to see fewer tokens.
