@@ -254,7 +254,6 @@ EXPECTED = {
     "check_visionzip_budgets": "merged_54_10", "check_visionzip_anyres": "sequence", "check_visionzip_case": "tokens",
     "check_visionzip_without_cls": "tokens", "check_tokencorr": "out.topk.assign",
     "check_outlier_ratio": "out.outlier_ratio", "check_complement": "out", "check_text_score": "out.similarity",
-    "check_recoverable": "reference_aligned_keys.out",
     "check_scope": "picks", "check_vispruner": "mask64_r75", "check_packed_masks": "sequence",
     "check_cdpruner": "picks",
     "check_mmtok": "kept64", "check_padding": "padding_rows", "check_centering": "order_maxmin",
