@@ -98,7 +98,8 @@ def refuse(name: str, reason: str, way_out: str = "") -> None:
 
 def servable() -> list[str]:
     """Names of the methods that some setting of theirs makes servable on some model."""
-    return [name for name in list_methods("selector") if name not in ("holitom", "recoverable", "trim")]
+    never = ("holitom", "recoverable", "trim", "cdpruner", "mmtok")  # the last four read the question
+    return [name for name in list_methods("selector") if name not in never]
 
 
 def _without_prunes(methods: list[Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import cuda_emulator
 import kernel_references as exact
+import kernel_references_choosing as choosing
 import pytest
 import torch
 from torch import Tensor
@@ -109,7 +110,7 @@ def check_facility_location(
 ) -> None:
     assert made.dtype == torch.int64 and made.shape == (len(values), k)
     for image, picks in enumerate(made):
-        exact.check_cover(values[image], picks, None if weight is None else weight[image], combine, tolerance)
+        choosing.check_cover(values[image], picks, None if weight is None else weight[image], combine, tolerance)
 
 
 def check_coverage(made: Tensor, features: Tensor, k: int, weight: Tensor | None, combine: str) -> None:
@@ -119,13 +120,13 @@ def check_coverage(made: Tensor, features: Tensor, k: int, weight: Tensor | None
         unit, _ = exact.directions(features[image])
         own = None if weight is None else weight[image]
         off = 2 * tokens * exact.rounding(dim)
-        exact.check_cover(unit @ unit.T, picks, own, combine, tokens * torch.finfo(torch.float32).eps, off)
+        choosing.check_cover(unit @ unit.T, picks, own, combine, tokens * torch.finfo(torch.float32).eps, off)
 
 
 def check_dpp_map(made: Tensor, features: Tensor, k: int, quality: Tensor | None, floor: float) -> None:
     assert made.dtype == torch.int64 and made.shape == (len(features), k)
     for image, picks in enumerate(made):
-        exact.check_span(features[image], picks, None if quality is None else quality[image], floor)
+        choosing.check_span(features[image], picks, None if quality is None else quality[image], floor)
 
 
 def check_density_peaks(
@@ -140,7 +141,7 @@ def check_density_peaks(
     valid = torch.ones_like(made[0], dtype=torch.bool) if valid is None else valid
     for group, parts in enumerate(zip(*made, strict=True)):
         near = int((count if neighbours is None else neighbours)[group])
-        exact.check_peaks(parts, x[group], int(count[group]), most, near, valid[group])
+        choosing.check_peaks(parts, x[group], int(count[group]), most, near, valid[group])
 
 
 def check_attention_rows(made: Tensor, *args: Any) -> None:

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from kernel_references import check_cover
+from kernel_references_choosing import check_cover
 from torch import Tensor
 
 from vtc import ops

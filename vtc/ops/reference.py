@@ -1,4 +1,7 @@
-"""The operations of `vtc.ops` in plain torch: on any device, what the kernels are held against."""
+"""The operations of `vtc.ops` in plain torch: on any device, what the kernels are held against.
+
+More than 300 lines: one function for each operation, in one place since each stands for the others' measure.
+"""
 
 import functools
 
