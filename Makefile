@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 # In at most three minutes on two cores: the baselines, and of each kind the four methods that did best in
 # docs/methods/results.json (tests/test_best.py holds the list against it), with a quarter and a sixteenth of the tokens.
 BASELINES := none,random,stride,pool
-BEST := kcenter,hiprune,todre,divprune,pyramiddrop,transprune,atp,holitom_inner,zero_tprune,flowcut,diffrate,tome
+BEST := kcenter,cdpruner,mmtok,hiprune,v2drop,pyramiddrop,transprune,vscan_stage2,zero_tprune,flowcut,diffrate,tome
 run: OUT ?= runs/embedded
 run: METHODS ?= $(BASELINES),$(BEST)
 run: LIMIT ?= 64
@@ -48,7 +48,7 @@ compare: $(VENV)/.done
 	@+$(SHARED) ARGS='--methods none,random,stride,pool,$(SELECTORS) --keep 64,32,16 $(call at,64 32 16) \
 		--limit $(LIMIT) --output $(OUT)/images'
 	@+$(SHARED) ARGS='--tasks video --methods none,random,stride,frame_stride,pool,evs,holitom,$(SELECTORS) \
-		--keep 128,64,32 $(call at,128 64 32) --limit $(CLIPS) --output $(OUT)/video'
+		--keep 64 $(call at,64) --limit $(CLIPS) --output $(OUT)/video'
 	@$(BIN)/vtc compare $(OUT) --output $(OUT)/compare.md
 
 # Two processes of one thread each share the batches out; times are compared within a batch, which one of them does.
