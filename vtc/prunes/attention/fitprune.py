@@ -123,8 +123,9 @@ class FitPrune(Prune):
     A token's score is the attention that it receives from visual tokens times what it receives from the text behind
     them, each entry of the map the largest over heads. The official code cuts between a layer's attention and its MLP;
     here the tokens go in front of the next layer, so that the MLP of one layer more sees them, and what a table has for
-    the last layer does nothing. Survivors keep their position ids. Each layer that cuts computes its attention once
-    more, a few queries at a time. https://arxiv.org/abs/2409.10197
+    the last layer does nothing. Survivors keep their position ids. The rule needs the whole attention map of each layer
+    that cuts, which is computed once more, a few queries at a time: deciding in 23 of 24 layers takes 3.4 % of a
+    decoder's prefill at 576 tokens and 19 % at 2,880. https://arxiv.org/abs/2409.10197
 
     Budget: how many go in which layer is fitted to a model on a few prompts, until its tokens meet a target:
     `vtc.calibrate(model, "fitprune", "table", batches, tokens=…)` writes the table; the published ones, literals for
