@@ -64,6 +64,7 @@ OPTIONAL = ("trl",)
 #: What is in a line of a method's page that patches -> why the bundled model is refused with it.
 REFUSED = {
     r"preset\(\"diffrate/": "have 12 entries",
+    r"preset\(\"vtw/": "decoder layer 15 is out of range",
     r"preset\(\"holitom": "decoder layer 18 is out of range",
     r"preset\(\"todre_stage2/": "no layer behind layer 28",
 }
