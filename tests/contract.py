@@ -35,6 +35,8 @@ ASKED = {"cdpruner", "mmtok", "recoverable", "trim"}
 #: Methods that read keys as rotary embedding turned them: rows are alike where each is numbered from its own first
 #: token, as `generate` does, and not all models do by themselves.
 NUMBERED = {"dart"}
+#: Models of which `generate` counts padding too.
+COUNTS_PADDING = {"exaone4_5"}
 
 #: Methods that leave images as they are, and act on videos alone.
 ON_VIDEOS = {"evs"}
@@ -152,7 +154,11 @@ def check_rows(family: Family, model, spec: str, rows: list[Row], new: int = NEW
                 assert fewest[row] < trace.original_tokens[row], f"row {row}"
         last = output.logits[:, -1]
         if NUMBERED & {part.partition(":")[0] for part in spec.split("+")}:
-            last = stepwise(model, inputs, new=1).logits[0]
+            if model.config.model_type in COUNTS_PADDING:
+                places = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+                last = model(**inputs, position_ids=places).logits[:, -1]
+            else:
+                last = stepwise(model, inputs, new=1).logits[0]
         if not new:
             for index in compared(len(rows)):
                 alone = model(**family.inputs(model, [rows[index]])).logits[0, -1]

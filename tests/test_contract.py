@@ -52,6 +52,10 @@ def test_rows_of_compositions_equal_their_own_run(family, attention, spec, name)
     check_rows(EVERY[family], model_of(family, attention), spec, scenario(EVERY[family], name))
 
 
+#: Towers whose patches can't be followed to tokens, which is seen where a call has both.
+UNFOLLOWED = {"got_ocr2", "deepseek_ocr2", "pp_chart2table", "unlimited_ocr"}
+
+
 def check_works_or_says_why_not(family, spec, name, new=NEW, compared=range):
     model = model_of(family)
     before = {name: list(module._forward_pre_hooks) for name, module in model.named_modules()}
@@ -65,8 +69,10 @@ def check_works_or_says_why_not(family, spec, name, new=NEW, compared=range):
             return
         if family in UNKNOWN_GRIDS and "lie in rows and columns is not known" in str(error):
             return
-        if family == "got_ocr2" and "how 256 patches of the vision tower map onto 16" in str(error):
-            return  # what a method reads of the tower beside attention, which is refused before
+        if family in UNFOLLOWED and "patches of the vision tower map onto" in str(error):
+            return  # what a method reads of the tower beside its attention, which is refused before
+        if family == "glm5_next" and "utrc: a token has several streams" in str(error):
+            return
         # pooled video frames: known only once they are seen
         assert any(method_class(m.partition(":")[0]).kind == "reducer" for m in spec.split("+"))
         assert family in {"llava_onevision_video", "llava_next_video_video"} and "can't follow" in str(error)

@@ -216,6 +216,11 @@ class UTRC(Prune):
             return Decision(top_visual(token_importance(mixer, self.importance), rows.visual, counts))
         place = (~rows.visual).to(torch.uint8).argsort(dim=1, stable=True)[:, : self._most(rows)]
         visual = rows.visual.gather(1, place)
+        if rows.hidden.shape[2] != mixer.shape[2]:
+            raise ValueError(
+                f"utrc: a token has several streams in front of layer {rows.layer}, and what the mixer gave "
+                "can't be told apart in them; choose another prune, such as 'fastv'"
+            )
         hidden, mixer = (value.gather(1, _wide(place, value)) for value in (rows.hidden, mixer))
         edges = pair(mixer, visual, visual, self.importance)
         remove = visual.sum(dim=1) - on(visual.device, counts)

@@ -202,7 +202,7 @@ class Layers:
         if cut.identity or decision is None:
             return hidden
         if decision.hidden is not None:
-            hidden = decision.hidden.to(hidden.dtype)
+            hidden = decision.hidden.to(hidden.dtype).view_as(hidden)
         if returns:
             self._resting = cut, hidden
             return cut.take(hidden)

@@ -67,7 +67,7 @@ class PromptRows:
         plain = plain and all(t.dim() == 3 and t.shape[1] == length for t in tables)
         return Rows(
             layer=layer,
-            hidden=view.of(hidden),
+            hidden=view.of(hidden).flatten(2),  # of several streams of a token one behind the other
             visual=visual,
             valid=valid,
             instruction=instruction,

@@ -80,7 +80,7 @@ class PromptView:
             source = self._spread(cut.index.gather(1, source), place)
         return Decision(
             alive=self._spread(decision.alive, torch.zeros_like(place, dtype=torch.bool)),
-            hidden=None if decision.hidden is None else cut.put(hidden, decision.hidden.to(hidden.dtype)),
+            hidden=None if decision.hidden is None else cut.put(hidden, _as_streams(decision.hidden, hidden)),
             into=into,
             source=source,
         )
@@ -113,3 +113,8 @@ def behind_prompt(
     end = torch.tensor([ends[row, 0] for row in range(len(valid))])
     behind = valid & (torch.arange(valid.shape[1]) >= end[:, None])
     return (on(device, behind), behind.sum(dim=1).tolist()) if behind.any() else (None, None)
+
+
+def _as_streams(rows: Tensor, hidden: Tensor) -> Tensor:
+    """Rows [B, m, D] in the dtype of `hidden` [B, n, ...], and with its streams apart again."""
+    return rows.to(hidden.dtype).reshape(*rows.shape[:2], *hidden.shape[2:])
