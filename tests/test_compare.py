@@ -98,6 +98,23 @@ def test_what_decides_is_told_of_methods_and_compositions():
     )
 
 
+def test_each_run_has_its_table_by_group_and_what_is_left_out_is_said(run, tmp_path, capsys):
+    more = tmp_path / "more"
+    more.mkdir()
+    for name in ("samples.jsonl", "config.json"):
+        (more / name).write_bytes((run / name).read_bytes())
+    results = json.loads((run / "results.json").read_text())
+    results["settings"] = [
+        row for row in results["settings"] if row["equivalent_tokens"] < 16 or row["setting"] == "none"
+    ]
+    (more / "results.json").write_text(json.dumps(results))
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "config.json").write_text("{}")
+    assert main(["compare", str(run), str(more), str(tmp_path / "unfinished")]) == 0
+    said = capsys.readouterr()
+    assert said.out.count("By group of questions") == 2 and "left out: " in said.err and "unfinished" in said.err
+
+
 def test_samples_that_belong_together_are_drawn_together(run):
     whole = compare(read(run), "random")[0].cells["a"]
     clustered = read(run)

@@ -21,6 +21,7 @@ from vtc.method.budget import share_out
 from vtc.method.visual_tokens import Crops
 from vtc.model.layout import Grid
 from vtc.model.parts import Parts
+from vtc.prunes.dart import retained
 from vtc.selectors.centering import centred, distinctiveness
 from vtc.selectors.crops import crop_tokens, pick_in_crops
 from vtc.selectors.question.cdpruner import conditional_order, relevance, scaled
@@ -106,10 +107,57 @@ def test_vispruner_is_its_list_of_rounds(tokens, important, seed) -> None:
 
 
 def test_vispruner_computes_the_same_from_a_part_of_the_similarities(monkeypatch: pytest.MonkeyPatch) -> None:
-    features, saliency = drawn(0, 2, 700, 24), drawn(1, 2, 700)
-    whole = vispruner(features, saliency, 60, 0.5)
+    shapes = (700, 24), (64, 64)
+    drawings = [(drawn(0, 2, *shape), drawn(1, 2, shape[0])) for shape in shapes]
+    whole = [vispruner(*drawing, 20, 0.5) for drawing in drawings]
     monkeypatch.setattr("vtc.selectors.saliency.vispruner._ENTRIES", 0)
-    assert torch.equal(vispruner(features, saliency, 60, 0.5), whole)
+    for drawing, found in zip(drawings, whole, strict=True):
+        assert torch.equal(vispruner(*drawing, 20, 0.5), found)
+
+
+def test_scope_minds_small_saliency_at_large_powers() -> None:
+    features, saliency = drawn(0, 1, 40, 6), drawn(1, 1, 40).abs()
+    for alpha in (1.0, 12.0, 25.0):
+        small = scope_order(features, saliency * 1e-6, 9, alpha)
+        assert torch.equal(small, scope_order(features, saliency, 9, alpha))
+    assert scope_order(features, saliency * 1e-6, 1, 25.0)[0, 0] == saliency.argmax()
+
+
+@pytest.mark.parametrize("spec", ["mmtok:keep=0.5", "visionzip:keep=0.5", "dart:keep=0.5", "prumerge:keep=0.5"])
+def test_methods_decide_without_autocast_and_the_projector_runs_with_it(spec: str, monkeypatch) -> None:
+    model, method = model_of("llava"), vtc.spec.parse(spec)[0]
+    seen: dict[str, bool] = {}
+
+    def noting(name, function):
+        def call(*args, **kwargs):
+            seen[name] = torch.is_autocast_enabled("cpu")
+            return function(*args, **kwargs)
+
+        return call
+
+    if method.kind == "selector":
+        monkeypatch.setattr(type(method), "select", noting("decides", type(method).select))
+    else:
+        monkeypatch.setattr("vtc.prunes.dart.retained", noting("decides", retained))
+    projector = model.model.multi_modal_projector
+    handle = projector.register_forward_pre_hook(noting("projects", lambda module, args: None))
+    try:
+        inputs = EVERY["llava"].inputs(model, scenario(EVERY["llava"], "ragged"))
+        with torch.no_grad(), vtc.patched(model, method), torch.autocast("cpu", torch.bfloat16):
+            assert model(**inputs).logits.isfinite().all()
+    finally:
+        handle.remove()
+    assert seen == {"decides": False, "projects": True}
+
+
+def test_centring_leaves_cdpruner_a_whole_video() -> None:
+    grids = (Grid(0, 4, 2, 2),)
+    crops = Crops(torch.arange(16) // 4, torch.arange(16) % 4, 4, (2, 2))
+    hidden = torch.ones(1, 16, 6)
+    hidden[:, :4] = drawn(0, 1, 4, 6)
+    visual = VisualTokens(drawn(1, 1, 16, 8), grids, torch.zeros(16, dtype=torch.bool), kind="video", crops=crops)
+    kept = CDPruner(centering=True).select(replace(visual, hidden={3: hidden}), 4).kept[0].tolist()
+    assert len(set(kept) & {0, 1, 2, 3}) >= 3  # the only frame in which anything differs
 
 
 @quick
@@ -172,7 +220,9 @@ def test_relevance_is_scaled_as_published() -> None:
     torch.testing.assert_close(mean, torch.tensor([0.5, 0.5**0.5, -0.5, 0.0]))
     low, high = -0.5, 0.5**0.5
     torch.testing.assert_close(scaled(mean), torch.tensor([(v - low + 1e-6) / (high - low) for v in mean.tolist()]))
-    torch.testing.assert_close(scaled(mean, 0.5), (0.5 * scaled(mean)).exp())
+    torch.testing.assert_close(scaled(mean, 0.5), (0.5 * (scaled(mean) - scaled(mean).max())).exp())
+    for weight in (0.99, 0.999, 0.99999):  # exponents that leave the range
+        assert scaled(mean, weight).isfinite().all() and scaled(mean, weight).argmax() == mean.argmax()
     assert torch.equal(scaled(mean, 0.0), torch.ones(4)) and torch.equal(scaled(torch.full((4,), 0.3)), torch.ones(4))
 
 

@@ -27,7 +27,6 @@ from vtc.prunes.v2drop import V2Drop, variation
         ({"keeps": (0.05, 0.05, 0)}, 576, [28, 1, 1]),
         ({"keeps": (1, 0.5, 0.5)}, 9, [9, 4, 2]),
         ({"keeps": (0.5, 0.3, 0.0), "last": "none"}, 3, [1, 0, 0]),
-        ({"layers": (4,)}, 576, [1]),
         ({}, 0, [0, 0, 0]),
         ({}, 1, [1, 1, 1]),
     ],
@@ -54,7 +53,7 @@ def test_the_change_is_a_length() -> None:
 def decided(before: torch.Tensor, after: torch.Tensor, count: int) -> list[int]:
     there = torch.ones(1, before.shape[1], dtype=torch.bool)
     memory: dict[str, torch.Tensor] = {}
-    method = V2Drop(layers=(2,))
+    method = V2Drop(layers=(2,), keeps=(0.25,))
     method.on_modules(Rows(1, before, there, there, ~there), "attention", before, after, memory)
     return method.decide(Rows(2, after, there, there, ~there), [count], memory).alive[0].nonzero()[:, 0].tolist()
 
@@ -109,3 +108,8 @@ def test_in_a_model_what_one_layer_added_decides(name: str) -> None:
 def test_bad_fields_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         V2Drop(**fields)
+
+
+def test_a_single_layer_needs_keeps() -> None:
+    with pytest.raises(ValueError, match=r"layers=\(4,\) leaves keep=0.25 no layer, .* give keeps, such as \(0.25,\)"):
+        V2Drop(layers=(4,))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vtc.eval.cli.arguments import say
 from vtc.eval.cli.errors import InputError
 from vtc.eval.report.command import read_runs
 
@@ -55,6 +56,7 @@ class Column:
         title: what was asked about, and the tokens.
         tokens: equivalent tokens of the method that all are held against.
         none: accuracy of the untouched model.
+        fewest: whether no other column of the run has as few.
         cells: by series.
         left_out: series that have no setting with as many tokens.
     """
@@ -62,6 +64,7 @@ class Column:
     title: str
     tokens: float
     none: float
+    fewest: bool = False
     cells: dict[str, Cell] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
@@ -77,7 +80,7 @@ def main(args: argparse.Namespace) -> None:
     """Print the tables.
 
     Raises:
-        InputError: there is no run that has ended, or none with the method that all are held against.
+        InputError: there is no run that has ended, or one without the method that all are held against.
     """
     from vtc.eval.results.folder import write_atomically, write_json
 
@@ -89,6 +92,8 @@ def main(args: argparse.Namespace) -> None:
             f"argument RUNS: nothing to compare ({'; '.join(unread) or 'no folder holds a results.json'}); give the "
             "--output of a vtc eval that has ended"
         )
+    for reason in unread:
+        say(f"vtc compare: left out: {reason}")
     columns = [column for run in runs for column in compare(run, args.against)]
     text = "\n".join(tables(columns, args.against))
     if args.output is not None:
@@ -141,6 +146,7 @@ def compare(run: "Run", against: str) -> list[Column]:
             column.cells[series] = Cell(row["setting"], row["overall"]["accuracy"], mean, low, high, level, groups)
         column.left_out = [name for name in dict.fromkeys(row["series"] for row in rows) if name not in column.cells]
         columns.append(column)
+    columns[-1].fewest = True
     return columns
 
 
@@ -175,7 +181,7 @@ def tables(columns: Sequence[Column], against: str) -> list[str]:
     for column in columns:
         if column.left_out:
             lines += [f"Without a setting within {NEAR:.0%} of {column.title} tokens: {', '.join(column.left_out)}."]
-    for column in _fewest(columns):
+    for column in (column for column in columns if column.fewest):
         groups = list(next(iter(column.cells.values())).groups)
         rows = [
             [f"`{name}`", decides_by(name), *(f"{100 * column.cells[name].groups[group]:.0f}" for group in groups)]
@@ -202,12 +208,6 @@ def _cell(column: Column, series: str, against: str) -> str:
     if series != against:
         text += f" {100 * cell.difference:+.1f} [{100 * cell.low:+.1f}, {100 * cell.high:+.1f}]"
     return text + (" =" if cell.level else "")
-
-
-def _fewest(columns: Sequence[Column]) -> list[Column]:
-    """The column with the fewest tokens of each run: the last before another begins."""
-    after = [*columns[1:], None]
-    return [one for one, next_one in zip(columns, after) if next_one is None or next_one.tokens > one.tokens]
 
 
 def _mean(values: Sequence[float]) -> float:

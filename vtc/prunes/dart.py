@@ -147,5 +147,6 @@ class DART(Prune):
     def decide(self, rows: Rows, counts: Sequence[int], memory: Memory) -> Decision:
         text = (rows.instruction if self.text == "after" else rows.valid) & ~rows.visual
         hidden, count = as_float(rows.hidden.detach()), on(rows.visual.device, counts)
-        kept = retained(hidden, memory["norms"], rows.visual, text, count, self.image_pivots, self.text_pivots)
+        with torch.autocast(hidden.device.type, enabled=False):
+            kept = retained(hidden, memory["norms"], rows.visual, text, count, self.image_pivots, self.text_pivots)
         return Decision(kept)

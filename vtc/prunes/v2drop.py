@@ -66,6 +66,11 @@ class V2Drop(Prune):
         super().__post_init__()
         self.layers = check_layers(self.layers, _LAYERS)
         if self.keeps is None:
+            if len(self.layers or _LAYERS) == 1:
+                raise ValueError(
+                    f"layers={self.layers!r} leaves keep={self.keep!r} no layer, as all tokens go in front of the last "
+                    "one; give keeps, such as (0.25,)"
+                )
             return
         way_out = "give the share that each layer leaves of what it finds, e.g. (0.5, 0.3, 0)"
         self.keeps = fields.as_tuple("keeps", self.keeps, way_out)

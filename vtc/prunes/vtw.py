@@ -27,7 +27,8 @@ def divergence(full: Tensor, cut: Tensor) -> Tensor:
         Tensor [] in float32, in nats.
     """
     full, cut = full.float().log_softmax(dim=-1), cut.float().log_softmax(dim=-1)
-    return (cut.exp() * (cut - full)).sum(dim=-1).mean()
+    share = cut.exp()
+    return torch.where(share > 0, share * (cut - full), 0.0).sum(dim=-1).mean()
 
 
 @register("vtw")

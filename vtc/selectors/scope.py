@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from vtc import ops
@@ -43,7 +44,13 @@ def scope_order(
     Returns:
         LongTensor [G, k] in the order of choice.
     """
-    weight = None if saliency is None else as_float(saliency) ** alpha
+    if saliency is None:
+        return ops.coverage(features, k, None, combine)
+    saliency = as_float(saliency)
+    if combine == "product":  # a factor for all changes no choice, and keeps powers of small numbers above 0
+        largest = saliency.amax(dim=1, keepdim=True)
+        saliency = saliency / torch.where(largest > 0, largest, 1.0)
+    weight = saliency**alpha
     return ops.coverage(features, k, weight, combine)
 
 

@@ -129,8 +129,9 @@ class FitPrune(Prune):
 
     Budget: how many go in which layer is fitted to a model on a few prompts, until its tokens meet a target:
     `vtc.calibrate(model, "fitprune", "table", batches, tokens=…)` writes the table; the published ones, literals for
-    LLaVA-1.5-7B, can be given as `table`. Without one `keep` is what is left in front of the last layer, each layer
-    leaving the same share of what it finds: keep=0.125 is 245 of 576 tokens on average over 32 layers.
+    LLaVA-1.5-7B, can be given as `table`. It is fitted without other prunes, which are added then. Without one `keep`
+    is what is left in front of the last layer, each layer leaving the same share of what it finds: keep=0.125 is 245 of
+    576 tokens on average over 32 layers.
 
     Attributes:
         keep: share in (0, 1] or count of the row's visual tokens that is left in front of the last layer; each layer

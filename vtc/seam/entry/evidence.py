@@ -99,7 +99,7 @@ class Evidence:
         if features.cls is not None:
             seen = [first[first >= 0] // features.shape[1] for first in found]
             cls = torch.stack([features.cls[int(crop.min()) : int(crop.max()) + 1] for crop in seen]).to(device)
-        return Projection(rows, cls, adapter.projector)
+        return Projection(rows, cls, _as_in_the_call(adapter.projector, device))
 
     def question(self) -> tuple[Tensor, ...]:
         """For each unit, the ids of the text behind the row's last visual token."""
@@ -184,3 +184,14 @@ def _rows(flat: Tensor, rows: Tensor) -> Tensor:
     """Rows `rows` [N, 1] of `flat` [P, C]; NaN where they are -1."""
     first = on(flat.device, rows[:, 0])
     return flat[first.clamp(min=0)].masked_fill(first[:, None] < 0, float("nan"))
+
+
+def _as_in_the_call(projector: Callable[[Tensor], Tensor], device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The model's own projector with the call's autocast, in which the selector does not decide."""
+    enabled, dtype = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
+
+    def apply(rows: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype=dtype, enabled=enabled):
+            return projector(rows)
+
+    return apply

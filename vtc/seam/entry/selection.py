@@ -131,7 +131,7 @@ def select(
             text=seen.text(embeds),
         )
         k = total if selector.adaptive else selector.count_of(members[0])
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(embeds.device.type, enabled=False):  # what is compared in float32 is
             reduction = selector.select(visual, k)
         check_selection(selector, reduction, len(members), k, total)
         selections.append(Selection(members, rows, places, places.gather(1, reduction.kept), reduction))

@@ -34,12 +34,16 @@ def relevance(image: Tensor, text: Tensor) -> Tensor:
 def scaled(relevance: Tensor, weight: float = 1.0) -> Tensor:
     """Relevance [..., n] between the least and the most relevant token of an image, as a quality above 0.
 
-    (r - min + 1e-6) / (max - min), and 1 where all are equal; with a weight θ below 1 exp(θ / (2 (1 - θ)) of that.
+    (r - min + 1e-6) / (max - min), and 1 where all are equal; with a weight θ below 1 exp(θ / (2 (1 - θ)) r), over the
+    largest of these.
     """
     least, most = relevance.amin(dim=-1, keepdim=True), relevance.amax(dim=-1, keepdim=True)
     quality = (relevance - least + _LEAST) / torch.where(most > least, most - least, 1.0)
     quality = quality.masked_fill(most == least, 1.0)
-    return quality if weight == 1 else torch.exp(weight / (2 * (1 - weight)) * quality)
+    if weight == 1:
+        return quality
+    most = quality.amax(dim=-1, keepdim=True)  # a factor for all changes no choice, and keeps the numbers finite
+    return torch.exp(weight / (2 * (1 - weight)) * (quality - most))
 
 
 def conditional_order(features: Tensor, quality: Tensor, k: int) -> Tensor:
@@ -121,6 +125,8 @@ class CDPruner(Selector):
         if self.centering:
             tokens = centred_tokens(visual if self.clip is None else replace(visual, hidden={}))
             features, quality = tokens.rows, quality * tokens.weight
+        if self.clip is None:
+            visual = replace(visual, crops=None)
         return pick_in_crops(visual, k, lambda of, part: conditional_order(of(features), of(quality), part))
 
     def _quality(self, visual: VisualTokens) -> Tensor:

@@ -40,6 +40,8 @@ def keywords(text: str) -> list[tuple[int, int]]:
 class Reader:
     """A tokenizer of a language model, and the text with which its chat template ends a user's turn.
 
+    Without a chat template of the tokenizer's own it is not known where the turn ends: all text counts.
+
     Args:
         tokenizer: folder or hub id.
 

@@ -49,24 +49,27 @@ def vispruner(features: Tensor, saliency: Tensor, k: int, important: float) -> T
 
 def without_duplicates(features: Tensor, tokens: Tensor, count: int) -> Tensor:
     """Of `tokens` [G, R] of `features` [G, N, D], drop duplicates until `count` are left: LongTensor [G, count]."""
+    if not count:
+        return tokens[:, :0]
     unit = unit_rows(features)
-    if unit.shape[0] * unit.shape[1] ** 2 <= _ENTRIES:
+    fits = unit.shape[0] * unit.shape[1] ** 2 <= _ENTRIES
+    if fits:
         unit = unit @ unit.mT  # rows of similarities
 
     def rows(of: Tensor) -> Tensor:
         return unit.gather(1, of[:, :, None].expand(-1, -1, unit.shape[2]))
 
     def nearest(some: Tensor, others: Tensor) -> Tensor:
-        if unit.shape[1] == unit.shape[2]:
+        if fits:
             return rows(some).gather(2, others[:, None].expand(-1, some.shape[1], -1)).amax(dim=2)
         return torch.cat([(part @ rows(others).mT).amax(dim=2) for part in rows(some).split(512, dim=1)], dim=1)
 
-    while (left := tokens.shape[1]) > max(count, 1):
+    while (left := tokens.shape[1]) > count:
         even, odd = tokens[:, ::2], tokens[:, 1::2]
         fewer = min(_DROPPED, left - count, even.shape[1])
         by_similarity = even.gather(1, top_k(nearest(even, odd), even.shape[1]))
         tokens = torch.cat([by_similarity[:, fewer:], odd], dim=1)
-    return tokens[:, :count]
+    return tokens
 
 
 @register("vispruner")

@@ -20,7 +20,7 @@ from vtc.prunes.attention.vscan_stage2 import VScanStage2
 from vtc.selectors.crops import crop_tokens
 from vtc.selectors.merging import Merged, all_of, complement, reduction_of
 
-#: Side of a window: in patches of a tower with CLS, in tokens of one without.
+#: Side of a window in tokens: of towers with CLS, where one patch makes one in the published model, and without.
 CLS_SIDE, SIDE = 6, 4
 
 
@@ -105,7 +105,7 @@ class VScan(Selector):
     """Keep tokens by window and by the whole picture, merge the others into them, and cut once more in the decoder.
 
     Both stages of the paper; the second one is `vscan_stage2`. In the first, half of the tokens are the highest of each
-    window of 6 × 6 patches in CLS attention of a shallow block, the others have the highest attention of the block that
+    window of 6 × 6 tokens in CLS attention of a shallow block, the others have the highest attention of the block that
     the projector reads; then every other visual token goes to the most similar kept one, a plain mean. Towers without
     CLS, as released for Qwen2.5-VL: attention received, in the last block for the whole picture; windows of 4 × 4
     tokens, of which none gives more than its quota to the highest local ones. The last row and column of windows take
