@@ -1,6 +1,7 @@
 """Between host and device without waiting: the host runs ahead of a GPU, and must not stop for what it has queued."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +14,16 @@ def on(device: torch.device, values: Tensor | Sequence[Any]) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()  # which torch keeps until the copy is done
     return tensor.to(device, non_blocking=tensor.device.type == "cpu")
+
+
+def autocasts(device: torch.device) -> bool:
+    """Whether autocast is on for a kind of device; there are some that have none."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Within it, what is computed in float32 on a device is."""
+    return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
 
 
 class EarlyCopies:

@@ -12,7 +12,7 @@ from vtc.method import fields
 from vtc.method.budget import Keep
 from vtc.method.prune import Decision, Memory, Prune, Rows, Watch
 from vtc.method.registry import register
-from vtc.ops.host import on
+from vtc.ops.host import on, without_autocast
 from vtc.ops.similarity import as_float, unit_rows
 
 
@@ -147,6 +147,6 @@ class DART(Prune):
     def decide(self, rows: Rows, counts: Sequence[int], memory: Memory) -> Decision:
         text = (rows.instruction if self.text == "after" else rows.valid) & ~rows.visual
         hidden, count = as_float(rows.hidden.detach()), on(rows.visual.device, counts)
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden.device):
             kept = retained(hidden, memory["norms"], rows.visual, text, count, self.image_pivots, self.text_pivots)
         return Decision(kept)

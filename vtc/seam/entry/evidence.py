@@ -11,7 +11,7 @@ from torch import Tensor
 from vtc.method.units import Unit
 from vtc.method.visual_tokens import Crops, Projection
 from vtc.model.layout import Layout, VisualInput
-from vtc.ops.host import on
+from vtc.ops.host import autocasts, on
 from vtc.seam.composition import Composition
 from vtc.tower.features import Features
 from vtc.tower.prompt import Prompt
@@ -188,10 +188,12 @@ def _rows(flat: Tensor, rows: Tensor) -> Tensor:
 
 def _as_in_the_call(projector: Callable[[Tensor], Tensor], device: torch.device) -> Callable[[Tensor], Tensor]:
     """The model's own projector with the call's autocast, in which the selector does not decide."""
-    enabled, dtype = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
+    if not autocasts(device):
+        return projector
+    dtype = torch.get_autocast_dtype(device.type)
 
     def apply(rows: Tensor) -> Tensor:
-        with torch.autocast(device.type, dtype=dtype, enabled=enabled):
+        with torch.autocast(device.type, dtype=dtype):
             return projector(rows)
 
     return apply

@@ -16,7 +16,7 @@ from vtc.method.selector import check_selection
 from vtc.method.units import Unit, units
 from vtc.method.visual_tokens import VisualTokens
 from vtc.model.layout import Layout
-from vtc.ops.host import on
+from vtc.ops.host import on, without_autocast
 from vtc.ops.mixing import main_target
 from vtc.seam.composition import Composition
 from vtc.seam.entry.evidence import Evidence, Scores
@@ -131,7 +131,7 @@ def select(
             text=seen.text(embeds),
         )
         k = total if selector.adaptive else selector.count_of(members[0])
-        with torch.no_grad(), torch.autocast(embeds.device.type, enabled=False):  # what is compared in float32 is
+        with torch.no_grad(), without_autocast(embeds.device):
             reduction = selector.select(visual, k)
         check_selection(selector, reduction, len(members), k, total)
         selections.append(Selection(members, rows, places, places.gather(1, reduction.kept), reduction))
