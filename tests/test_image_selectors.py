@@ -30,6 +30,7 @@ from vtc.selectors.question.reading import Reader, keywords
 from vtc.selectors.saliency.mmr import marginal_relevance_order
 from vtc.selectors.saliency.vispruner import vispruner
 from vtc.selectors.scope import scope_order
+from vtc.spec import parse
 
 quick = settings(max_examples=25, deadline=None)
 WEIGHTS = Path(embedded.__file__).parent / "weights"
@@ -125,7 +126,7 @@ def test_scope_minds_small_saliency_at_large_powers() -> None:
 
 @pytest.mark.parametrize("spec", ["mmtok:keep=0.5", "visionzip:keep=0.5", "dart:keep=0.5", "prumerge:keep=0.5"])
 def test_methods_decide_without_autocast_and_the_projector_runs_with_it(spec: str, monkeypatch) -> None:
-    model, method = model_of("llava"), vtc.spec.parse(spec)[0]
+    model, method = model_of("llava"), parse(spec)[0]
     seen: dict[str, bool] = {}
 
     def noting(name, function):
