@@ -10,7 +10,7 @@ from vtc.method.budget import share_out
 from vtc.method.reduction import Reduction
 from vtc.method.visual_tokens import VisualTokens
 from vtc.ops.host import on
-from vtc.selectors.places import candidates
+from vtc.selectors.places import all_of
 
 #: From values of all tokens [G, N, ...] to those of some crops that are alike [G · crops, n, ...].
 OfCrops = Callable[[Tensor], Tensor]
@@ -64,9 +64,8 @@ def pick_in_crops(visual: VisualTokens, k: int, pick: Callable[[OfCrops, int], T
             with the number of tokens to choose in each, at most n; gives LongTensor [G · crops, number].
     """
     images, device = len(visual.features), visual.features.device
-    places = candidates(visual, k)
-    if len(places) == k:
-        return Reduction.of(on(device, places).expand(images, -1))
+    if (whole := all_of(visual, k)) is not None:
+        return whole
     tokens = crop_tokens(visual)
     alike: dict[tuple[int, int], list[Tensor]] = {}
     for inside, part in zip(tokens, share_out(k, [len(inside) for inside in tokens]), strict=True):

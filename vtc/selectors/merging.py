@@ -14,7 +14,6 @@ from vtc.ops.host import on
 from vtc.ops.mixing import Mixing
 from vtc.ops.similarity import as_float
 from vtc.selectors.crops import crop_tokens
-from vtc.selectors.places import candidates
 
 
 @dataclass(frozen=True)
@@ -48,14 +47,6 @@ def complement(tokens: int, chosen: Tensor) -> Tensor:
     """LongTensor [G, n - m], ascending: the tokens that are not `chosen` [G, m], each of which is another one."""
     taken = torch.zeros(len(chosen), tokens, dtype=torch.uint8, device=chosen.device).scatter_(1, chosen, 1)
     return taken.argsort(dim=1, stable=True)[:, : tokens - chosen.shape[1]]
-
-
-def all_of(visual: VisualTokens, k: int) -> Reduction | None:
-    """The decision where a budget of `k` has room for all tokens that stand for a place; else None."""
-    places = candidates(visual, k)
-    if len(places) != k:
-        return None
-    return Reduction.of(on(visual.features.device, places).expand(len(visual.features), -1))
 
 
 def shares_of_crops(visual: VisualTokens, k: int | None) -> list[tuple[Tensor, int | None]]:

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from vtc.method.budget import share_out
+from vtc.method.reduction import Reduction
 from vtc.method.visual_tokens import VisualTokens
 from vtc.model.layout import Grid
+from vtc.ops.host import on
 
 
 def candidates(visual: VisualTokens, k: int) -> Tensor:
@@ -20,6 +22,14 @@ def candidates(visual: VisualTokens, k: int) -> Tensor:
     """
     places = torch.cat([(~visual.separators).nonzero()[:, 0], visual.separators.nonzero()[:, 0]])
     return places[: max(k, int((~visual.separators).sum()))].sort().values
+
+
+def all_of(visual: VisualTokens, k: int) -> Reduction | None:
+    """The decision where a budget of `k` has room for all tokens that stand for a place; else None."""
+    places = candidates(visual, k)
+    if len(places) != k:
+        return None
+    return Reduction.of(on(visual.features.device, places).expand(len(visual.features), -1))
 
 
 @lru_cache(maxsize=256)

@@ -1,7 +1,6 @@
 """CDPruner: tokens that are diverse given the question (arXiv 2506.10967, NeurIPS 2025)."""
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -20,7 +19,7 @@ from vtc.ops.host import on
 from vtc.ops.similarity import as_float
 from vtc.selectors.centering import blocks_to_centre, centred_tokens
 from vtc.selectors.crops import pick_in_crops
-from vtc.selectors.question.clip_text import ClipText, check_clip
+from vtc.selectors.question.clip_text import AsksClip, check_clip
 
 #: Added to the least relevant token's 0, so that none has a quality of 0.
 _LEAST = 1e-6
@@ -65,7 +64,7 @@ def conditional_order(features: Tensor, quality: Tensor, k: int) -> Tensor:
 
 @register("cdpruner")
 @dataclass
-class CDPruner(Selector):
+class CDPruner(AsksClip, Selector):
     """Keep tokens that are unlike each other and that the question asks for: the greedy maximum of a determinant.
 
     With `clip`, as published: relevance is minus the cosine similarity of CLIP's embeddings of token and question (the
@@ -102,11 +101,6 @@ class CDPruner(Selector):
             fields.check_share("relevance_weight", self.relevance_weight, way_out)
         fields.check_bool("centering", self.centering)
         check_clip(self.clip, self.tokenizer)
-
-    @cached_property
-    def _clip_text(self) -> ClipText:
-        assert self.clip is not None and self.tokenizer is not None
-        return ClipText(self.clip, self.tokenizer)
 
     def needs(self, parts: Parts) -> Needs:
         hidden = blocks_to_centre(parts, "cdpruner:centering=True") if self.centering else ()

@@ -1,5 +1,6 @@
 """The text tower of the CLIP model that a vision tower comes from: what of a picture a question asks for."""
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -8,6 +9,18 @@ from torch import Tensor
 from vtc.calls.clip import in_windows, take_image_norm, text_vectors
 from vtc.ops.similarity import as_float
 from vtc.selectors.question.reading import Reader, load
+
+
+class AsksClip:
+    """Of methods with the fields `clip` and `tokenizer`: the text tower, loaded when it is first asked for."""
+
+    clip: str | None
+    tokenizer: str | None
+
+    @cached_property
+    def _clip_text(self) -> "ClipText":
+        assert self.clip is not None and self.tokenizer is not None
+        return ClipText(self.clip, self.tokenizer)
 
 
 def text_score(features: Tensor, text: Tensor) -> Tensor:

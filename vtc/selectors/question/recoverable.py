@@ -1,7 +1,6 @@
 """Recoverable Compression: what CLS attends to, what the question asks for, and the rest merged (arXiv 2409.01179)."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -21,8 +20,8 @@ from vtc.ops.mixing import Mixing
 from vtc.ops.similarity import as_float
 from vtc.selectors.merging import cls_full_width
 from vtc.selectors.outliers import outlier_count
-from vtc.selectors.places import candidates
-from vtc.selectors.question.clip_text import ClipText, check_clip, text_score
+from vtc.selectors.places import all_of
+from vtc.selectors.question.clip_text import AsksClip, check_clip, text_score
 
 #: Neighbours of the Local Outlier Factor: among all tokens, and among those that are left for merging.
 LOF_ALL, LOF_REST = 20, 10
@@ -169,7 +168,7 @@ def recover(visual: Tensor, text: Tensor | None, keys: Tensor, counts: Counts) -
 
 @register("recoverable")
 @dataclass
-class Recoverable(Selector):
+class Recoverable(AsksClip, Selector):
     """Keep what CLS attends to and what the question asks for, and merge the rest into centres and one last token.
 
     Read in the tower's last block: CLS attention at full width (heads not split), keys, and, with `clip`, the outputs.
@@ -211,11 +210,6 @@ class Recoverable(Selector):
         fields.check_int("floor", self.floor, "give the fewest tokens that may stay, such as 1", minimum=1)
         check_clip(self.clip, self.tokenizer)
 
-    @cached_property
-    def _clip_text(self) -> ClipText:
-        assert self.clip is not None and self.tokenizer is not None
-        return ClipText(self.clip, self.tokenizer)
-
     def needs(self, parts: Parts) -> Needs:
         last = parts.block(-1, "recoverable")
         if self.clip is not None:
@@ -231,10 +225,8 @@ class Recoverable(Selector):
 
     def select(self, visual: VisualTokens, k: int) -> Reduction:
         images, device = len(visual.features), visual.features.device
-        if not self.adaptive:
-            places = candidates(visual, k)
-            if len(places) == k:
-                return Reduction.of(on(device, places).expand(images, -1))
+        if not self.adaptive and (whole := all_of(visual, k)) is not None:
+            return whole
         tokens = on(device, (~visual.separators).nonzero()[:, 0])
         decided = [self._decide(visual, image, tokens, k) for image in range(images)]
         sequence = torch.stack([torch.cat([part.kept, part.centres, part.last]) for part in decided])

@@ -1,7 +1,6 @@
 """TRIM: what the question asks for by the metric of CLIP, and the mean of the rest (arXiv 2409.10994, COLING 2025)."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -16,9 +15,10 @@ from vtc.method.visual_tokens import Needs, VisualTokens
 from vtc.model.parts import Parts
 from vtc.ops.host import on
 from vtc.ops.similarity import as_float, unit_rows
-from vtc.selectors.merging import Merged, all_of, complement, reduction_of, shares_of_crops
+from vtc.selectors.merging import Merged, complement, reduction_of, shares_of_crops
 from vtc.selectors.outliers import above_quartiles
-from vtc.selectors.question.clip_text import ClipText, check_clip
+from vtc.selectors.places import all_of
+from vtc.selectors.question.clip_text import AsksClip, check_clip
 
 
 def relevance(image: Tensor, text: Tensor, cosine: bool = False) -> Tensor:
@@ -56,7 +56,7 @@ def merge_rest(score: Tensor, count: int) -> Merged:
 
 @register("trim")
 @dataclass
-class Trim(Selector):
+class Trim(AsksClip, Selector):
     """Keep the tokens that are relevant to the question by the metric of CLIP, and the mean of all others.
 
     With `clip`, as published: CLIP's embeddings of what the projector reads (norm and projection put behind it) and of
@@ -96,11 +96,6 @@ class Trim(Selector):
         super().__post_init__()
         fields.check_bool("paper", self.paper)
         check_clip(self.clip, self.tokenizer)
-
-    @cached_property
-    def _clip_text(self) -> ClipText:
-        assert self.clip is not None and self.tokenizer is not None
-        return ClipText(self.clip, self.tokenizer)
 
     def needs(self, parts: Parts) -> Needs:
         block = parts.block(parts.feature_layer, "trim")

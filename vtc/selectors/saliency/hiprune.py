@@ -18,7 +18,7 @@ from vtc.method.visual_tokens import Needs, VisualTokens
 from vtc.model.parts import Parts
 from vtc.ops.host import on
 from vtc.selectors.crops import crop_tokens, share_by
-from vtc.selectors.places import candidates
+from vtc.selectors.places import all_of
 
 
 def anchor_count(k: int, alpha: float) -> int:
@@ -153,9 +153,8 @@ class HiPrune(Selector):
         object_score, deep_score = visual.received[min(visual.received)], visual.received[max(visual.received)]
         if self.compat:
             deep_score = deep_score / deep_score.nanmean(dim=1, keepdim=True)
-        places = candidates(visual, k)
-        if len(places) == k:
-            return Reduction.of(on(object_score.device, places).expand(len(object_score), -1))
+        if (whole := all_of(visual, k)) is not None:
+            return whole
         if self.per_crop and visual.crops is not None:
             return Reduction(top_k(self._crop_by_crop(visual, k).float(), k).sort(dim=1).values)
         kept = torch.zeros_like(object_score, dtype=torch.bool)

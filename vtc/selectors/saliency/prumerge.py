@@ -16,7 +16,6 @@ from vtc.model.parts import Parts
 from vtc.ops.similarity import unit_rows
 from vtc.selectors.merging import (
     Merged,
-    all_of,
     attention_share,
     cls_full_width,
     complement,
@@ -24,6 +23,7 @@ from vtc.selectors.merging import (
     shares_of_crops,
 )
 from vtc.selectors.outliers import above_quartiles
+from vtc.selectors.places import all_of
 
 #: Tokens that are added to each kept one, and kept tokens whose neighbours are sought at once.
 NEIGHBOURS, _CHUNK = 32, 512

@@ -19,7 +19,7 @@ from vtc.ops.host import on
 from vtc.ops.mixing import Mixing
 from vtc.ops.similarity import as_float, nearest
 from vtc.selectors.crops import crop_tokens
-from vtc.selectors.places import candidates
+from vtc.selectors.places import all_of
 
 
 @dataclass(frozen=True)
@@ -152,9 +152,8 @@ class VisionZip(Selector):
         return Needs(received=(block,), keys=(block,), projection=True)
 
     def select(self, visual: VisualTokens, k: int) -> Reduction:
-        places = candidates(visual, k)
-        if len(places) == k:
-            return Reduction.of(on(visual.features.device, places).expand(len(visual.features), -1))
+        if (whole := all_of(visual, k)) is not None:
+            return whole
         tokens = crop_tokens(visual)
         parts = share_out(k, [len(inside) for inside in tokens])
         crops = [self._zip(visual, crop, tokens[crop], part) for crop, part in enumerate(parts) if part]

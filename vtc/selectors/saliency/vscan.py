@@ -18,7 +18,8 @@ from vtc.ops.host import on
 from vtc.ops.similarity import nearest, unit_rows
 from vtc.prunes.attention.vscan_stage2 import VScanStage2
 from vtc.selectors.crops import crop_tokens
-from vtc.selectors.merging import Merged, all_of, complement, reduction_of
+from vtc.selectors.merging import Merged, complement, reduction_of
+from vtc.selectors.places import all_of
 
 #: Side of a window in tokens: of towers with CLS, where one patch makes one in the published model, and without.
 CLS_SIDE, SIDE = 6, 4
