@@ -132,7 +132,7 @@ def test_frames_that_are_images_are_one_video_to_the_method(monkeypatch):
     inputs = family.inputs(model, [Row(((3,),), 2)])
     shown, trace = run(model, inputs, method, monkeypatch)
     (visual,) = shown
-    assert visual.grids == (Grid(0, 3, 4, 4),) and visual.kind == "video"
+    assert visual.grids == (Grid(0, 3, 4, 4, kind="video"),) and visual.kind == "video"
     kept = torch.cat([image.kept(0) + 16 * number for number, image in enumerate(trace.images)])
     assert torch.equal(kept, method.select(visual, 19).kept[0])
     assert len({len(image.kept(0)) for image in trace.images}) > 1  # or nothing was shared
@@ -195,7 +195,10 @@ def test_units_of_a_layout():
     ]
     first, last, whole, alone = units(layout, "frame")
     assert (first.positions.tolist(), last.positions.tolist()) == ([3, 4], [5, 6, 7])
-    assert (first.grids, last.grids) == ((Grid(0, 1, 1, 2),), (Grid(0, 1, 1, 2, end=1),))
+    assert (first.grids, last.grids) == (
+        (Grid(0, 1, 1, 2, kind="video"),),
+        (Grid(0, 1, 1, 2, end=1, kind="video"),),
+    )
     assert last.separators.tolist() == [False, False, True]
     assert [unit.row for unit in (first, last, whole, alone)] == [0, 0, 0, 1]
     row, alone = units(layout, "row")

@@ -48,7 +48,7 @@ class Unit:
 def units(layout: Layout, per: str) -> list[Unit]:
     """The units of a call, row by row."""
     whole = [
-        Unit((index,), (None,), image.grids, image.kind, image.row, image.positions)
+        Unit((index,), (None,), _told(image), image.kind, image.row, image.positions)
         for index, image in enumerate(layout.images)
     ]
     if per == "frame":
@@ -59,6 +59,13 @@ def units(layout: Layout, per: str) -> list[Unit]:
             rows.setdefault(layout.sample_of(unit.row, unit.positions), []).append(unit)
         return [_joined(row) for row in rows.values()]
     return whole
+
+
+def _told(image: VisualInput) -> tuple[Grid, ...]:
+    """Its grids, of which those of a video say so."""
+    if image.kind != "video":
+        return image.grids
+    return tuple(replace(grid, kind="video") if grid.known else grid for grid in image.grids)
 
 
 def _frames(unit: Unit) -> list[Unit]:
@@ -86,7 +93,7 @@ def _joined(row: Sequence[Unit]) -> Unit:
         and all(len(unit.grids) == 1 and replace(unit.grids[0], t=1) == replace(first, t=1) for unit in row)
         and (not first.end)
     ):
-        grids = [replace(first, t=sum(unit.grids[0].t for unit in row))]
+        grids = [replace(first, t=sum(unit.grids[0].t for unit in row), kind="video")]
     else:
         for unit in row:
             grids += [grid.moved(start + grid.start) for grid in unit.grids]

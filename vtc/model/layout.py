@@ -18,7 +18,7 @@ class Grid:
         end: separator tokens after the whole block.
         front: separator tokens in front of each frame (a frame's CLS token, which stands for no place in it).
         kind: "image" (the whole picture), "thumbnail" (an overview beside tiles), "tiles" (the joined tiles), "tile"
-            (one of several that are not joined).
+            (one of several that are not joined), "video".
     """
 
     start: int
@@ -43,6 +43,11 @@ class Grid:
     def moved(self, start: int) -> "Grid":
         """The same grid, from another token on."""
         return replace(self, start=start)
+
+    @property
+    def is_video(self) -> bool:
+        """Whether it is a video's, be it of one frame."""
+        return self.kind == "video" or self.t > 1
 
     @property
     def frame(self) -> int:
@@ -72,7 +77,7 @@ class UnknownGrid(Grid):
     @classmethod
     def of(cls, tokens: int, family: str, kind: str) -> "UnknownGrid":
         """All `tokens` of a picture or, by `kind`, a video."""
-        return cls(0, 1, 1, tokens, family=family, still=kind == "image")
+        return cls(0, 1, 1, tokens, kind=kind, family=family, still=kind == "image")
 
     def __getattribute__(self, name: str) -> Any:
         own = object.__getattribute__(self, "__dict__")
@@ -103,7 +108,7 @@ class UnknownGrid(Grid):
 
     def moved(self, start: int) -> Grid:
         """The same from another token on."""
-        return UnknownGrid(start, 1, 1, len(self), family=self.family, still=self.still)
+        return UnknownGrid(start, 1, 1, len(self), kind=self.kind, family=self.family, still=self.still)
 
 
 @dataclass(frozen=True)

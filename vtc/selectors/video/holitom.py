@@ -14,12 +14,12 @@ from vtc.method.reduction import Reduction
 from vtc.method.registry import register
 from vtc.method.selector import Selector
 from vtc.method.visual_tokens import Needs, VisualTokens
-from vtc.model.layout import Grid
 from vtc.model.parts import Parts
 from vtc.ops.host import on
 from vtc.ops.mixing import Mixing
 from vtc.prunes.holitom_inner import HoliTomInner
 from vtc.selectors.video.holitom_segments import merge_frames
+from vtc.selectors.video.videos import separators_beside
 
 
 @register("holitom")
@@ -99,7 +99,7 @@ class HoliTom(Selector):
         for grid in visual.grids:
             cells = on(features.device, grid.tokens().flatten(1))
             merged = merge_frames(features[cells], attention[0, cells], rho, self.tau, self.beta, self.neighbours)
-            flat, own = cells.flatten(), _separators(grid, merged.kept)
+            flat, own = cells.flatten(), separators_beside(grid, merged.kept)
             alive[flat], alive[own] = merged.kept.flatten(), True
             static[flat] = merged.static.flatten()
             parts.append((flat[merged.source], flat[merged.target], merged.weight))
@@ -130,23 +130,3 @@ def _order(visual: VisualTokens, kept: Tensor, static: Tensor, segments: list[tu
     segment = torch.arange(len(lengths)).repeat_interleave(lengths).to(kept.device)
     rank = 2 * segment[(kept // grid.frame).clamp(max=grid.t)] + ~static[kept]
     return rank.argsort(stable=True)[None]
-
-
-def _separators(grid: Grid, kept: Tensor) -> Tensor:
-    """Separators of a grid that stay: newlines of rows and CLS tokens of frames that have tokens left, and the end.
-
-    Args:
-        grid: the grid.
-        kept: BoolTensor [T, H·W].
-
-    Returns:
-        LongTensor [M]: indices within the image.
-    """
-    rows = kept.view(grid.t, grid.h, grid.w).any(dim=2)
-    starts = grid.start + torch.arange(grid.t, device=kept.device) * grid.frame
-    width = grid.w + grid.row_end
-    ends = starts[:, None] + grid.front + torch.arange(grid.h, device=kept.device) * width + grid.w
-    newlines = (ends[rows][:, None] + torch.arange(grid.row_end, device=kept.device)).flatten()
-    fronts = (starts[rows.any(dim=1)][:, None] + torch.arange(grid.front, device=kept.device)).flatten()
-    last = grid.start + len(grid) - grid.end + torch.arange(grid.end, device=kept.device)
-    return torch.cat([newlines, fronts, last])
