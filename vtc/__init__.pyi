@@ -66,6 +66,8 @@ from vtc.selectors.scope import Scope as Scope
 from vtc.selectors.todre import Todre as Todre
 from vtc.selectors.video.evs import EVS as EVS
 from vtc.selectors.video.holitom import HoliTom as HoliTom
+from vtc.selectors.video.v_cast import VCAST as VCAST
+from vtc.selectors.video.vidcom2 import VidCom2 as VidCom2
 from vtc.spec import preset as preset
 from vtc.tracing import Trace as Trace
 
