@@ -63,6 +63,11 @@ class VideoSelector(Selector, ABC):
     bare_rows: ClassVar[bool] = True
     in_order: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        if self.keep is not None or not self.may_adapt:
+            budget.check_keep(self.keep)
+        super().__post_init__()
+
     @property
     def adaptive(self) -> bool:
         """Whether the video decides how many tokens stay."""
