@@ -136,12 +136,13 @@ def check_density_peaks(
     most: int,
     neighbours: Tensor | None,
     valid: Tensor | None,
+    ranked: bool = False,
 ) -> None:
     assert [part.dtype for part in made] == [torch.float32, torch.int64, torch.int64]
     valid = torch.ones_like(made[0], dtype=torch.bool) if valid is None else valid
     for group, parts in enumerate(zip(*made, strict=True)):
         near = int((count if neighbours is None else neighbours)[group])
-        choosing.check_peaks(parts, x[group], int(count[group]), most, near, valid[group])
+        choosing.check_peaks(parts, x[group], int(count[group]), most, near, valid[group], ranked)
 
 
 def check_attention_rows(made: Tensor, *args: Any) -> None:

@@ -154,6 +154,7 @@ def _peaks(
     dtype: torch.dtype = torch.float32,
     own: bool = True,
     ragged: bool = False,
+    ranked: bool = False,
     layout: str = "dense",
     spoil: Callable[[Tensor], None] = lambda x: None,
 ) -> Callable[[Draw], tuple]:
@@ -164,7 +165,7 @@ def _peaks(
         there = torch.full((groups,), tokens, device=x.device) if valid is None else valid.sum(dim=1)
         count = draw.integers(1, most + 1, groups).minimum(there)
         neighbours = draw.integers(1, most + 1, groups) if own else None
-        return laid_out(x, layout), count, most, neighbours, valid
+        return laid_out(x, layout), count, most, neighbours, valid, ranked
 
     return build
 
@@ -180,6 +181,7 @@ def peak_rows() -> list[Row]:
         "smoke": (70, 8, {}),
         "smoke-ragged": (70, 8, {"ragged": True, "dtype": torch.bfloat16}),
         "repeated": (70, 20, {"spoil": _repeat}),
+        "ranked": (70, 20, {"spoil": _repeat, "ranked": True}),
         "lost": (40, 8, {"spoil": _lose, "ragged": True}),
         "260-tokens": (260, 100, {"groups": 1}),
     }

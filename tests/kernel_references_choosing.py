@@ -91,12 +91,18 @@ def check_span(features: Tensor, picks: Tensor, quality: Tensor | None, floor: f
 
 
 def check_peaks(
-    made: tuple[Tensor, Tensor, Tensor], x: Tensor, count: int, most: int, neighbours: int, valid: Tensor
+    made: tuple[Tensor, Tensor, Tensor],
+    x: Tensor,
+    count: int,
+    most: int,
+    neighbours: int,
+    valid: Tensor,
+    ranked: bool = False,
 ) -> None:
     """Assert that score [M], centres [C] and membership [M] of one group are right, up to rounding.
 
     A token may be taken for denser than another where their densities are as good as equal; the order of scores is
-    held against the scores that were given.
+    held against the scores that were given. Where densities are `ranked`, of equal tokens all but one score 0.
     """
     score, centres, member_of = made
     x = torch.where(x.isfinite(), x, 0.0).double()
@@ -116,6 +122,9 @@ def check_peaks(
     least, most_ = (density - slack) * low * (1 - off), (density + slack) * torch.where(sure, high, largest) * (1 + off)
     inside = (score >= least - 1e-30) & (score <= most_ + 1e-30)
     assert bool(torch.where(valid, inside, score == -torch.inf).all())
+    if ranked:
+        one, other = ((apart == 0) & ~self_).nonzero().unbind(dim=1)
+        assert not score[one].minimum(score[other]).any()
     assert torch.equal(centres, score.argsort(descending=True, stable=True)[: min(most, len(x))])
     used = centres[:count]
     assert member_of[used].tolist() == list(range(count)) and (member_of[~valid] == min(most, len(x))).all()

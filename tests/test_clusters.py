@@ -50,6 +50,25 @@ def test_equal_tokens_score_alike_and_the_first_is_the_centre(entries: int, monk
     assert torch.equal(made.score[:, 1::2], made.score[:, :25])
 
 
+@pytest.mark.parametrize("entries", [0, 2**26])
+def test_where_densities_are_ranked_the_first_of_equal_tokens_alone_may_be_a_centre(
+    entries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peaks, "ENTRIES", entries)
+    x = tokens_of("repeated")
+    made = clusters.density_peaks(x, torch.full((3,), 5), 5, ranked=True)
+    for tokens, score in zip(x.tolist(), made.score, strict=True):
+        first = torch.tensor([tokens.index(token) == index for index, token in enumerate(tokens)])
+        assert not score[~first].any() and (score[first] > 0).all()
+
+
+def test_of_two_that_are_each_others_nearest_the_first_is_denser_where_ranked() -> None:
+    """Two neighbours, itself among them, make the density: those of such a pair are equal."""
+    x = torch.tensor([0.0, 1.0, 5.0, 6.1])[:, None].expand(1, -1, -1)
+    made = clusters.density_peaks(x, torch.tensor([2]), 2, ranked=True)
+    assert made.centres.tolist() == [[0, 2]] and made.member_of.tolist() == [[0, 0, 1, 1]]
+
+
 def test_bad_arguments_are_refused() -> None:
     x, count = torch.zeros(2, 6, 4), torch.ones(2, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"x of shape \(6, 4\) is not \[G, M, D\]"):

@@ -81,7 +81,14 @@ def span(call: Call, features: Tensor, k: int, quality: Tensor | None, floor: fl
 
 
 def peaks(
-    call: Call, x: Tensor, count: Tensor, most: int, neighbours: Tensor | None, valid: Tensor | None, stream: int
+    call: Call,
+    x: Tensor,
+    count: Tensor,
+    most: int,
+    neighbours: Tensor | None,
+    valid: Tensor | None,
+    ranked: bool,
+    stream: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Density peaks; arguments as `vtc.ops.clusters.density_peaks`. The kernels of some groups after others."""
     groups, tokens, dim = x.shape
@@ -98,7 +105,7 @@ def peaks(
         some, there = x[part], None if valid is None else valid[part]
         apart = torch.empty(len(some), tokens, tokens, dtype=torch.float32, device=x.device)
         work = (pointer(v) for v in (there, neighbours[part], apart, density[part], largest[part], score[part]))
-        call("vtc_peaks", pointer(some), TYPES[x.dtype], *work, len(some), tokens, dim, most, stream)
+        call("vtc_peaks", pointer(some), TYPES[x.dtype], *work, len(some), tokens, dim, most, int(ranked), stream)
         centres[part] = score[part].argsort(dim=1, descending=True, stable=True)[:, :most]
         given = (pointer(v) for v in (apart, there, count[part], centres[part], member_of[part]))
         call("vtc_members", *given, len(some), tokens, most, stream)

@@ -211,11 +211,11 @@ class Library:
             return choosing.span(self._call, features, k, quality, floor, stream)
 
     def density_peaks(
-        self, x: Tensor, count: Tensor, most: int, neighbours: Tensor | None, valid: Tensor | None
+        self, x: Tensor, count: Tensor, most: int, neighbours: Tensor | None, valid: Tensor | None, ranked: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Score, centres and membership; see `vtc.ops.clusters.density_peaks`."""
         with self._on(x, count, neighbours, valid) as stream:
-            return choosing.peaks(self._call, x, count, most, neighbours, valid, stream)
+            return choosing.peaks(self._call, x, count, most, neighbours, valid, ranked, stream)
 
     def attention_rows(self, arguments: AttentionArguments) -> Tensor:
         """Rows of softmax(Q Kᵀ); see `vtc.ops.attention_rows`."""

@@ -19,7 +19,7 @@ struct Peaks {
     float *apart, *density, *score;     // [G, M, M], [G, M], [G, M]
     unsigned long long* largest;        // [G]: bits of the largest distance; 0 in front
     int64_t* member_of;                 // [G, M]
-    int tokens, dim, most;
+    int tokens, dim, most, ranked;      // ranked: of equally dense tokens the first is the denser
 };
 
 __device__ __forceinline__ bool there(const Peaks& p, int64_t token) { return p.valid == nullptr || p.valid[token]; }
@@ -132,7 +132,9 @@ __global__ void __launch_bounds__(PEAK_THREADS) score_kernel(const Peaks p) {
     const float own = p.density[token];
     float near = INFINITE;
     for (int other = threadIdx.x; other < p.tokens; other += PEAK_THREADS) {
-        if (p.density[first + other] > own) near = fminf(near, p.apart[token * p.tokens + other]);
+        const float density = p.density[first + other];
+        const bool denser = density > own || (p.ranked && density == own && first + other < token);
+        if (denser) near = fminf(near, p.apart[token * p.tokens + other]);
     }
     unsigned key = smallest_of_block({ordered(near), 0}, scratch).key;
     if (threadIdx.x == 0) {
@@ -170,10 +172,10 @@ __global__ void __launch_bounds__(PEAK_THREADS) member_kernel(const Peaks p) {
 // Distances, density and score; `apart`, `density` and `largest` are room for work, the last filled with 0.
 VTC_API int vtc_peaks(const void* x, int type, const void* valid, const int64_t* neighbours, float* apart, float* density,
                       unsigned long long* largest, float* score, int groups, int tokens, int dim, int most,
-                      cudaStream_t stream) {
+                      int ranked, cudaStream_t stream) {
     using namespace vtc;
     Peaks p{x, static_cast<const bool*>(valid), nullptr, neighbours, nullptr, apart, density, score, largest, nullptr,
-            tokens, dim, most};
+            tokens, dim, most, ranked};
     const unsigned sides = (tokens + SIDE - 1) / SIDE;
     auto kernel = type == FLOAT32 ? apart_kernel<float> : type == FLOAT16 ? apart_kernel<__half> : apart_kernel<__nv_bfloat16>;
     VTC_LAUNCH(kernel, dim3(sides, sides, groups), PEAK_THREADS, 0, stream, p);
@@ -191,7 +193,7 @@ VTC_API int vtc_members(const float* apart, const void* valid, const int64_t* co
                         int64_t* member_of, int groups, int tokens, int most, cudaStream_t stream) {
     using namespace vtc;
     Peaks p{nullptr, static_cast<const bool*>(valid), count, nullptr, centres, const_cast<float*>(apart), nullptr, nullptr,
-            nullptr, member_of, tokens, 0, most};
+            nullptr, member_of, tokens, 0, most, 0};
     VTC_LAUNCH(member_kernel, dim3((tokens + PEAK_THREADS - 1) / PEAK_THREADS, groups), PEAK_THREADS, 0, stream, p);
     return cudaGetLastError();
 }

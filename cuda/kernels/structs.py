@@ -58,7 +58,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "vtc_greedy_steps": (c_void_p, c_int, c_int64, c_int64, *[c_void_p] * 6, *[c_int] * 6),
     "vtc_cover": (c_void_p, c_int, *[c_void_p] * 4, *[c_int] * 4, c_float, c_int, c_int),
     "vtc_span": (c_void_p, c_int, c_int64, c_int64, *[c_void_p] * 6, *[c_int] * 5),
-    "vtc_peaks": (c_void_p, c_int, *[c_void_p] * 6, *[c_int] * 4),
+    "vtc_peaks": (c_void_p, c_int, *[c_void_p] * 6, *[c_int] * 5),
     "vtc_members": (*[c_void_p] * 5, *[c_int] * 3),
     "vtc_attention_rows": (ctypes.POINTER(Attention), c_int, c_void_p, c_int),
     "vtc_attention_received": (

@@ -38,6 +38,16 @@ def check_share(name: str, value: object, way_out: str) -> None:
         raise ValueError(f"{name}={value!r} is not in [0, 1]; {way_out}")
 
 
+def check_one_of(name: str, value: object, allowed: Sequence[str], way_out: str) -> None:
+    """Check that `value` is None or one of the words `allowed`.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if value is not None and value not in allowed:
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}; {way_out}")
+
+
 def choices(method: Any, name: str) -> tuple[str, ...]:
     """What the field `name` of a method, or its class, may be, where its type is a `Literal`; else nothing."""
     declared = _types(method if isinstance(method, type) else type(method)).get(name)

@@ -81,6 +81,7 @@ class VisualTokens:
         separators: BoolTensor [N] on the CPU: newline tokens, and CLS tokens of frames.
         kind: "image" or "video".
         packed: whether the survivors will be numbered anew, in the order in which they stand.
+        family: the model's `config.model_type`, for methods that were published in several versions.
         received: tower block from 0 -> Tensor [G, N], mean attention probability that each token receives.
         cls: tower block from 0 -> Tensor [G, N], attention probability from the CLS token, mean over heads.
         keys: tower block from 0 -> Tensor [G, N, H, d].
@@ -98,6 +99,7 @@ class VisualTokens:
     separators: Tensor
     kind: str = "image"
     packed: bool = True
+    family: str = ""
     received: Mapping[int, Tensor] = field(default_factory=dict)
     cls: Mapping[int, Tensor] = field(default_factory=dict)
     keys: Mapping[int, Tensor] = field(default_factory=dict)

@@ -28,7 +28,12 @@ class Clusters:
 
 @torch.no_grad()
 def density_peaks(
-    x: Tensor, count: Tensor, most: int, neighbours: Tensor | None = None, valid: Tensor | None = None
+    x: Tensor,
+    count: Tensor,
+    most: int,
+    neighbours: Tensor | None = None,
+    valid: Tensor | None = None,
+    ranked: bool = False,
 ) -> Clusters:
     """Cluster by density peaks, each group with its own number of clusters and neighbours.
 
@@ -42,6 +47,8 @@ def density_peaks(
         most: C: no group has more clusters, nor more neighbours.
         neighbours: LongTensor [G]: how many nearest tokens make the density; None: as many as clusters.
         valid: BoolTensor [G, M]: tokens that are there; None: all.
+        ranked: whether of equally dense tokens the first counts as the denser, as if noise had told them apart; else
+            none of them does, and two that are each other's nearest are both far from anything denser.
 
     Raises:
         ValueError: shapes that do not fit.
@@ -52,20 +59,20 @@ def density_peaks(
             check_shape(name, value, (groups,))
     if valid is not None:
         check_shape("valid", valid, (groups, tokens))
-    made = (operator_for("density_peaks", x) or reference.density_peaks)(x, count, most, neighbours, valid)
+    made = (operator_for("density_peaks", x) or reference.density_peaks)(x, count, most, neighbours, valid, ranked)
     return Clusters(*made)
 
 
 @torch.library.custom_op("vtc::density_peaks", mutates_args=())
 def _density_peaks(
-    x: Tensor, count: Tensor, most: int, neighbours: Tensor | None, valid: Tensor | None
+    x: Tensor, count: Tensor, most: int, neighbours: Tensor | None, valid: Tensor | None, ranked: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return reference.density_peaks(x, count, most, neighbours, valid)
+    return reference.density_peaks(x, count, most, neighbours, valid, ranked)
 
 
 @_density_peaks.register_fake
 def _(
-    x: Tensor, count: Tensor, most: int, neighbours: Tensor | None, valid: Tensor | None
+    x: Tensor, count: Tensor, most: int, neighbours: Tensor | None, valid: Tensor | None, ranked: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     groups, tokens, _ = x.shape
     score = x.new_empty(groups, tokens, dtype=x.dtype if x.dtype == torch.float64 else torch.float32)

@@ -12,7 +12,7 @@ _MIRRORED = 128
 
 
 def density_peaks(
-    x: Tensor, count: Tensor, most: int, neighbours: Tensor | None, valid: Tensor | None
+    x: Tensor, count: Tensor, most: int, neighbours: Tensor | None, valid: Tensor | None, ranked: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Cluster by density peaks, some groups after others.
 
@@ -22,6 +22,7 @@ def density_peaks(
         most: C: no group has more clusters.
         neighbours: LongTensor [G]; None: as many as clusters.
         valid: BoolTensor [G, M]; None: all.
+        ranked: whether of equally dense tokens the first is the denser.
 
     Returns:
         Score [G, M], centres [G, C] and the centre [G, M] that each token joins, as `vtc.ops.clusters.Clusters`.
@@ -31,7 +32,7 @@ def density_peaks(
     size = max(1, ENTRIES // max(tokens**2, 1))
     here = [None] * -(-len(x) // size) if valid is None else valid.split(size)
     parts = zip(*(tensor.split(size) for tensor in (x, count, neighbours)), here, strict=True)
-    made = [_of_some(some, number, most, near, there) for some, number, near, there in parts]
+    made = [_of_some(some, number, most, near, there, ranked) for some, number, near, there in parts]
     if len(made) == 1:
         return made[0]
     score, centres, member_of = (torch.cat(each) for each in zip(*made, strict=True))
@@ -39,7 +40,7 @@ def density_peaks(
 
 
 def _of_some(
-    x: Tensor, count: Tensor, most: int, neighbours: Tensor, valid: Tensor | None
+    x: Tensor, count: Tensor, most: int, neighbours: Tensor, valid: Tensor | None, ranked: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same of groups whose distances fit, or of a single one."""
     groups, tokens, _ = x.shape
@@ -61,9 +62,10 @@ def _of_some(
         wide.append((found if valid is None else found.masked_fill(found == torch.inf, 0.0)).amax(dim=(1, 2)))
     density = torch.exp(-torch.cat(near, dim=1) / neighbours[:, None].clamp_min(1))
     largest = torch.stack(wide).amax(dim=0)[:, None]
+    thinness = density.argsort(dim=1, descending=True, stable=True).argsort(dim=1) if ranked else -density
     distance = []
     for some in rows:
-        denser = density[:, None, :] > density[:, some, None]
+        denser = thinness[:, None, :] < thinness[:, some, None]
         distance.append(apart(some).masked_fill(~denser, torch.inf).amin(dim=2))
     away = torch.cat(distance, dim=1)
     score = density * torch.where(away.isinf(), largest, away)

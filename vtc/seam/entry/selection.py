@@ -120,6 +120,7 @@ def select(
             separators=members[0].separators,
             kind=kind,
             packed=packed,
+            family=composition.parts.family,
             received=seen.scores("received", embeds.device),
             cls=seen.scores("cls", embeds.device),
             keys=seen.scores("keys", embeds.device),

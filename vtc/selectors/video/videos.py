@@ -1,7 +1,7 @@
 """What selectors made for videos share: each video is decided about by itself, pictures stay whole."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from typing import ClassVar
@@ -45,6 +45,11 @@ class Video:
         _, frames, tokens, _ = self.features.shape
         return self.keep / (frames * tokens) if isinstance(self.keep, Integral) else self.keep
 
+    def version(self, versions: Mapping[str, str], other: str) -> str:
+        """Which published version of a method is the model's: that of the beginning of its family's name, or `other`."""
+        named = (version for start, version in versions.items() if self.whole.family.startswith(start))
+        return next(named, other)
+
 
 class VideoSelector(Selector, ABC):
     """Decides about each video of a prompt by itself; pictures stay as they are.
@@ -81,7 +86,8 @@ class VideoSelector(Selector, ABC):
     def choose(self, video: Video) -> Reduction:
         """Decide about one video; tokens are numbered 0 … T·S - 1, frame by frame.
 
-        `left_of` says how many are left, unless the method is `adaptive`: then G = 1 and any number from 1 on.
+        `left_of` says how many are left, unless the method is `adaptive`: then G = 1 and any number from 1 on. It is not
+        asked where its budget has room for all.
         """
 
     def shortens(self, unit: Unit) -> bool:
@@ -103,7 +109,9 @@ class VideoSelector(Selector, ABC):
             def of(values: Tensor, inside: Tensor = inside) -> Tensor:
                 return values[:, inside]
 
-            made = self.choose(Video(of(visual.features), grid.h, grid.w, keep, of, visual))
+            whole = keep is not None and self.left_of(*cells.shape, keep) == cells.numel()
+            alone = Video(of(visual.features), grid.h, grid.w, keep, of, visual)
+            made = _Part.of(inside.flatten(), images).reduction if whole else self.choose(alone)
             parts.append(_Part(inside.flatten(), made))
             parts.append(_Part.of(on(device, self._separators(grid, made.kept)), images))
         if every.any():

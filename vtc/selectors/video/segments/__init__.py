@@ -1,0 +1,1 @@
+"""Methods that cut a video into segments of similar frames and merge within them."""
