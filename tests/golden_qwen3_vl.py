@@ -39,9 +39,9 @@ def numbers(value: Any) -> Any:
 
 
 def pixels_of(picture: Tensor) -> Tensor:
-    """Patches [T·h·w, C·FRAMES·PATCH²], cell by cell, of a picture [H, W, 3] or of a video [FRAMES·T, H, W, 3] of uint8.
+    """Patches [T·h·w, C·FRAMES·PATCH²], cell by cell, of a picture [H, W, 3] or of a video [FRAMES·T, H, W, 3].
 
-    Mean and deviation are 0.5; a picture is its own next frame.
+    They are of 0 to 255; mean and deviation are 0.5. A picture is its own next frame.
     """
     frames = picture.expand(FRAMES, *picture.shape) if picture.dim() == 3 else picture
     scaled = (frames.float() / 255 - 0.5) / 0.5
