@@ -54,6 +54,8 @@ class Adapter(Finder):
     frame_front: ClassVar[int] = 0
     #: Whether it is known that the tokens are made of the patches that `patches` names, so that others may be removed.
     follows_patches: ClassVar[bool] = False
+    #: Whether the tower is given its pixels patch by patch, those of a token behind each other: `pictures` shows them.
+    shows_pixels: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module):
         self.model = model

@@ -6,7 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from vtc.adapters.generic import Adapter
+from vtc.method.patches import Picture
 from vtc.tower.features import Features
+
+#: Deviation of the channels of the pictures that CLIP was trained on, by which its processors divide.
+_CLIP = (0.26862954, 0.26130258, 0.27577711)
 
 
 class QwenVLAdapter(Adapter):
@@ -16,6 +20,7 @@ class QwenVLAdapter(Adapter):
         "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe", "qwen3_5", "qwen3_5_moe",
     )  # fmt: skip
     follows_patches: ClassVar[bool] = True
+    shows_pixels: ClassVar[bool] = True
 
     @property
     def mergers(self) -> tuple[nn.Module, ...]:
@@ -35,6 +40,23 @@ class QwenVLAdapter(Adapter):
         if hasattr(self.tower, "window_size"):
             rows = rows[torch.argsort(self._window_index(features)).cpu()]
         return list(rows.split(tokens))
+
+    def pictures(self, features: Features, pixels: dict[str, Tensor]) -> tuple[Picture, ...]:
+        """What each encoded image or video shows, in cells of merge² patches.
+
+        Args:
+            features: the call that makes the features.
+            pixels: the real numbers that it was given.
+        """
+        grids, merge = self._thw(features), self.tower.spatial_merge_size
+        assert grids is not None  # else there would be no features
+        counts = grids.prod(dim=1).tolist()
+        rows = next(value for value in pixels.values() if value.dim() == 2 and len(value) == sum(counts))
+        deviation = (0.5,) * 3 if self.family.startswith("qwen3") else _CLIP
+        return tuple(
+            Picture(part.reshape(t, h // merge, w // merge, merge**2, len(deviation), -1), deviation)
+            for part, (t, h, w) in zip(rows.split(counts), grids.tolist())
+        )
 
     def _window_index(self, features: Features) -> Tensor:
         """The tower's order of merged tokens: that of its attention windows."""

@@ -8,6 +8,7 @@ import golden_inner
 import golden_inner_more
 import golden_merging
 import golden_merging_more
+import golden_pixelprune
 import golden_prunes
 import golden_reducers
 import golden_selectors
@@ -17,7 +18,7 @@ from golden_cases import Case, Form, UnknownForm
 
 MODULES = (
     golden_image, golden_selectors, golden_prunes, golden_inner, golden_inner_more, golden_holitom, golden_ssm,
-    golden_reducers, golden_merging, golden_merging_more, golden_video_picks,
+    golden_reducers, golden_merging, golden_merging_more, golden_video_picks, golden_pixelprune,
 )  # fmt: skip
 FORMS: list[Form] = [form for module in MODULES for form in module.CHECKS]
 

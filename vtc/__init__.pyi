@@ -42,6 +42,7 @@ from vtc.prunes.v2drop import V2Drop as V2Drop
 from vtc.prunes.vtw import VTW as VTW
 from vtc.reducers.diffrate import DiffRate as DiffRate
 from vtc.reducers.flowcut import FlowCut as FlowCut
+from vtc.reducers.pixelprune import PixelPrune as PixelPrune
 from vtc.reducers.token_transforming import TokenTransforming as TokenTransforming
 from vtc.reducers.tome import ToMe as ToMe
 from vtc.reducers.zero_tprune import ZeroTPrune as ZeroTPrune

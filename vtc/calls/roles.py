@@ -8,7 +8,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -207,7 +207,7 @@ class Call:
         left_out = {role.key_in(self) for role in roles}
         return {key: value for key, value in self.values.items() if key not in left_out}
 
-    def copy(self) -> "Call":
+    def copy(self) -> Self:
         """The same arguments, to be changed apart."""
         new = object.__new__(type(self))
         new.__dict__.update(self.__dict__, values=dict(self.values))

@@ -32,10 +32,11 @@ class BlockCall(Call):
         """Every argument but the hidden state."""
         return self.without(BlockCall.hidden)
 
-    def with_others(self, values: dict[Key, Any]) -> tuple[tuple, dict[str, Any]]:
-        """The arguments, those that `others` gave in place of the old."""
+    def with_others(self, values: dict[Key, Any], hidden: Tensor) -> tuple[tuple, dict[str, Any]]:
+        """The arguments, these rows and those that `others` gave in place of the old."""
         call = self.copy()
         call.values.update(values)
+        call.hidden = hidden
         return call.given
 
 

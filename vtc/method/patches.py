@@ -13,10 +13,24 @@ _CHUNK = 256
 
 
 @dataclass(frozen=True)
+class Picture:
+    """The pixels of one image or video, as its processor left them, in the cells that make its visual tokens.
+
+    Attributes:
+        cells: Tensor [T, H, W, cell, C, p]: p values of each of C channels of each patch of a cell.
+        deviation: what the processor that was published with the family divides each channel in [0, 1] by.
+    """
+
+    cells: Tensor
+    deviation: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Patches:
     """G sequences (crops, images) of the tower at one block: U units of `cell` patches each, maybe behind a CLS.
 
     The tower's rows are CLS, if there is one, then unit 0's patches, unit 1's and so on: P = prefix + U · cell in all.
+    In front of a block (`acts` "entry") there is no attention yet: d is 0.
 
     Attributes:
         block: index of the tower block from 0.
@@ -24,7 +38,7 @@ class Patches:
         stages: how many times it is called in all.
         start: units that the sequence had before the first call.
         target: units that must be left after the last call.
-        hidden: Tensor [G, U, cell, D]: the block's output, or its residual stream in front of the MLP.
+        hidden: Tensor [G, U, cell, D]: the block's input, its output, or its residual stream in front of the MLP.
         query, key, value: Tensor [G, H, P, d] of the block's attention; keys and values repeated to H heads.
         scaling: factor of the attention's logits.
         sizes: Tensor [G, U]: how many original units each stands for.
@@ -33,6 +47,9 @@ class Patches:
         segments: LongTensor [G, P]: rows attend within their segment only (attention windows); None: to all.
         memory: the method's own store; tensors [G, U, ...] in it are cut together with the units.
         depth: blocks of the tower.
+        tokens: LongTensor [G, U]: the visual token of its image that each unit makes; -1 where it makes none.
+        pictures: for methods with `sees_pixels`, of each sequence what it shows; its cells in raster order are the
+            image's visual tokens.
     """
 
     block: int
@@ -51,6 +68,8 @@ class Patches:
     segments: Tensor | None = None
     memory: dict[str, Tensor] = field(default_factory=dict)
     depth: int = 24
+    tokens: Tensor | None = None
+    pictures: tuple[Picture, ...] = ()
 
     @property
     def units(self) -> int:
@@ -155,6 +174,7 @@ class Patches:
             bias=None if self.bias is None else take(self.bias, rows),
             segments=None if self.segments is None else take(self.segments, rows),
             memory={name: take(value, units) for name, value in self.memory.items()},
+            tokens=None if self.tokens is None else take(self.tokens, units),
         )
 
     def _chunks(self) -> Iterator[tuple[slice, slice, Tensor]]:

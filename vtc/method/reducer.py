@@ -17,14 +17,16 @@ class Reducer(Method, ABC):
     in proportion to its tokens. A video of a packed tower (Qwen-VL) is one sequence with one budget.
 
     Class attributes:
-        acts: "block": on a block's output; "attention": between a block's attention and its MLP.
+        acts: "entry": on what a block is given; "attention": between its attention and its MLP; "block": on its output.
         proportional: whether later blocks add the logarithm of a unit's size to the logits of its keys, once units have
             been merged.
+        sees_pixels: whether it is shown the pixels; towers that are not given them patch by patch can't be used then.
     """
 
     kind = "reducer"
     acts: ClassVar[str] = "block"
     proportional: ClassVar[bool] = False
+    sees_pixels: ClassVar[bool] = False
 
     @property
     def together(self) -> str:
@@ -34,6 +36,10 @@ class Reducer(Method, ABC):
         content: "image" shows the crops of one image at once, "sequence" one crop at a time.
         """
         return "all"
+
+    def shortens(self, tokens: int) -> bool:
+        """Whether it may remove tokens of an image that has so many, told from counts alone."""
+        return self.adaptive or self.count(tokens) < tokens
 
     @abstractmethod
     def blocks(self, parts: Parts) -> tuple[int, ...]:
@@ -46,6 +52,8 @@ class Reducer(Method, ABC):
     @abstractmethod
     def reduce(self, patches: Patches) -> Reduction | None:
         """Decide which units survive a block; None: all. After the last block `patches.target` must be left.
+
+        A method that is `adaptive` has a target of 1, and may leave any number from it on.
 
         The reduction's `kept` may be in any order: the rows of the tower then stand in that order. Packed towers with
         rotary positions or windows keep theirs ascending.

@@ -130,10 +130,11 @@ def _reduced(composition: Composition, encoding: Encoding) -> list[BlockRun]:
     runs = []
     for block in range(depth):
         boundaries = encoding.boundaries(block)
-        changed = tower.before_block(BlockCall.of(x, boundaries))
+        changed = tower.before_block(block, BlockCall.of(x, boundaries))
+        x = x if changed is None else changed[0][0]
         original = encoding.lengths(block)
         runs.append(BlockRun(block, original, original if changed is None else tower.lengths()))
-        if block in composition.reducing_at:
+        if acts != "entry" and block in composition.reducing_at:
             rows = torch.randn(3, *(x[None] if encoding.flat else x)[:, None].shape, generator=generator)
             tower.hear(Attention(rows[0], rows[1], _WIDTH**-0.5, causal=False, value=rows[2]), True)
             move = tower.reduce(block, x)

@@ -249,7 +249,7 @@ class Composition(Stays):
     def removes(self, layout: Layout) -> bool:
         """Whether any method will remove anything from a call, told from counts alone."""
         reducer, selector = self.reducer, self.selector
-        if reducer is not None and any(reducer.count(len(image)) < len(image) for image in layout.images):
+        if reducer is not None and any(reducer.shortens(len(image)) for image in layout.images):
             return True
         if selector is not None and any(selector.shortens(unit) for unit in units(layout, selector.per)):
             return True

@@ -2,6 +2,8 @@
 
 import threading
 
+from torch import Tensor
+
 from vtc.tower.features import Features
 from vtc.tower.run import TowerRun
 
@@ -11,18 +13,20 @@ class Encoding(threading.local):
 
     Attributes:
         features: the record of it.
+        pixels: the real numbers that it was given, by name; nobody holds on to them behind the call.
         depth: how many calls of methods that run the tower are open; Qwen3-VL makes video features by its own call for
             images. 0: somebody calls the tower alone.
     """
 
     def __init__(self) -> None:
         self.features = Features("image")
+        self.pixels: dict[str, Tensor] = {}
         self.depth = 0
 
-    def start(self, features: Features) -> None:
-        """Called before a method that runs the tower, with the empty record of what it makes."""
+    def start(self, features: Features, pixels: dict[str, Tensor] | None = None) -> None:
+        """Called before a method that runs the tower, with the empty record of what it makes, and its pixels."""
         if not self.depth:
-            self.features = features
+            self.features, self.pixels = features, pixels or {}
         self.depth += 1
 
     def end(self) -> None:
@@ -33,7 +37,7 @@ class Encoding(threading.local):
 
     def forget(self) -> None:
         """Start anew."""
-        self.features = Features("image")
+        self.features, self.pixels = Features("image"), {}
 
     @property
     def reducing(self) -> TowerRun | None:

@@ -44,7 +44,9 @@ class ReducerHooks(Stays):
         """Begin a run through the tower; `hidden` is its first block's input."""
         features, parts = self.encoding.features, self.adapter.parts
         maps = self.adapter.patches(features, features.shape)
-        features.tower = TowerRun(self.reducer, self.blocks, maps, hidden, int(parts.has_cls), len(parts.blocks))
+        pictures = self.adapter.pictures(features, self.encoding.pixels) if self.reducer.sees_pixels else ()
+        prefix, depth = int(parts.has_cls), len(parts.blocks)
+        features.tower = TowerRun(self.reducer, self.blocks, maps, hidden, prefix, depth, pictures)
 
     def install(self) -> Iterator[Any]:
         """Put the hooks in that are not a block's own; the handle of each."""
@@ -101,7 +103,7 @@ class ReducerHooks(Stays):
         move: Move | None = run.move
         if move is not None:  # decided between attention and MLP
             rows, run.move = move.take(hidden), None
-        elif index in self.blocks and run.reducer.acts == "block":
+        elif run.acts_at(index, "block"):
             run.mark(hidden)  # whoever collects outputs may have this one
             move = run.reduce(index, hidden)
             rows = move.rows if move is not None else hidden
@@ -164,6 +166,12 @@ def blocks_of(reducer: Reducer, adapter: Any) -> tuple[int, ...]:
         raise ValueError(
             f"{reducer.name} removes patches inside the vision tower, and which visual tokens they make is not known "
             f"for {parts.family}; use a selector such as 'divprune'"
+        )
+    if reducer.sees_pixels and not adapter.shows_pixels:
+        raise ValueError(
+            f"{reducer.name} compares the pixels of patches before the vision tower's first block, and that of "
+            f"{parts.family} is not given them patch by patch as Qwen-VL's is; use a reducer such as 'tome', or a "
+            "selector such as 'divprune'"
         )
     blocks = reducer.blocks(parts)
     if not blocks or list(blocks) != sorted(set(blocks)):

@@ -173,8 +173,9 @@ class Observer(Stays):
             for name, value in call.named.items()
             if not is_real(value)
         }
-        shapes = {name: tuple(value.shape) for name, value in call.named.items() if is_real(value)}
-        self.encoding.start(Features(kind, arguments=arguments, ids=self.prompt.ids, shapes=shapes))
+        pixels = {name: value for name, value in call.named.items() if is_real(value)}
+        shapes = {name: tuple(value.shape) for name, value in pixels.items()}
+        self.encoding.start(Features(kind, arguments=arguments, ids=self.prompt.ids, shapes=shapes), pixels)
 
     def record_features(self, kind: str, output: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         """Called with what it returned.
@@ -215,7 +216,7 @@ class Observer(Stays):
                 self.reducing.start(hidden)
         original = lengths_of(features.shape, prefix, call.boundaries)
         run = self.encoding.reducing
-        changed = run.before_block(call) if run is not None else None
+        changed = run.before_block(index, call) if run is not None else None
         rows = original if changed is None or run is None else run.lengths()
         features.runs.append(BlockRun(index, original, rows))
         return changed

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from vtc.attention.scores import Attention
-from vtc.calls.tower import BlockCall, is_boundaries
-from vtc.method.patches import Patches
+from vtc.calls.tower import BlockCall
+from vtc.method.patches import Patches, Picture
 from vtc.method.reducer import Reducer, check_reduction
 from vtc.method.reduction import Reduction
 from vtc.model.flops import lengths_of
 from vtc.ops.clock import Moment
 from vtc.ops.host import on
+from vtc.tower.cutting import cut, is_per_row
 from vtc.tower.memory import Biased, BlockMemory
 from vtc.tower.placement import Arrangement, Blend, Move, Placement, padded
 from vtc.tower.sequences import Reduced, Sequence, left_of, places_of_units, repeated, sequences_of
@@ -38,21 +39,30 @@ class TowerRun:
         hidden: the first block's input.
         prefix: CLS rows in front of each sequence.
         depth: blocks of the tower.
+        pictures: what each encoded image shows, for a reducer that is to see it.
     """
 
     def __init__(
-        self, reducer: Reducer, blocks: tuple[int, ...], maps: list[Tensor], hidden: Tensor, prefix: int, depth: int
+        self,
+        reducer: Reducer,
+        blocks: tuple[int, ...],
+        maps: list[Tensor],
+        hidden: Tensor,
+        prefix: int,
+        depth: int,
+        pictures: tuple[Picture, ...] = (),
     ):
-        self.depth = depth
+        self.depth, self.pictures = depth, pictures
         self.reducer, self.blocks, self.maps, self.prefix = reducer, blocks, maps, prefix
         self.flat = hidden.dim() == 2
         entries, self.length = (1, hidden.shape[0]) if self.flat else (hidden.shape[0], hidden.shape[1])
         device = hidden.device
         self.cell = maps[0].shape[1]
+        budgets = [None if reducer.adaptive else reducer.count(len(rows)) for rows in maps]
         self.sequences = [
             sequence
-            for image, rows in enumerate(maps)
-            for sequence in sequences_of(image, rows, reducer.count(len(rows)), entries, self.length, prefix, device)
+            for image, (rows, budget) in enumerate(zip(maps, budgets))
+            for sequence in sequences_of(image, rows, budget, entries, self.length, prefix, device)
         ]
         self.active = any(sequence.reduced for sequence in self.sequences)
         everything = torch.arange(self.length, device=device).expand(entries, -1)
@@ -70,48 +80,25 @@ class TowerRun:
 
     # ---------------------------------------------------------------- a block
 
-    def before_block(self, call: BlockCall) -> tuple[tuple, dict[str, Any]] | None:
+    def before_block(self, block: int, call: BlockCall) -> tuple[tuple, dict[str, Any]] | None:
         """A block's arguments with what is per row cut to the rows that are left; None: as they are."""
         self._heard.clear()
-        self._biased = Biased(self.bias)
-        given = call.others
-        packed = any(call.bounds(key) or self._per_row(value) for key, value in given.items())
+        given, hidden = call.others, call.hidden
+        packed = any(call.bounds(key) or is_per_row(value, self.length) for key, value in given.items())
         self.ordered = self.ordered or (packed and len(self.layout.index) == 1)
-        cut = {key: self._cut(call.label(key), value) for key, value in given.items()}
-        bounds = [value for key, value in cut.items() if call.bounds(key) and isinstance(value, Tensor)]
+        if self.acts_at(block, "entry") and (move := self.reduce(block, hidden)) is not None:
+            hidden = move.rows
+        self._biased = Biased(self.bias)
+        if self.moved:
+            alive, by = self.layout.index, self.reducer.name
+            given = {key: cut(value, call.label(key), alive, self.length, by) for key, value in given.items()}
+        bounds = [value for key, value in given.items() if call.bounds(key) and isinstance(value, Tensor)]
         self.boundaries = bounds[0] if bounds else None
-        return call.with_others(cut) if self.moved else None
+        return call.with_others(given, hidden) if self.moved else None
 
-    def _per_row(self, value: Any) -> bool:
-        if isinstance(value, tuple | list):
-            return any(self._per_row(part) for part in value)
-        return isinstance(value, Tensor) and self.length in value.shape
-
-    def _cut(self, name: str, value: Any) -> Any:
-        if isinstance(value, tuple | list):
-            return type(value)(self._cut(name, part) for part in value)
-        if not isinstance(value, Tensor):
-            return value
-        if is_boundaries(name):
-            if not self.moved:
-                return value
-            ahead = torch.zeros(self.length + 1, dtype=torch.long, device=value.device)
-            alive = on(value.device, self.layout.index[0])
-            ahead[1:] = torch.zeros_like(ahead[1:]).index_fill_(0, alive, 1).cumsum(0)
-            return ahead[value.long()].unique_consecutive().to(value.dtype)
-        if not self.moved or not self._per_row(value):
-            return value
-        if len(self.layout.index) > 1:
-            raise ValueError(
-                f"{self.reducer.name}: the tower's blocks take {name} for each patch of a batch, which can't be cut "
-                "here; use a selector, or give images one at a time"
-            )
-        index = on(value.device, self.layout.index[0])
-        first = value.shape.index(self.length)
-        pairs = value.dim() == 4 and value.shape[-2:] == (self.length, self.length)  # a mask over queries and keys
-        for axis in (2, 3) if pairs else (first,):
-            value = value.index_select(axis, index)
-        return value
+    def acts_at(self, block: int, where: str) -> bool:
+        """Whether the method is asked at this place of a block."""
+        return block in self.blocks and self.reducer.acts == where
 
     def hear(self, attention: Attention, wanted: bool) -> Tensor | None:
         """Take note of a call of the block's attention.
@@ -138,7 +125,10 @@ class TowerRun:
             decisions = self._decide(block, stage, entries)
         empty = [s for s in self.sequences if not s.target and s.units]  # whose part of the budget is nothing
         arrangement = self._arrange(decisions, empty, entries) if decisions or empty else None
-        self._arrangements[block] = arrangement
+        if self.reducer.acts != "entry":  # what is done in front of a block is not done again in backward
+            self._arrangements[block] = arrangement
+        if block == self.blocks[-1]:
+            self.pictures = ()
         move = None if arrangement is None else arrangement.of(x)
         self.spent.append((start, Moment(x.device)))
         return move
@@ -146,6 +136,9 @@ class TowerRun:
     def _decide(self, block: int, stage: int, x: Tensor) -> list[tuple[list[Sequence], Reduction]]:
         """(sequences, what is left of them) for all that the method shortens."""
         heard = self._heard
+        if self.reducer.acts == "entry":
+            none = x.new_empty(len(x), 1, x.shape[1], 0)
+            heard = [Attention(none, none, 1.0, causal=False, value=none)]
         if not heard:
             raise RuntimeError(f"vtc: {self.reducer.name} saw no attention in tower block {block}; run `vtc doctor`")
         query = torch.cat([call.query for call in heard], dim=2)
@@ -171,13 +164,15 @@ class TowerRun:
                 query=query.transpose(1, 2)[entries, rows].transpose(1, 2),
                 key=key.transpose(1, 2)[entries, rows].transpose(1, 2),
                 value=value.transpose(1, 2)[entries, rows].transpose(1, 2),
-                scaling=self._heard[0].scaling,
+                scaling=heard[0].scaling,
                 sizes=torch.stack([s.sizes for s in group]),
                 prefix=self.prefix,
                 bias=None if self.bias is None else self.bias.expand(len(x), -1)[entries, rows],
                 segments=None if segments is None else segments[rows],
                 memory={name: torch.stack([s.memory[name] for s in group]) for name in group[0].memory},
                 depth=self.depth,
+                tokens=torch.stack([s.tokens for s in group]),
+                pictures=tuple(self.pictures[s.image] for s in group) if self.pictures else (),
             )
             reduction = self.reducer.reduce(patches)
             if reduction is not None:
@@ -186,7 +181,7 @@ class TowerRun:
             for member, sequence in enumerate(group):
                 sequence.memory = {name: held[member] for name, held in patches.memory.items()}
             left = patches.units if reduction is None else reduction.kept.shape[1]
-            if patches.last and left != patches.target:
+            if patches.last and left != patches.target and not self.reducer.adaptive:
                 raise RuntimeError(f"{self.reducer.name} left {left} units where {patches.target} were asked for")
             if reduction is not None:
                 decisions.append((group, reduction))

@@ -22,7 +22,7 @@ class Sequence:
         rows: LongTensor [U, cell]: the rows, in the untouched tower's entry, of each unit that is left.
         tokens: LongTensor [U]: the visual token, within the image, that each makes; -1 for what unpadding cuts off.
         at: LongTensor [U, cell]: where the rows stand in the entry now.
-        start, target: units before the first and after the last stage.
+        start, target: units before the first and after the last stage; of methods that adapt, at least.
         sizes: Tensor [U]: how many units each stands for.
         owner: LongTensor [start]: the unit now that each unit of the start went into; -1 where it is gone.
         first: LongTensor [start]: the tokens at the start.
@@ -78,14 +78,14 @@ class Reduced:
 
 
 def sequences_of(
-    image: int, rows: Tensor, budget: int, entries: int, length: int, prefix: int, device: torch.device
+    image: int, rows: Tensor, budget: int | None, entries: int, length: int, prefix: int, device: torch.device
 ) -> list[Sequence]:
     """The sequences of one image, each with its part of the budget.
 
     Args:
         image: which of the encoded images.
         rows: LongTensor [N, cell]: the tower's rows of each visual token, as `Adapter.patches` tells them.
-        budget: tokens that are to be left.
+        budget: tokens that are to be left; None: any number, one of each sequence at least.
         entries: entries of the tower.
         length: rows of each in the untouched tower.
         prefix: CLS rows in front of each entry.
@@ -93,17 +93,17 @@ def sequences_of(
     """
     tokens = (rows[:, 0] >= 0).nonzero()[:, 0]
     rows, per_entry = rows[tokens], length - prefix
-    budget = min(budget, len(tokens))
     order = rows[:, 0].argsort()
     rows, tokens = rows[order], tokens[order]
     crops = rows[:, 0] // per_entry if entries > 1 else torch.zeros_like(tokens)
     found = crops.unique_consecutive().tolist()
-    parts = share_out(budget, [int((crops == crop).sum()) for crop in found])
+    sizes, most = [int((crops == crop).sum()) for crop in found], 0 if budget is None else min(budget, len(tokens))
+    parts = share_out(most, sizes) if most else [1] * len(found)
     sequences = []
     for crop, target in zip(found, parts):
         mine = crops == crop
         inside, made = rows[mine] - crop * per_entry, tokens[mine]
-        if budget == len(tokens) and rows.shape[1] == 1 and entries > 1:  # untouched: what is cut off later stays too
+        if most == len(tokens) and rows.shape[1] == 1 and entries > 1:  # untouched: what is cut off later stays too
             made = torch.full((per_entry,), -1).scatter_(0, inside[:, 0], made)
             inside, target = torch.arange(per_entry)[:, None], per_entry
         holes = bool((made < 0).any())

@@ -144,6 +144,8 @@ def selection(selector: Selector, scene: Scene) -> Decision:
 
 def reducing(reducer: Reducer, scene: Scene) -> Decision:
     """All calls of `reduce` in one pass of the tower; rows come and go between them as in a model."""
+    if reducer.sees_pixels:
+        raise Undecided("compares pixels of a picture, and there is none here")
     parts, blocks = _on_either_tower(scene, reducer.blocks)
     prefix, rows = int(parts.has_cls), torch.arange(scene.tokens)[:, None]
     hidden = scene.tower_hidden[:, 1 - prefix :]
@@ -154,10 +156,12 @@ def reducing(reducer: Reducer, scene: Scene) -> Decision:
         tower = TowerRun(cast(Reducer, _Metered(reducer, meter)), blocks, [rows], hidden, prefix, BLOCKS)
         x = hidden
         for block in blocks:
-            tower.before_block(BlockCall.of(x, None))
-            tower.hear(scene.attention(x.shape[1], 1 - prefix), True)
-            move = tower.reduce(block, x)
-            x = x if move is None else move.rows
+            changed = tower.before_block(block, BlockCall.of(x, None))
+            x = x if changed is None else changed[0][0]
+            if reducer.acts != "entry":
+                tower.hear(scene.attention(x.shape[1], 1 - prefix), True)
+                move = tower.reduce(block, x)
+                x = x if move is None else move.rows
 
     return run
 
