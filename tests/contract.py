@@ -39,7 +39,9 @@ NUMBERED = {"dart"}
 COUNTS_PADDING = {"exaone4_5"}
 
 #: Methods that leave images as they are, and act on videos alone.
-ON_VIDEOS = {"evs"}
+ON_VIDEOS = {"evs", "llava_scissor"}
+#: Methods without a keep: a setting at which something goes, and one at which nothing does.
+SETTINGS = {"llava_scissor": ("tau=0.0", "tau=1.0")}
 #: Tokens that are generated where rows are compared.
 NEW = 3
 
@@ -79,6 +81,8 @@ def spec_of(method: str, family: str, keep: float = 0.5) -> str:
         return method
     if method == "todre_stage2":  # all or nothing
         return f"{method}:threshold={0 if keep == 1.0 else 2.0}"
+    if method in SETTINGS:
+        return f"{method}:{SETTINGS[method][keep == 1.0]}"
     if method == "vtw":  # all go, whatever is asked for
         return "none" if keep == 1.0 else method
     if method == "atp" and keep < 1:  # thresholds of another model: at 0.5 they may let everything through

@@ -66,6 +66,7 @@ from vtc.selectors.scope import Scope as Scope
 from vtc.selectors.todre import Todre as Todre
 from vtc.selectors.video.evs import EVS as EVS
 from vtc.selectors.video.holitom import HoliTom as HoliTom
+from vtc.selectors.video.llava_scissor import LlavaScissor as LlavaScissor
 from vtc.spec import preset as preset
 from vtc.tracing import Trace as Trace
 
