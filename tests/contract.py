@@ -39,9 +39,13 @@ NUMBERED = {"dart"}
 COUNTS_PADDING = {"exaone4_5"}
 
 #: Methods that leave images as they are, and act on videos alone.
-ON_VIDEOS = {"evs", "llava_scissor"}
+ON_VIDEOS = {"evs", "llava_scissor", "sttm", "sttm_outer"}
 #: Methods without a keep: a setting at which something goes, and one at which nothing does.
-SETTINGS = {"llava_scissor": ("tau=0.0", "tau=1.0")}
+SETTINGS = {
+    "llava_scissor": ("tau=0.0", "tau=1.0"),
+    "sttm": ("tau_s=0.0,tau_t=1e-6,root=0", "root=-1,tau_t=None"),
+    "sttm_outer": ("tau_s=0.0,tau_t=1e-6,root=0", "root=-1,tau_t=None"),
+}
 #: Tokens that are generated where rows are compared.
 NEW = 3
 
