@@ -39,7 +39,13 @@ NUMBERED = {"dart"}
 COUNTS_PADDING = {"exaone4_5"}
 
 #: Methods that leave images as they are, and act on videos alone.
-ON_VIDEOS = {"evs"}
+ON_VIDEOS = {"evs", "llava_scissor", "sttm", "sttm_outer"}
+#: Methods without a keep: a setting at which something goes, and one at which nothing does.
+SETTINGS = {
+    "llava_scissor": ("tau=0.0", "tau=1.0"),
+    "sttm": ("tau_s=0.0,tau_t=1e-6,root=0", "root=-1,tau_t=None"),
+    "sttm_outer": ("tau_s=0.0,tau_t=1e-6,root=0", "root=-1,tau_t=None"),
+}
 #: Tokens that are generated where rows are compared.
 NEW = 3
 
@@ -79,6 +85,8 @@ def spec_of(method: str, family: str, keep: float = 0.5) -> str:
         return method
     if method == "todre_stage2":  # all or nothing
         return f"{method}:threshold={0 if keep == 1.0 else 2.0}"
+    if method in SETTINGS:
+        return f"{method}:{SETTINGS[method][keep == 1.0]}"
     if method == "vtw":  # all go, whatever is asked for
         return "none" if keep == 1.0 else method
     if method == "atp" and keep < 1:  # thresholds of another model: at 0.5 they may let everything through

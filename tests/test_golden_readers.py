@@ -265,6 +265,7 @@ EXPECTED = {
     "check_vidcom2": "kept_exact", "check_vidcom2_newlines": "rows", "check_vidcom2_counts": "table",
     "check_v_cast": "score", "check_v_cast_budgets": "budgets",
     "check_unpredicted": "kept_max_0", "check_pruned_forward": "logits",
+    "check_scissor": "joins", "check_sttm": "boxes",
 }  # fmt: skip
 #: Readers whose expected values stand in the metadata, or whose case says that nothing is left.
 UNCHANGED = {"check_prune_number_of_a_batch", "check_recoverable_flat", "check_keywords"}

@@ -22,9 +22,9 @@ from vtc.tower.prompt import Prompt
 #: Methods whose counts depend on what the picture shows, so that somebody has to look; that bring tokens back in decode
 #: steps; or, in a tower that packs all images into one sequence, that need to know where its parts begin afterwards.
 LOOKING = {
-    "llava": {"atp", "holitom", "lazyllm", "recoverable", "todre", "todre_stage2", "tokencorr"},
+    "llava": {"atp", "holitom", "lazyllm", "recoverable", "sttm", "todre", "todre_stage2", "tokencorr"},
     "qwen2_5_vl": {
-        *("atp", "holitom", "lazyllm", "recoverable", "todre", "todre_stage2", "tokencorr"),
+        *("atp", "holitom", "lazyllm", "recoverable", "sttm", "todre", "todre_stage2", "tokencorr"),
         *("diffrate", "flowcut", "token_transforming", "tome"),
     },
 }

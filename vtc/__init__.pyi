@@ -34,6 +34,7 @@ from vtc.prunes.attention.vscan_stage2 import VScanStage2 as VScanStage2
 from vtc.prunes.dart import DART as DART
 from vtc.prunes.flashvid_inner import FlashVIDInner as FlashVIDInner
 from vtc.prunes.holitom_inner import HoliTomInner as HoliTomInner
+from vtc.prunes.sttm import STTM as STTM
 from vtc.prunes.todre_stage2 import TodreStage2 as TodreStage2
 from vtc.prunes.token_skip import TokenSkip as TokenSkip
 from vtc.prunes.transprune import TransPrune as TransPrune
@@ -68,8 +69,10 @@ from vtc.selectors.scope import Scope as Scope
 from vtc.selectors.todre import Todre as Todre
 from vtc.selectors.video.evs import EVS as EVS
 from vtc.selectors.video.holitom import HoliTom as HoliTom
+from vtc.selectors.video.llava_scissor import LlavaScissor as LlavaScissor
 from vtc.selectors.video.segments.fastvid import FastVID as FastVID
 from vtc.selectors.video.segments.flashvid import FlashVID as FlashVID
+from vtc.selectors.video.sttm_outer import STTMOuter as STTMOuter
 from vtc.selectors.video.v_cast import VCAST as VCAST
 from vtc.selectors.video.vidcom2 import VidCom2 as VidCom2
 from vtc.spec import preset as preset

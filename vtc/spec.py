@@ -101,6 +101,8 @@ def build(name: str, fields: dict[str, Any]) -> Method:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(known) or 'no fields'}"
+            if key == "keep" and cls.may_adapt:
+                hint += "; vtc.calibrate finds the value of one that leaves so many tokens"
             raise ValueError(f"{name} has no field {key!r}; {hint}")
     return cls(**fields)
 
