@@ -19,7 +19,7 @@ ATTENTIONS = ("sdpa", "eager", flash_stand_in.NAME)
 METHODS = vtc.list_methods()
 
 #: Where a method's name and keep are not enough: more fields that every family takes.
-FIELDS = {"fastv": ",layer=2", "transprune": ",layers=(1,2,3)", "todre": ",threshold=2.0"}
+FIELDS = {"fastv": ",layer=2", "transprune": ",layers=(1,2,3)", "todre": ",threshold=2.0", "dycoke_decode": ",layer=2"}
 COMPOSED = (
     "divprune:keep=0.6+fastv:layer=2,keep=0.5",
     "pool:keep=0.5+transprune:keep=0.4,layers=(1,3,4)",
@@ -39,7 +39,9 @@ NUMBERED = {"dart"}
 COUNTS_PADDING = {"exaone4_5"}
 
 #: Methods that leave images as they are, and act on videos alone.
-ON_VIDEOS = {"evs"}
+ON_VIDEOS = {"dycoke", "evs", "v_cast", "vidcom2"}
+#: Prunes that remove nothing of the prompt: decode steps see less.
+IN_STEPS = {"dycoke_decode"}
 #: Tokens that are generated where rows are compared.
 NEW = 3
 
@@ -193,7 +195,8 @@ def stepwise(model, inputs: dict, new: int = 4, **options):
 def acts_on(spec: str, grids: tuple[Grid, ...]) -> bool:
     """Whether a spec must remove something of an image or video with these grids."""
     names = {part.partition(":")[0] for part in spec.split("+")}
-    return spec != "none" and (not names <= ON_VIDEOS or grids[0].t > 1)
+    names -= {"none", *IN_STEPS}
+    return bool(names) and (not names <= ON_VIDEOS or grids[0].t > 1)
 
 
 def extended(inputs: dict, more_ids: torch.Tensor) -> dict:

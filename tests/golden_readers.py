@@ -16,8 +16,8 @@ import golden_video_picks
 from golden_cases import Case, Form, UnknownForm
 
 MODULES = (
-    golden_image, golden_selectors, golden_prunes, golden_inner, golden_inner_more, golden_holitom, golden_ssm,
-    golden_reducers, golden_merging, golden_merging_more, golden_video_picks,
+    golden_image, golden_video_picks, golden_selectors, golden_prunes, golden_inner, golden_inner_more, golden_holitom,
+    golden_ssm, golden_reducers, golden_merging, golden_merging_more,
 )  # fmt: skip
 FORMS: list[Form] = [form for module in MODULES for form in module.CHECKS]
 

@@ -264,6 +264,8 @@ EXPECTED = {
     "check_v2drop_schedules": "schedule_rows", "check_fitprune": "fit_table",
     "check_vidcom2": "kept_exact", "check_vidcom2_newlines": "rows", "check_vidcom2_counts": "table",
     "check_v_cast": "score", "check_v_cast_budgets": "budgets",
+    "check_evs_threshold": "dissimilarity", "check_dycoke": "order", "check_dycoke_counts": "table",
+    "check_dycoke_decode": "kept_visual",
 }  # fmt: skip
 #: Readers whose expected values stand in the metadata, or whose case says that nothing is left.
 UNCHANGED = {"check_prune_number_of_a_batch", "check_recoverable_flat", "check_keywords"}

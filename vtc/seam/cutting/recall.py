@@ -15,7 +15,6 @@ from torch import Tensor
 from vtc.attention.scores import Attention
 from vtc.calls.decoder import LayerCall
 from vtc.calls.rotary import RotaryCall
-from vtc.method.prune import top_visual
 from vtc.ops.cut import Cut, map_tensors, token_dim
 from vtc.seam.composition import Composition
 from vtc.seam.conversation import Conversation
@@ -66,7 +65,8 @@ class Recall:
             waiting = dropped + Tokens(carried.slot, carried.valid, hidden[:, : len(carried)])
         assert self._scores is not None
         counts = self.revival.counts.get(index, [0] * len(self.new))
-        self.selected = top_visual(self._scores, self.selected, counts)
+        memory = self.revival.memory.setdefault(index, {})
+        self.selected = self.prune.choose(self._scores, self.selected, counts, memory)
         chosen = self.selected.gather(1, waiting.slot) & waiting.valid
         revived = waiting.only(chosen)
         if len(revived):
