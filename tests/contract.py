@@ -90,6 +90,8 @@ def spec_of(method: str, family: str, keep: float = 0.5) -> str:
         spec += ",pivot=mean"
     if method == "lazyllm" and slides(family):
         spec += ",revive=False"
+    if method in IN_STEPS and slides(family):
+        return "none"
     return spec
 
 

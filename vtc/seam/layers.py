@@ -226,7 +226,8 @@ class Layers:
         numbers = [there - left for there, left in zip(before.visual_counts, counts)]
         cut = Cut.keep(before.visual.to(hidden.device) & ~alive, numbers)
         slot = before.in_slots.to(hidden.device).then(cut).index + self.conversation.slots
-        self.dropping.append((self.segments.index, Tokens(slot, cut.valid, cut.take(hidden)), seen))
+        dropped = Tokens(slot, cut.valid, cut.take(hidden))
+        self.dropping.append((self.segments.index, dropped if any(numbers) else dropped.none(), seen))
 
     def _counts(self, prune: Prune, before: Segment) -> list[int]:
         """Visual tokens that the prune due now leaves in each row; for an adaptive one, those that are there."""

@@ -36,9 +36,13 @@ class Tokens:
         """Those where `alive` [B, m] is True, right-aligned. Waits for the device."""
         counts = (alive & self.valid).sum(dim=1).tolist()
         if not max(counts):
-            return Tokens(self.slot[:, :0], self.valid[:, :0], self.hidden[:, :0])
+            return self.none()
         cut = Cut.keep(alive & self.valid, counts)
         return Tokens(cut.take(self.slot), cut.valid, cut.take(self.hidden))
+
+    def none(self) -> "Tokens":
+        """None of them."""
+        return Tokens(self.slot[:, :0], self.valid[:, :0], self.hidden[:, :0])
 
     def of_rows(self, index: Tensor) -> "Tokens":
         """The tokens of other rows of the batch."""
