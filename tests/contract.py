@@ -19,7 +19,7 @@ ATTENTIONS = ("sdpa", "eager", flash_stand_in.NAME)
 METHODS = vtc.list_methods()
 
 #: Where a method's name and keep are not enough: more fields that every family takes.
-FIELDS = {"fastv": ",layer=2", "transprune": ",layers=(1,2,3)", "todre": ",threshold=2.0"}
+FIELDS = {"fastv": ",layer=2", "transprune": ",layers=(1,2,3)", "todre": ",threshold=2.0", "dycoke_decode": ",layer=2"}
 COMPOSED = (
     "divprune:keep=0.6+fastv:layer=2,keep=0.5",
     "pool:keep=0.5+transprune:keep=0.4,layers=(1,3,4)",
@@ -39,13 +39,15 @@ NUMBERED = {"dart"}
 COUNTS_PADDING = {"exaone4_5"}
 
 #: Methods that leave images as they are, and act on videos alone.
-ON_VIDEOS = {"evs", "llava_scissor", "sttm", "sttm_outer"}
+ON_VIDEOS = {"dycoke", "evs", "llava_scissor", "sttm", "sttm_outer", "v_cast", "vidcom2"}
 #: Methods without a keep: a setting at which something goes, and one at which nothing does.
 SETTINGS = {
     "llava_scissor": ("tau=0.0", "tau=1.0"),
     "sttm": ("tau_s=0.0,tau_t=1e-6,root=0", "root=-1,tau_t=None"),
     "sttm_outer": ("tau_s=0.0,tau_t=1e-6,root=0", "root=-1,tau_t=None"),
 }
+#: Prunes that remove nothing of the prompt: decode steps see less.
+IN_STEPS = {"dycoke_decode"}
 #: Tokens that are generated where rows are compared.
 NEW = 3
 
@@ -96,6 +98,8 @@ def spec_of(method: str, family: str, keep: float = 0.5) -> str:
         spec += ",pivot=mean"
     if method == "lazyllm" and slides(family):
         spec += ",revive=False"
+    if method in IN_STEPS and slides(family):
+        return "none"
     return spec
 
 
@@ -201,7 +205,8 @@ def stepwise(model, inputs: dict, new: int = 4, **options):
 def acts_on(spec: str, grids: tuple[Grid, ...]) -> bool:
     """Whether a spec must remove something of an image or video with these grids."""
     names = {part.partition(":")[0] for part in spec.split("+")}
-    return spec != "none" and (not names <= ON_VIDEOS or grids[0].t > 1)
+    names -= {"none", *IN_STEPS}
+    return bool(names) and (not names <= ON_VIDEOS or grids[0].t > 1)
 
 
 def extended(inputs: dict, more_ids: torch.Tensor) -> dict:

@@ -1,14 +1,17 @@
-"""Golden checks of selectors that pick tokens of a video's frames: vidcom2, v_cast."""
+"""Golden checks of selectors that pick tokens of a video's frames: vidcom2, v_cast, evs with a threshold, dycoke."""
 
 import torch
-from golden_cases import SCORE, Case, Checks, Form
+from golden_cases import SCORE, Case, Checks, Form, as_number
 from torch import Tensor
 from torch.testing import assert_close
 
-from vtc import VCAST, VidCom2, VisualTokens
+from vtc import EVS, VCAST, DyCoke, DyCokeDecode, VidCom2, VisualTokens
+from vtc.method.prune import Memory
 from vtc.method.selector import Selector
 from vtc.method.units import Unit
 from vtc.model.layout import Grid, VisualInput
+from vtc.selectors.video.dycoke import least_alike, thinned
+from vtc.selectors.video.evs import temporal_change
 from vtc.selectors.video.v_cast import curvature, frame_budgets, frame_directions, standing_out
 from vtc.selectors.video.vidcom2 import frame_shares, likeness, steady_channels
 
@@ -97,6 +100,87 @@ def check_v_cast_budgets(case: Case) -> None:
         assert budgets == case.indices("budgets") and min(budgets) >= case.whole("min_k")
 
 
+# ---------------------------------------------------------------- evs
+
+
+def check_evs_threshold(case: Case) -> None:
+    """`dissimilarity` is to the frame before, whatever the files' description says of the last kept token."""
+    cells, grid = case["features"], grid_of(case)
+    told = case.info.get("thresholds", {"0": case.info})
+    for number, found in told.items():
+        threshold = as_number(found["threshold"], f"{case}: threshold")
+        for reference in ("kept", "previous"):
+            method = EVS(threshold=threshold, reference=reference)
+            official = case.indices(f"{reference}{number}")
+            assert selected(method, cells, grid) == official
+            if reference in found:
+                assert len(official) == as_number(found[reference], reference)
+    assert len(case.named(r"kept\d+")) == len(case.named(r"previous\d+")) == len(told)
+    if "dissimilarity" in case:
+        change = temporal_change(cells.view(grid.t, -1, cells.shape[1]))[1:]
+        assert_close(change, case["dissimilarity"], **SCORE)
+
+
+# ---------------------------------------------------------------- dycoke
+
+
+def check_dycoke(case: Case) -> None:
+    features, drop = case["features"], case.number("k")
+    (frames, tokens, _), method = features.shape, DyCoke(drop=drop)
+    assert (frames, tokens) == (case.whole("frames"), case.whole("tokens"))
+    assert int((1 - drop) * tokens) == case.whole("kept_per_reduced_frame")
+    grid = Grid(0, frames, 1, tokens, kind="video")
+    kept, lost = selected(method, features.flatten(0, 1), grid), frames % 2 * tokens  # the released code loses these
+    assert len(kept) == int(as_number(case.info["kept"], f"{case}: kept")) + lost
+    if "kept" not in case:
+        assert case.tie is True
+        return
+    assert kept == case.indices("kept_with_last_frame")
+    assert kept[: len(kept) - lost] == case.indices("kept")
+    pairs = thinned(frames, every_group=False)
+    picks = dict(
+        zip([frame for frame, _ in pairs], least_alike(features[None], pairs, case.whole("kept_per_reduced_frame"))[0])
+    )
+    order = [picks.get(frame, torch.arange(tokens)) + frame * tokens for frame in range(frames - frames % 2)]
+    assert torch.cat(order).tolist() == case.indices("order")
+
+
+def check_dycoke_counts(case: Case) -> None:
+    for tokens, drop, left in case.indices("table"):
+        assert DyCoke(drop=drop / 1e4).left_of(2, tokens, None) == tokens + left
+
+
+def check_dycoke_decode(case: Case) -> None:
+    """The rows of the released run's steps, as what a step is told; the choice is among the visual tokens."""
+    rows, start, tokens = case["head_rows"].mean(dim=1), case.whole("visual_start"), case.whole("visual_count")
+    official, left, renewed = case.index("kept_visual"), case.whole("kept"), case.mask("renewed")
+    visual = torch.zeros(1, rows.shape[1], dtype=torch.bool)
+    visual[:, start : start + tokens] = True
+    count = DyCokeDecode(keep=1 - case.number("p")).seen_at(0, tokens)
+    assert count == left == official.shape[1]
+    memories: dict[bool, Memory] = {True: {}, False: {}}
+    before, last = None, None
+    for step, row in enumerate(rows):
+        keys = int(row.nonzero()[-1]) + 1
+        assert keys >= start + tokens
+        chosen = {
+            reuse: DyCokeDecode(reuse=reuse).choose(row[None, :keys], visual[:, :keys], [count], memory)[0, start:][
+                :tokens
+            ]
+            for reuse, memory in memories.items()
+        }
+        seen = row[start : start + tokens]
+        if before is not None:
+            assert_close(torch.cosine_similarity(seen, before, dim=0), case["similarity"][step], **SCORE)
+        if renewed[step]:
+            last = sorted(official[step].tolist())
+            assert chosen[True].nonzero()[:, 0].tolist() == chosen[False].nonzero()[:, 0].tolist() == last
+        else:  # the released code sees all again
+            assert (official[step] == -1).all() and chosen[False].all()
+            assert chosen[True].nonzero()[:, 0].tolist() == last
+        before = seen
+
+
 def of(stem: str, *names: str):
     """Cases of a file that have some tensors."""
     return lambda case: case.file.stem == stem and case.has(*names)
@@ -112,4 +196,8 @@ CHECKS: Checks = [
     ),
     Form(of("v_cast", "features"), check_v_cast, r"features|curvature|weights|budgets|score|kept"),
     Form(of("v_cast", "weights"), check_v_cast_budgets, r"weights|budgets"),
+    Form(of("evs_threshold", "features"), check_evs_threshold, r"features|(kept|previous)\d+|dissimilarity"),
+    Form(of("dycoke", "features"), check_dycoke, r"features|order|kept(_with_last_frame)?"),
+    Form(of("dycoke", "table"), check_dycoke_counts, r"table"),
+    Form(of("dycoke", "head_rows"), check_dycoke_decode, r"head_rows|similarity|renewed|kept_visual"),
 ]

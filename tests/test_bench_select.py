@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from contract import IN_STEPS, ON_VIDEOS
 from covering import REST
 from eval_runs import exit_code
 
@@ -41,7 +42,8 @@ def test_every_method_is_timed_at_every_size(report: dict[str, Any]) -> None:
     assert [(r["method"], r["tokens"]) for r in rows] == [(m, n) for m in vtc.list_methods() for n in (16, 32)]
     for row in rows:
         assert row["kind"] == method_class(row["method"]).kind
-        if row["method"] == "none" or (row["method"], row["tokens"]) == ("evs", 16):  # a single frame stays whole
+        still = row["method"] in ON_VIDEOS and row["tokens"] == 16  # a single frame
+        if row["method"] in {"none", *IN_STEPS} or still:
             assert row["untimed"].startswith("keeps every token")
             assert row["share"] is None
             continue
@@ -51,7 +53,7 @@ def test_every_method_is_timed_at_every_size(report: dict[str, Any]) -> None:
         assert row["tower_share"]["median"] > 0
         assert row["decide_ms"]["median"] > 0
         assert row["total_ms"]["median"] == pytest.approx(row["capture_ms"]["median"] + row["decide_ms"]["median"])
-        assert (row["time_exponent"] is None) == (row["tokens"] == 16 or row["method"] == "evs")
+        assert (row["time_exponent"] is None) == (row["tokens"] == 16 or row["method"] in ON_VIDEOS)
 
 
 def test_shares_are_of_the_decoder_and_the_tower(report: dict[str, Any]) -> None:
@@ -86,10 +88,10 @@ def test_of_a_video_every_selector_is_timed(tmp_path: Path) -> None:
         (m, n) for m in vtc.list_methods("selector") for n in (196, 392)
     ]
     untimed = {(row["method"], row["tokens"]) for row in rows if row["untimed"]}
-    assert untimed == {("none", 196), ("none", 392), ("evs", 196)}
+    assert untimed == {("none", 196), ("none", 392), *((name, 196) for name in ON_VIDEOS)}
     assert all(row["share"]["median"] > 0 for row in rows if not row["untimed"])
     grown = {row["method"] for row in rows if row["time_exponent"] is not None}
-    assert grown == {*vtc.list_methods("selector")} - {"none", "evs"}
+    assert grown == {*vtc.list_methods("selector")} - {"none", *ON_VIDEOS}
     assert "a still picture with noise" in report["notes"][0] and "28x28 patches" in report["notes"][2]
 
 

@@ -266,6 +266,8 @@ EXPECTED = {
     "check_v_cast": "score", "check_v_cast_budgets": "budgets",
     "check_unpredicted": "kept_max_0", "check_pruned_forward": "logits",
     "check_scissor": "joins", "check_sttm": "boxes",
+    "check_evs_threshold": "dissimilarity", "check_dycoke": "order", "check_dycoke_counts": "table",
+    "check_dycoke_decode": "kept_visual", "check_videos": "visual", "check_video_e2e": "deepstack0",
 }  # fmt: skip
 #: Readers whose expected values stand in the metadata, or whose case says that nothing is left.
 UNCHANGED = {"check_prune_number_of_a_batch", "check_recoverable_flat", "check_keywords"}

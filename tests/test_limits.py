@@ -3,6 +3,7 @@
 import functools
 
 import pytest
+from contract import IN_STEPS, ON_VIDEOS
 
 import vtc
 from vtc.eval import embedded
@@ -13,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("no_grad")
 #: Rules as published whose limit is not the identity; their docstrings say so.
 PUBLISHED = {"v2drop", "visionzip"}
 #: Those that have no budget in tokens, or act on videos alone.
-OTHERS = {"none", "todre_stage2", "evs", "frame_stride", "holitom", "vtw", "llava_scissor", "sttm", "sttm_outer"}
+OTHERS = {"none", "todre_stage2", "frame_stride", "holitom", "vtw"} | ON_VIDEOS | IN_STEPS
 NAMES = sorted({*shipped()} - OTHERS)
 PICTURES = 6
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from contract import ON_VIDEOS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from odd_values import KINDS, rows_of
@@ -55,10 +56,7 @@ SELECTORS = [
 ]  # fmt: skip
 PRUNES = [FastV(), TransPrune()]
 #: Selectors with tests of their own: they merge, choose how many, or look at frames or at more of the tower.
-OWN_TESTS = {
-    "visionzip", "tokencorr", "recoverable", "evs", "holitom", "todre", "prumerge", "trim", "vscan", "llava_scissor",
-    "sttm_outer",
-}  # fmt: skip
+OWN_TESTS = {"visionzip", "tokencorr", "recoverable", "holitom", "todre", "prumerge", "trim", "vscan"} | ON_VIDEOS
 #: Those that choose among places of the picture first.
 PLACED = [method for method in SELECTORS if not isinstance(method, Random | DivPrune)]
 KNOWN = {method.name for method in SELECTORS} | OWN_TESTS | {"none"}

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from contract import EVERY, METHODS, check_rows, model_of, spec_of, state_of
+from contract import EVERY, METHODS, ON_VIDEOS, check_rows, model_of, spec_of, state_of
 from covering import product
 from families import Row, scenario
 from test_video_families import MIXED
@@ -78,7 +78,7 @@ def test_frames_decide_alone(family, name, monkeypatch):
     for frame in range(visual.grids[0].t):
         inside, alone = frame_of(visual, frame)
         frame_number[inside] = frame
-        if name == "evs":  # a single frame stays whole
+        if name in ON_VIDEOS - {"vidcom2"}:  # a single frame stays whole
             expected += inside.tolist()
             continue
         k = len(inside) if method.adaptive else method.count(len(inside))
@@ -111,7 +111,7 @@ def test_a_row_shares_one_budget(family, name, monkeypatch):
     shown, trace = run(model, tiny.inputs(model, rows), method, monkeypatch)
     for row, counts in enumerate(tiny.visual_tokens(rows)):
         kept = sum(len(image.kept(0)) for image in trace.images if image.row == row)
-        if name == "evs":  # what is a single frame stays whole
+        if name in ON_VIDEOS:  # images, and mostly single frames, stay whole
             assert kept < sum(counts) or not family.endswith("_video") or len(counts) == 1
         elif not method.adaptive:
             assert kept == method.count(sum(counts))

@@ -10,6 +10,7 @@ import torch
 from contract import EVERY, each_alone, greedy, model_of, stepwise
 from covering import product
 from families import Row, scenario
+from test_prune_decode import REVIVING
 from test_prune_decode import SPECS as DECODING
 
 import vtc
@@ -18,7 +19,7 @@ from vtc.spec import parse
 pytestmark = pytest.mark.usefixtures("no_grad")
 
 #: Those of which later tokens choose nothing, and further forms that look at the text in their own way.
-SPECS = [spec for spec in DECODING if "lazyllm" not in spec or "revive=False" in spec] + [
+SPECS = [spec for spec in DECODING if spec not in REVIVING] + [
     "sparsevlm:keep=0.5,version=plus",
     "sparsevlm:rank=(2,1)",
     "holitom_inner:keep=0.5,causal=False",

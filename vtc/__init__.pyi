@@ -24,6 +24,7 @@ from vtc.planning.plan import plan as plan
 from vtc.planning.solve import solve as solve
 from vtc.prunes.attention.atp import ATP as ATP
 from vtc.prunes.attention.atp_tf import ATPTrainingFree as ATPTrainingFree
+from vtc.prunes.attention.dycoke_decode import DyCokeDecode as DyCokeDecode
 from vtc.prunes.attention.fastv import FastV as FastV
 from vtc.prunes.attention.fitprune import FitPrune as FitPrune
 from vtc.prunes.attention.lazyllm import LazyLLM as LazyLLM
@@ -67,6 +68,7 @@ from vtc.selectors.saliency.vispruner import VisPruner as VisPruner
 from vtc.selectors.saliency.vscan import VScan as VScan
 from vtc.selectors.scope import Scope as Scope
 from vtc.selectors.todre import Todre as Todre
+from vtc.selectors.video.dycoke import DyCoke as DyCoke
 from vtc.selectors.video.evs import EVS as EVS
 from vtc.selectors.video.holitom import HoliTom as HoliTom
 from vtc.selectors.video.llava_scissor import LlavaScissor as LlavaScissor

@@ -115,6 +115,11 @@ class Prune(Method, ABC):
     returns: ClassVar[bool] = False
     revives: ClassVar[bool] = False
 
+    @property
+    def unrevived(self) -> str:
+        """What to do, for messages, where decode steps can't choose anew."""
+        return f"give {self.name} revive=False"
+
     @abstractmethod
     def schedule(self, num_layers: int) -> tuple[int, ...]:
         """Layers (index from 0, ascending) in front of which tokens are removed."""
@@ -122,6 +127,10 @@ class Prune(Method, ABC):
     def count_at(self, stage: int, present: int) -> int:
         """Tokens left after the `stage`-th layer of the schedule, of `present` that reached the first."""
         return self.count(present)
+
+    def seen_at(self, stage: int, present: int) -> int:
+        """Of as many, those that a decode step sees behind that layer; of methods that revive."""
+        return self.count_at(stage, present)
 
     def left_at(self, stage: int, reached: int, there: int) -> int:
         """The same of a row of which `there` are still there, as other prunes may have left of those that reached."""
@@ -168,6 +177,21 @@ class Prune(Method, ABC):
     def recall(self, attention: Attention) -> Tensor:
         """Importance [B, S] of every key in a decode step, in the layer before a stage; of methods that revive."""
         raise TypeError(f"{type(self).__name__} revives tokens, so it must implement recall")
+
+    def choose(self, scores: Tensor, visual: Tensor, counts: Sequence[int], memory: Memory) -> Tensor:
+        """Which visual tokens a decode step sees behind a stage; of methods that revive.
+
+        Args:
+            scores: [B, n], what `recall` gave; -inf where the layer has no key.
+            visual: BoolTensor [B, n]: the visual tokens that the layer before saw.
+            counts: how many of each row are seen by its budget.
+            memory: of this stage, from step to step; its tensors [B, ...] follow the rows of the batch. It is empty
+                where the step before had other images, or there was none. Places only grow.
+
+        Returns:
+            BoolTensor [B, n].
+        """
+        return top_visual(scores, visual, counts)
 
     def decide(self, rows: Rows, counts: Sequence[int], memory: Memory) -> Decision:
         """Decide which visual tokens go on, and what they are then.

@@ -94,13 +94,13 @@ def check_together(
         if prune.revives and windowed_layers(adapter):
             raise ValueError(
                 f"{prune.name} brings tokens back, which layers of {adapter.parts.family} that keep only the newest "
-                f"would keep in their place; give {prune.name} revive=False"
+                f"would keep in their place; {prune.unrevived}"
             )
         others = [other for other in prunes if other is not prune]
         if prune.revives and others:
             raise ValueError(
                 f"{prune.name} brings tokens back in decode steps, which {others[0].name} can't follow; keep one of "
-                f"them, or give {prune.name} revive=False"
+                f"them, or {prune.unrevived}"
             )
         for other in others if prune.returns else ():
             watch = watches[id(other)]

@@ -244,10 +244,10 @@ class Composition(Stays):
         if any(prune.adaptive or self.watch(prune).heads for prune in self.prunes):
             return False
         alike = all(method.count(n) == n and not getattr(method, "adaptive", False) for n in _ANY for method in methods)
-        return alike and all(prune.count_at(stage, n) == n for n in _ANY for prune, stage in self.prune_at.values())
+        return alike and all(prune.seen_at(stage, n) == n for n in _ANY for prune, stage in self.prune_at.values())
 
     def removes(self, layout: Layout) -> bool:
-        """Whether any method will remove anything from a call, told from counts alone."""
+        """Whether any method will remove anything from a call, or from what later steps see, told from counts alone."""
         reducer, selector = self.reducer, self.selector
         if reducer is not None and any(reducer.shortens(len(image)) for image in layout.images):
             return True
@@ -256,7 +256,7 @@ class Composition(Stays):
         rows = [n for n in layout.tokens_per_row() if n]
         if rows and any(prune.adaptive or self.watch(prune).heads for prune in self.prunes):
             return True
-        return any(prune.count_at(stage, n) < n for prune, stage in self.prune_at.values() for n in rows)
+        return any(prune.seen_at(stage, n) < n for prune, stage in self.prune_at.values() for n in rows)
 
 
 def _config(parts: Parts) -> Any:

@@ -218,7 +218,7 @@ class Conversation:
         if self.revival is not None:
             raise ValueError(
                 f"the last {count} tokens can't be cropped from the cache: those steps may have revived tokens of an "
-                "image; choose a method that does not (lazyllm: revive=False)"
+                "image; choose a method that does not (lazyllm: revive=False, dycoke: decode=False)"
             )
         if count > self.text_tail:
             raise ValueError(

@@ -52,7 +52,7 @@ class Layers:
         recall: what brings dropped tokens back; None where none are, or the call has images of its own.
         heard: layers whose attention was seen in this call.
         changes: layer -> what its attention was to do otherwise in this call.
-        dropping: (index of the segment behind, tokens, visual tokens left of each row), of a prune that revives.
+        dropping: (index of the segment behind, tokens, visual tokens of each row that steps see), of one that revives.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class Layers:
             cut = slots.ordered(decision.source)
         self.segments.start(layer, cut, slots, counts, prune is not None and prune.positions == "packed", returns)
         if prune is not None and prune.revives and self.has_images:
-            self._keep_dropped(before, hidden, alive, counts)
+            self._keep_dropped(prune, before, hidden, alive, counts)
         if cut.identity or decision is None:
             return hidden
         if decision.hidden is not None:
@@ -219,12 +219,15 @@ class Layers:
                 if value.shape[:2] == before.index.shape:
                     memory[key] = cut.take(value)
 
-    def _keep_dropped(self, before: Segment, hidden: Tensor, alive: Tensor, counts: list[int]) -> None:
+    def _keep_dropped(self, prune: Prune, before: Segment, hidden: Tensor, alive: Tensor, counts: list[int]) -> None:
         """Keep the hidden states of the visual tokens of `before` that are not `alive`; `counts` of each row are."""
+        stage, reached = self.composition.prune_at[self._layer][1], self._reached[id(prune)]
+        seen = [min(prune.seen_at(stage, n), there) if n else 0 for n, there in zip(reached, before.visual_counts)]
         numbers = [there - left for there, left in zip(before.visual_counts, counts)]
         cut = Cut.keep(before.visual.to(hidden.device) & ~alive, numbers)
         slot = before.in_slots.to(hidden.device).then(cut).index + self.conversation.slots
-        self.dropping.append((self.segments.index, Tokens(slot, cut.valid, cut.take(hidden)), counts))
+        dropped = Tokens(slot, cut.valid, cut.take(hidden))
+        self.dropping.append((self.segments.index, dropped if any(numbers) else dropped.none(), seen))
 
     def _counts(self, prune: Prune, before: Segment) -> list[int]:
         """Visual tokens that the prune due now leaves in each row; for an adaptive one, those that are there."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vtc.calls.rotary import RotaryCall
+from vtc.method.prune import Memory
 from vtc.ops.cut import Cut
 
 
@@ -35,9 +36,13 @@ class Tokens:
         """Those where `alive` [B, m] is True, right-aligned. Waits for the device."""
         counts = (alive & self.valid).sum(dim=1).tolist()
         if not max(counts):
-            return Tokens(self.slot[:, :0], self.valid[:, :0], self.hidden[:, :0])
+            return self.none()
         cut = Cut.keep(alive & self.valid, counts)
         return Tokens(cut.take(self.slot), cut.valid, cut.take(self.hidden))
+
+    def none(self) -> "Tokens":
+        """None of them."""
+        return Tokens(self.slot[:, :0], self.valid[:, :0], self.hidden[:, :0])
 
     def of_rows(self, index: Tensor) -> "Tokens":
         """The tokens of other rows of the batch."""
@@ -50,7 +55,8 @@ class Revival:
     Attributes:
         visual: BoolTensor [B, slots].
         dropped: boundary (index of the segment behind it) -> what was dropped there.
-        counts: boundary -> visual tokens that each row has left behind it.
+        counts: boundary -> visual tokens of each row that a step sees behind it.
+        memory: boundary -> what the method keeps of step after step, until new images come.
         positions: for each call of a rotary embedding, the positions [.., B, slots] that it was given.
         revived: boundary -> LongTensor [B]: tokens that were revived behind it so far; one object for good.
     """
@@ -60,6 +66,7 @@ class Revival:
         self.revived = revived
         self.dropped: dict[int, Tokens] = {}
         self.counts: dict[int, list[int]] = {}
+        self.memory: dict[int, Memory] = {}
         self.positions: list[Tensor] = []
 
     def choose_rows(self, index: Tensor) -> None:
@@ -67,11 +74,14 @@ class Revival:
         self.visual = self.visual[index.to(self.visual.device)]
         self.dropped = {key: tokens.of_rows(index) for key, tokens in self.dropped.items()}
         self.counts = {key: [counts[i] for i in index.tolist()] for key, counts in self.counts.items()}
+        for kept in self.memory.values():
+            kept.update({key: value[index.to(value.device)] for key, value in kept.items()})
         self.positions = [p.index_select(-2, index.to(p.device)) for p in self.positions]
         self.revived.update({key: count[index.to(count.device)] for key, count in self.revived.items()})
 
     def drop(self, boundary: int, tokens: Tokens, counts: list[int]) -> None:
-        """Keep `tokens`, which are dropped at a boundary; `counts` visual tokens of each row go on there."""
+        """Keep `tokens`, which are dropped at a boundary; steps see `counts` visual tokens of each row there."""
+        self.memory.pop(boundary, None)
         before = self.dropped.get(boundary)
         self.dropped[boundary] = tokens if before is None else before + tokens
         there = self.counts.get(boundary, [0] * len(counts))

@@ -30,7 +30,7 @@ def check_cache(composition: Composition, cache: Any) -> None:
         name = composition.reviver.name
         raise ValueError(
             f"{name} brings tokens back in decode steps, for which a {type(cache).__name__} has no room; use the "
-            f"default cache (cache_implementation=None), or give {name} revive=False"
+            f"default cache (cache_implementation=None), or {composition.reviver.unrevived}"
         )
 
 
@@ -118,7 +118,7 @@ def check_turn(composition: Composition, conversation: Conversation, layout: Lay
         name = composition.reviver.name
         raise ValueError(
             f"with {name} each token behind the prompt chooses anew what it sees, which one call of all of them can't "
-            f"do; feed them one by one with a cache, or give {name} revive=False"
+            f"do; feed them one by one with a cache, or {composition.reviver.unrevived}"
         )
     if conversation.revival is None or composition.reviver is None or not layout.images:
         return
@@ -127,7 +127,7 @@ def check_turn(composition: Composition, conversation: Conversation, layout: Lay
             name = composition.reviver.name
             raise ValueError(
                 f"row {row} brings no image in this turn while other rows do, and {name} would choose anew for it from "
-                f"its earlier image, which one call can't do; run these rows apart, or give {name} revive=False"
+                f"its earlier image, which one call can't do; run these rows apart, or {composition.reviver.unrevived}"
             )
 
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from vtc.attention.scores import Attention
 from vtc.calls.decoder import LayerCall
 from vtc.calls.rotary import RotaryCall
-from vtc.method.prune import top_visual
 from vtc.ops.cut import Cut, map_tensors, token_dim
 from vtc.seam.composition import Composition
 from vtc.seam.conversation import Conversation
@@ -66,7 +65,16 @@ class Recall:
             waiting = dropped + Tokens(carried.slot, carried.valid, hidden[:, : len(carried)])
         assert self._scores is not None
         counts = self.revival.counts.get(index, [0] * len(self.new))
-        self.selected = top_visual(self._scores, self.selected, counts)
+        memory = self.revival.memory.setdefault(index, {})
+        self.selected = self.prune.choose(self._scores, self.selected, counts, memory)
+        revived = self._revive(index, dropped, waiting) if len(waiting) else waiting
+        self.extra[index] = revived
+        number = revived.valid.sum(dim=1)
+        self.revival.revived[index] = self.revival.revived.get(index, torch.zeros_like(number)) + number
+        return torch.cat([revived.hidden.to(new.device), new], dim=1)
+
+    def _revive(self, index: int, dropped: Tokens, waiting: Tokens) -> Tokens:
+        """Of the tokens that wait at a boundary those that are chosen, in the order of the sequence."""
         chosen = self.selected.gather(1, waiting.slot) & waiting.valid
         revived = waiting.only(chosen)
         if len(revived):
@@ -76,10 +84,7 @@ class Recall:
         if len(revived) or len(waiting) > len(dropped):
             self.revival.dropped[index] = waiting.only(~chosen)
         self._check(index, revived)
-        self.extra[index] = revived
-        number = revived.valid.sum(dim=1)
-        self.revival.revived[index] = self.revival.revived.get(index, torch.zeros_like(number)) + number
-        return torch.cat([revived.hidden.to(new.device), new], dim=1)
+        return revived
 
     def _check(self, index: int, revived: Tokens) -> None:
         """Every selected token has its keys behind the boundary, or is revived there."""

@@ -68,10 +68,10 @@ def _refuse_drafts(reviver: Prune, args: tuple, kwargs: dict[str, Any]) -> None:
     if generate.goes_without_cache(args, kwargs):
         raise ValueError(
             f"without a cache each step would choose anew for all tokens before it as well, which {reviver.name} "
-            f"does for new ones alone; leave use_cache=True, or give {reviver.name} revive=False"
+            f"does for new ones alone; leave use_cache=True, or {reviver.unrevived}"
         )
     if generate.takes_drafts(args, kwargs):
         raise ValueError(
             f"assisted generation takes steps back, which {reviver.name} can't once tokens came back; generate "
-            f"without drafts, or give {reviver.name} revive=False"
+            f"without drafts, or {reviver.unrevived}"
         )
