@@ -10,13 +10,14 @@ import golden_merging
 import golden_merging_more
 import golden_prunes
 import golden_reducers
+import golden_segments
 import golden_selectors
 import golden_ssm
 from golden_cases import Case, Form, UnknownForm
 
 MODULES = (
     golden_image, golden_selectors, golden_prunes, golden_inner, golden_inner_more, golden_holitom, golden_ssm,
-    golden_reducers, golden_merging, golden_merging_more,
+    golden_reducers, golden_merging, golden_merging_more, golden_segments,
 )  # fmt: skip
 FORMS: list[Form] = [form for module in MODULES for form in module.CHECKS]
 

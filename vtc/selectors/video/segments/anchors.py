@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vtc.ops.clusters import density_peaks
 from vtc.ops.host import on
-from vtc.ops.similarity import as_float, nearest, unit_rows
+from vtc.ops.similarity import as_float, nearest
 
 
 @dataclass(frozen=True)
