@@ -11,6 +11,7 @@ import golden_merging_more
 import golden_pixelprune
 import golden_prunes
 import golden_reducers
+import golden_segments
 import golden_selectors
 import golden_ssm
 import golden_video_e2e
@@ -21,7 +22,7 @@ from golden_cases import Case, Form, UnknownForm
 MODULES = (
     golden_image, golden_video_e2e, golden_video_picks, golden_selectors, golden_prunes, golden_inner,
     golden_inner_more, golden_holitom, golden_ssm, golden_reducers, golden_merging, golden_merging_more,
-    golden_pixelprune, golden_video_merging,
+    golden_pixelprune, golden_video_merging, golden_segments,
 )  # fmt: skip
 FORMS: list[Form] = [form for module in MODULES for form in module.CHECKS]
 

@@ -46,7 +46,7 @@ class Video:
         return self.keep / (frames * tokens) if isinstance(self.keep, Integral) else self.keep
 
     def version(self, versions: Mapping[str, str], other: str) -> str:
-        """Which published version of a method is the model's: that of the beginning of its family's name, or `other`."""
+        """Which released version of a method is the model's: that of how its family's name begins, else `other`."""
         named = (version for start, version in versions.items() if self.whole.family.startswith(start))
         return next(named, other)
 
@@ -86,8 +86,8 @@ class VideoSelector(Selector, ABC):
     def choose(self, video: Video) -> Reduction:
         """Decide about one video; tokens are numbered 0 … T·S - 1, frame by frame.
 
-        `left_of` says how many are left, unless the method is `adaptive`: then G = 1 and any number from 1 on. It is not
-        asked where its budget has room for all.
+        `left_of` says how many are left, unless the method is `adaptive`: then G = 1 and any number from 1 on. Not
+        asked where the budget has room for all.
         """
 
     def shortens(self, unit: Unit) -> bool:

@@ -1,4 +1,4 @@
-"""FastVID: in segments of a video, salient tokens stay and the rest is merged around density peaks (arXiv 2503.11187)."""
+"""FastVID: in segments of a video salient tokens stay, the rest is merged around density peaks (arXiv 2503.11187)."""
 
 from dataclasses import dataclass
 from itertools import chain
@@ -64,6 +64,7 @@ class FastVID(VideoSelector):
     """
 
     signals: ClassVar[tuple[str, ...]] = ("saliency", "time", "merging")
+    positions: ClassVar[str] = "original"
     varies: ClassVar[bool] = True
     bare_rows: ClassVar[bool] = False
     keep: Keep = 0.25
