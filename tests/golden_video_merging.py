@@ -36,7 +36,7 @@ def check_sttm(case: Case) -> None:
         "tau_t": temporal if temporal > 0 else None,
         "root": case.whole("root_level"),
         "weighted": case.flag("weighted"),
-        "heads": width // width_of_head,
+        "parts": width // width_of_head,
     }
     expected = {False: ("boxes", "tokens"), True: ("component_boxes", "component_tokens")}
     for components, (boxes, tokens) in expected.items():

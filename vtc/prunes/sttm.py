@@ -1,6 +1,6 @@
-"""STTM: a quadtree over each frame of a video, then merging over time, inside the decoder (arXiv 2507.07990, ICCV 2025).
+"""STTM: a quadtree over each frame of a video, then merging over time, inside the decoder.
 
-In front of the decoder, as for 72B models, it is another method.
+arXiv 2507.07990, ICCV 2025. In front of the decoder, as for 72B models, it is another method.
 """
 
 from collections.abc import Iterator, Sequence
@@ -45,7 +45,7 @@ class STTM(Prune):
         tau_t: cosine from which on nodes of neighbouring frames are merged; None: no merging over time.
         root: level at which trees begin: 0, where a side has two nodes, 1, one finer, and so on; -1: no tree.
         weighted: whether means are of cells, each counting once; False: of children and of nodes.
-        heads: parts of the channels whose cosines are averaged.
+        parts: the cosine is the mean of those of so many equal parts of the channels: the paper's heads.
         corner: whether nodes of odd sides are compared with the frame's first one too, as released.
         components: whether all nodes that pairs over time connect become one; False: as released, which stops early.
     """
@@ -58,7 +58,7 @@ class STTM(Prune):
     tau_t: float | None = 0.55
     root: int = 1
     weighted: bool = False
-    heads: int = 1
+    parts: int = 1
     corner: bool = True
     components: bool = False
 

@@ -21,7 +21,7 @@ class Rule:
         tau_t: cosine of nodes of neighbouring frames from which on they are merged; None: none are.
         root: level at which trees begin, from 0 for the coarsest, whose shorter side has at most two nodes.
         weighted: whether means are of cells, not of what has been merged before.
-        heads: parts of the channels whose cosines are averaged.
+        parts: parts of the channels whose cosines are averaged.
         corner: whether a node with fewer than four children is also compared with the first one of the frame.
         components: whether all nodes that pairs connect become one.
     """
@@ -30,7 +30,7 @@ class Rule:
     tau_t: float | None
     root: int
     weighted: bool
-    heads: int
+    parts: int
     corner: bool
     components: bool
 
@@ -45,7 +45,7 @@ class Rule:
         if method.tau_t is not None:
             fields.check_share("tau_t", method.tau_t, "give a cosine such as 0.55, or None to merge each frame alone")
         fields.check_int("root", method.root, "give a level such as the published 1, or -1 for no tree", -1)
-        fields.check_int("heads", method.heads, "give how many parts of the channels are compared by themselves", 1)
+        fields.check_int("parts", method.parts, "give how many parts of the channels are compared by themselves", 1)
         for name in ("weighted", "corner", "components"):
             fields.check_bool(name, getattr(method, name))
         return cls(**{name: getattr(method, name) for name in cls.__dataclass_fields__})
@@ -102,10 +102,10 @@ def merge_video(x: Tensor, rule: Rule, there: Tensor | None = None) -> Merged:
         there: BoolTensor [T, H, W]: the cells that are there; means are of these. None: all are.
 
     Raises:
-        ValueError: the channels can't be cut into so many heads.
+        ValueError: the channels can't be cut into so many parts.
     """
-    if x.shape[3] % rule.heads:
-        raise ValueError(f"heads={rule.heads}: {x.shape[3]} channels can't be cut into so many; give a divisor of them")
+    if x.shape[3] % rule.parts:
+        raise ValueError(f"parts={rule.parts}: {x.shape[3]} channels can't be cut into so many; give a divisor of them")
     x = as_float(x)
     there = torch.ones(x.shape[:3], dtype=torch.bool, device=x.device) if there is None else there
     cells = torch.arange(there.numel(), device=x.device)
@@ -113,7 +113,7 @@ def merge_video(x: Tensor, rule: Rule, there: Tensor | None = None) -> Merged:
     node = _lowest(first, there.flatten(), cells)
     into = node
     if rule.tau_t and len(x) > 1:
-        alike = (_cosine(value[:-1], value[1:], rule.heads) >= rule.tau_t).flatten()
+        alike = (_cosine(value[:-1], value[1:], rule.parts) >= rule.tau_t).flatten()
         frames = node.view(len(x), -1)
         pairs = frames[:-1].flatten()[alike], frames[1:].flatten()[alike]
         into = (connected if rule.components else _released)(*pairs, len(cells))[node]
@@ -152,20 +152,20 @@ def _coarser(finer: _Level, present: Tensor, rule: Rule) -> tuple[_Level, Tensor
     total = value.sum(dim=(2, 4))
     share = torch.ones_like(number, dtype=value.dtype) if rule.weighted else 1 / number.clamp(min=1)
     mean = total * share[..., None]
-    whole = ((_cosine(mean[:, :, None, :, None], value, rule.heads) >= rule.tau_s) | ~there).all(dim=4).all(dim=2)
+    whole = ((_cosine(mean[:, :, None, :, None], value, rule.parts) >= rule.tau_s) | ~there).all(dim=4).all(dim=2)
     if rule.corner:
         few = torch.zeros_like(whole)
         few[:, : odd[0]] = few[:, :, : odd[1]] = True
-        like = _cosine(mean, finer.value[:, :1, :1], rule.heads) >= rule.tau_s
+        like = _cosine(mean, finer.value[:, :1, :1], rule.parts) >= rule.tau_s
         whole &= like | ~few | ~present[:, :1, :1]
     rows, columns = ((index + side) // 2 for index, side in zip((finer.rows, finer.columns), odd, strict=True))
     weight = finer.weight * share[:, rows][:, :, columns]
     return _Level(mean, whole, rows, columns, weight), number > 0
 
 
-def _cosine(a: Tensor, b: Tensor, heads: int) -> Tensor:
+def _cosine(a: Tensor, b: Tensor, parts: int) -> Tensor:
     """Cosines [...] of vectors [..., D], the mean over so many parts of the channels; 0 without a direction."""
-    a, b = (unit_rows(each.unflatten(-1, (heads, -1))) for each in (a, b))
+    a, b = (unit_rows(each.unflatten(-1, (parts, -1))) for each in (a, b))
     return (a * b).sum(dim=-1).mean(dim=-1)
 
 
@@ -185,7 +185,8 @@ def _released(first: Tensor, second: Tensor, tokens: int) -> Tensor:
     """Groups of what pairs connect, as the released code looks for them: it may stop early, with parts of components.
 
     Args:
-        first, second: LongTensor [E], pairs.
+        first: LongTensor [E], the one of each pair.
+        second: LongTensor [E], the other.
         tokens: how many there are.
 
     Returns:

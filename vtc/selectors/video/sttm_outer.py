@@ -29,7 +29,7 @@ class STTMOuter(VideoSelector):
         tau_t: cosine from which on nodes of neighbouring frames are merged; None: no merging over time.
         root: level at which trees begin: 0, where a side has two nodes, 1, one finer, and so on; -1: no tree.
         weighted: whether means are of cells, each counting once; False: of children and of nodes.
-        heads: parts of the channels whose cosines are averaged.
+        parts: the cosine is the mean of those of so many equal parts of the channels: the paper's heads.
         corner: whether nodes of odd sides are compared with the frame's first one too, as released.
         components: whether all nodes that pairs over time connect become one; False: as released, which stops early.
     """
@@ -41,7 +41,7 @@ class STTMOuter(VideoSelector):
     tau_t: float | None = 0.82
     root: int = 1
     weighted: bool = False
-    heads: int = 1
+    parts: int = 1
     corner: bool = True
     components: bool = False
 
