@@ -40,6 +40,10 @@ COUNTS_PADDING = {"exaone4_5"}
 
 #: Methods that leave images as they are, and act on videos alone.
 ON_VIDEOS = {"evs"}
+#: Those that leave videos as they are.
+ON_PICTURES = {"pixelprune"}
+#: Methods that see pixels, and those of the families of the matrix whose towers are given them patch by patch.
+SEE_PIXELS, PATCH_BY_PATCH = {"pixelprune"}, {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v"}
 #: Tokens that are generated where rows are compared.
 NEW = 3
 
@@ -79,6 +83,8 @@ def spec_of(method: str, family: str, keep: float = 0.5) -> str:
         return method
     if method == "todre_stage2":  # all or nothing
         return f"{method}:threshold={0 if keep == 1.0 else 2.0}"
+    if method == "pixelprune":  # cells of random pixels are all unlike, and about this far apart
+        return method if keep == 1.0 else f"{method}:threshold=0.564,metric=mean,image_std=(0.5,0.5,0.5)"
     if method == "vtw":  # all go, whatever is asked for
         return "none" if keep == 1.0 else method
     if method == "atp" and keep < 1:  # thresholds of another model: at 0.5 they may let everything through
@@ -89,6 +95,16 @@ def spec_of(method: str, family: str, keep: float = 0.5) -> str:
     if method == "lazyllm" and slides(family):
         spec += ",revive=False"
     return spec
+
+
+def takes(family: str, method: str) -> bool:
+    """Whether a family of the matrix takes a method; the others refuse it."""
+    return method not in SEE_PIXELS or family in PATCH_BY_PATCH
+
+
+def taken(cell: dict) -> bool:
+    """Whether the family of a cell takes the method, or the selector or reducer, in it."""
+    return takes(cell["family"], cell.get("method") or cell.get("outer", ""))
 
 
 @cache
@@ -193,7 +209,8 @@ def stepwise(model, inputs: dict, new: int = 4, **options):
 def acts_on(spec: str, grids: tuple[Grid, ...]) -> bool:
     """Whether a spec must remove something of an image or video with these grids."""
     names = {part.partition(":")[0] for part in spec.split("+")}
-    return spec != "none" and (not names <= ON_VIDEOS or grids[0].t > 1)
+    still = grids[0].t == 1
+    return spec != "none" and not names <= (ON_VIDEOS if still else ON_PICTURES)
 
 
 def extended(inputs: dict, more_ids: torch.Tensor) -> dict:
