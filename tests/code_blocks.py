@@ -67,11 +67,13 @@ REFUSED = {
     r"preset\(\"vtw/": "decoder layer 15 is out of range",
     r"preset\(\"holitom": "decoder layer 18 is out of range",
     r"preset\(\"todre_stage2/": "no layer behind layer 28",
+    r"\"pixelprune|PixelPrune": "is not given them patch by patch",
 }
 
 #: What is in a command -> why it is read only (`command_readers.py`).
 READ_ONLY = {
     r"--device[ =]cuda": "needs a GPU",
+    r"--compress pixelprune": "the bundled model's tower is not given pixels patch by patch; tests/test_pixelprune.py",
     r"^vtc demo": "a server, which runs until it is stopped; tests/test_demo_*.py run it",
     r"^(vtc|vllm) serve": "a server, which runs until it is stopped; tests/serve/test_server.py runs it",
     r"^vtc bench serve": "needs vLLM, and takes minutes; tests/serve/test_bench.py runs it",

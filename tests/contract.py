@@ -40,9 +40,15 @@ COUNTS_PADDING = {"exaone4_5"}
 
 #: Methods that leave images as they are, and act on videos alone.
 ON_VIDEOS = {"dycoke", "evs", "llava_scissor", "sttm", "sttm_outer", "v_cast", "vidcom2"}
+#: Those that leave videos as they are.
+ON_PICTURES = {"pixelprune"}
+#: Methods that see pixels, and those of the families of the matrix whose towers are given them patch by patch.
+SEE_PIXELS, PATCH_BY_PATCH = {"pixelprune"}, {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v"}
 #: Methods without a keep: a setting at which something goes, and one at which nothing does.
 SETTINGS = {
     "llava_scissor": ("tau=0.0", "tau=1.0"),
+    # cells of random pixels are all unlike, and about this far apart
+    "pixelprune": ("threshold=0.564,metric=mean,image_std=(0.5,0.5,0.5)", "threshold=0.0"),
     "sttm": ("tau_s=0.0,tau_t=1e-6,root=0", "root=-1,tau_t=None"),
     "sttm_outer": ("tau_s=0.0,tau_t=1e-6,root=0", "root=-1,tau_t=None"),
 }
@@ -101,6 +107,16 @@ def spec_of(method: str, family: str, keep: float = 0.5) -> str:
     if method in IN_STEPS and slides(family):
         return "none"
     return spec
+
+
+def takes(family: str, method: str) -> bool:
+    """Whether a family of the matrix takes a method; the others refuse it."""
+    return method not in SEE_PIXELS or family in PATCH_BY_PATCH
+
+
+def taken(cell: dict) -> bool:
+    """Whether the family of a cell takes the method, or the selector or reducer, in it."""
+    return takes(cell["family"], cell.get("method") or cell.get("outer", ""))
 
 
 @cache
@@ -206,7 +222,7 @@ def acts_on(spec: str, grids: tuple[Grid, ...]) -> bool:
     """Whether a spec must remove something of an image or video with these grids."""
     names = {part.partition(":")[0] for part in spec.split("+")}
     names -= {"none", *IN_STEPS}
-    return bool(names) and (not names <= ON_VIDEOS or grids[0].t > 1)
+    return bool(names) and not names <= (ON_VIDEOS if grids[0].t == 1 else ON_PICTURES)
 
 
 def extended(inputs: dict, more_ids: torch.Tensor) -> dict:

@@ -6,7 +6,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from contract import EVERY, METHODS, spec_of, without_dropout
+from contract import EVERY, METHODS, spec_of, taken, without_dropout
 from covering import product
 from families import scenario
 from torch.utils.checkpoint import checkpoint
@@ -120,6 +120,7 @@ def steps(model, inputs, number=5):
     family=("llava", "qwen2_5_vl", "gemma3", "internvl"),
     method=[method for method in METHODS if method != "utrc"],
     reentrant=(False, True),
+    where=taken,
     each="value",
 )
 def test_every_method_trains_as_without_checkpointing(family, method, reentrant):

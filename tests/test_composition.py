@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from contract import EVERY, IN_STEPS, METHODS, ON_VIDEOS, model_of, spec_of
+from contract import EVERY, IN_STEPS, METHODS, ON_VIDEOS, model_of, spec_of, taken
 from covering import product
 from families import scenario
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -36,7 +36,7 @@ def run(family: str, spec: str) -> vtc.Trace:
     return trace
 
 
-@product(family=FAMILIES, outer=OUTER, prune=PRUNES)
+@product(family=FAMILIES, outer=OUTER, prune=PRUNES, where=taken)
 def test_every_selector_and_reducer_composes_with_every_prune(family, outer, prune):
     own = {"todre": ",layers=(2,)", "holitom": ",layer=2", "vscan": ",layer=2"}
     outer_spec = spec_of(outer, family, 0.6) + own.get(outer, "")

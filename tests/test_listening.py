@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from contract import EVERY, METHODS, batch, model_of, refusal, spec_of
+from contract import EVERY, METHODS, batch, model_of, refusal, spec_of, takes
 from covering import REST
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -164,9 +164,9 @@ def frozen():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_patched_model_that_is_dropped_is_freed(method, frozen):
-    before = registry()
-    model, inputs = EVERY["llava"].build(), batch("llava", "single")[1]
-    vtc.patch(model, spec_of(method, "llava"))
+    before, family = registry(), "llava" if takes("llava", method) else "qwen2_vl"
+    model, inputs = EVERY[family].build(), batch(family, "single")[1]
+    vtc.patch(model, spec_of(method, family))
     gone = [weakref.ref(model)]
     threads = [threading.Thread(target=torch.no_grad()(model), kwargs=inputs), threading.Thread(target=gc.collect)]
     output = model(**inputs, use_cache=True)
@@ -194,11 +194,12 @@ HOLDING = ("fastv", "hiprune", "tome", "lazyllm", "spatten", "pyramiddrop")
 )
 def test_fifty_rounds_hold_no_more_than_five(method, frozen):
     """Of models that are patched, used and dropped: objects that live, and bytes of tensors."""
-    base, inputs = EVERY["llava"].build(), batch("llava", "single")[1]
+    family = "llava" if takes("llava", method) else "qwen2_vl"
+    base, inputs = EVERY[family].build(), batch(family, "single")[1]
 
     def rounds(number: int) -> tuple[int, int, int]:
         for _ in range(number):
-            model = vtc.patch(copy.deepcopy(base), spec_of(method, "llava"))
+            model = vtc.patch(copy.deepcopy(base), spec_of(method, family))
             model(**inputs, use_cache=True)
             str(vtc.trace(model))
         del model

@@ -11,7 +11,7 @@ pytest.importorskip("llava")
 
 import contract
 import tiny_llava_package as tiny
-from contract import ATTENTIONS, COMPOSED, METHODS, NUMBERED, state_of
+from contract import ATTENTIONS, COMPOSED, NUMBERED, state_of, takes
 from covering import product
 from test_tower_scores import Spy, random_scores
 from tiny_base import SCENARIOS, SQUARE, Row
@@ -23,6 +23,7 @@ from vtc.method.budget import Keep
 from vtc.model.adapter import adapter_class
 from vtc.ops.mixing import Mixing
 
+METHODS = [name for name in contract.METHODS if takes("llava", name)]
 MATRIX = {"name": VARIANTS, "attn": ATTENTIONS}
 MATRIX["where"] = lambda cell: cell["attn"] == "sdpa" or cell["name"] == "spatial_unpad"
 SPECS = ("divprune:keep=0.5", "hiprune:keep=0.5", "test-norm:keep=0.5", "stride:keep=0.6+test-norm-packed:layer=3")

@@ -25,7 +25,7 @@ LOOKING = {
     "llava": {"atp", "holitom", "lazyllm", "recoverable", "sttm", "todre", "todre_stage2", "tokencorr"},
     "qwen2_5_vl": {
         *("atp", "holitom", "lazyllm", "recoverable", "sttm", "todre", "todre_stage2", "tokencorr"),
-        *("diffrate", "flowcut", "token_transforming", "tome"),
+        *("diffrate", "flowcut", "pixelprune", "token_transforming", "tome"),
     },
 }
 HOOKS = (

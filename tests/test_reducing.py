@@ -154,6 +154,8 @@ METHODS = {
     "drop by place": Largest(keep=0.3, layers=(1,), rule="place", acts="attention"),
     "merge": Largest(keep=0.4, layers=(0, 1, 2), merges=True),
     "merge before the MLP": Largest(keep=0.4, acts="attention", merges=True, proportional=True),
+    "drop at the entry": Largest(keep=0.3, rule="place", acts="entry"),
+    "merge at the entry": Largest(keep=0.4, acts="entry", merges=True, proportional=True),
 }
 
 
@@ -267,7 +269,7 @@ def test_a_token_in_several_survivors_names_the_one_with_the_largest_weight(fami
 # ---------------------------------------------------------------- fewer rows, and what they cost
 
 
-@product(family=FAMILIES, method=["drop", "drop by place"], each="value")
+@product(family=FAMILIES, method=["drop", "drop by place", "drop at the entry"], each="value")
 def test_fewer_rows_enter_blocks_and_projector_and_flops_count_them(family, method):
     model, tiny = model_of(family, "eager"), EVERY[family]
     rows = scenario(tiny, "single")
@@ -415,7 +417,7 @@ def everything(model) -> dict:
     }
 
 
-@pytest.mark.parametrize("acts", ["block", "attention"])
+@pytest.mark.parametrize("acts", ["entry", "block", "attention"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_keeping_all_is_bit_exact_and_unpatching_leaves_nothing(family, acts):
     model, inputs = batch(family, "several_images")
@@ -506,7 +508,7 @@ def test_a_second_image_in_a_later_turn(family, generate):
         torch.testing.assert_close(turns, model(**both).logits[:, -1], atol=3e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["drop", "merge", "merge before the MLP"])
+@pytest.mark.parametrize("method", ["drop", "merge", "merge before the MLP", "merge at the entry"])
 @pytest.mark.parametrize("family", ["llava", "llava_onevision", "internvl", "qwen2_5_vl", "mistral3"])
 def test_gradients_are_those_of_the_tower_run_by_hand(family, method):
     model, tiny = EVERY[family].build().train(), EVERY[family]
@@ -709,6 +711,38 @@ def test_each_image_is_as_in_its_own_run(family, name, shown, attention):
             torch.testing.assert_close(model(**inputs).logits[0, -1], logits[row], atol=3e-4, rtol=1e-4)
             alone += [image.kept().tolist() for image in vtc.trace(model).images]
     assert alone == kept
+
+
+@dataclass
+class Adapting(Largest):
+    """Keeps the units whose rows are no shorter than their mean, however many these are."""
+
+    keep: Keep | None = None
+    may_adapt: ClassVar[bool] = True
+
+    @property
+    def together(self) -> str:
+        return "sequence"
+
+    def reduce(self, patches: Patches) -> Reduction | None:
+        length = patches.hidden.float().norm(dim=-1).mean(dim=2)[0]
+        return Reduction((length >= length.mean()).nonzero().T)
+
+
+@pytest.mark.parametrize("acts", ["entry", "block"])
+@pytest.mark.parametrize("family", ["llava", "llava_next", "internvl", "qwen2_5_vl", "qwen3_vl", "mistral3"])
+def test_a_reducer_may_leave_as_many_as_it_finds_of_each_crop(family, acts):
+    model, inputs = batch(family, "ragged")
+    with vtc.patched(model, Adapting(acts=acts)):
+        logits = model(**inputs).logits[:, -1]
+        images = vtc.trace(model).images
+        kept = [image.kept().tolist() for image in images]
+        alone = []
+        for row, inputs in enumerate(each_alone(EVERY[family], model, scenario(EVERY[family], "ragged"))):
+            torch.testing.assert_close(model(**inputs).logits[0, -1], logits[row], atol=3e-4, rtol=1e-4)
+            alone += [image.kept().tolist() for image in vtc.trace(model).images]
+    assert alone == kept
+    assert all(0 < len(tokens) < len(image.source) for tokens, image in zip(kept, images, strict=True))
 
 
 @dataclass

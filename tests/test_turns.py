@@ -5,7 +5,7 @@ import functools
 
 import pytest
 import torch
-from contract import EVERY, model_of
+from contract import EVERY, model_of, spec_of
 from families import Row
 from releases import HERE
 from transformers import StaticCache
@@ -16,7 +16,7 @@ from vtc.calls.outputs import Output
 pytestmark = pytest.mark.usefixtures("no_grad")
 CACHE = "cache" if HERE.release[:2] >= (5, 24) else "past_key_values"
 TURNING = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v"]
-SPECS = ["none", "divprune:keep=0.7+fastv:layer=2,keep=0.5"]
+SPECS = ["none", "divprune:keep=0.7+fastv:layer=2,keep=0.5", spec_of("pixelprune", "qwen2_vl")]
 MORE = [[40, 51, 62], [33, 77]]
 
 

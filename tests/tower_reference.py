@@ -169,9 +169,11 @@ class Tower:
         for index, block in enumerate(self.blocks):
             here = _Block(block)
             segments = sequence.windows if index not in getattr(self.tower, "fullatt_block_indexes", ()) else None
+            acting = reduces and index in method.layers
+            if acting and method.acts == "entry":
+                state.reduce(method, target, method.layers.index(index))
             entered = len(state.x)
             state.x = state.x + here.attend(state, segments, method.proportional)
-            acting = reduces and index in method.layers
             if acting and method.acts == "attention":
                 state.reduce(method, target, method.layers.index(index))
             result.entered.append((entered, len(state.x)))

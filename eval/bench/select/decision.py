@@ -19,12 +19,13 @@ from vtc.eval.bench.select.scene import (
     BEFORE,
     BLOCKS,
     LAYERS,
+    TOWER_WIDTH,
     Scene,
     stand_in_adapter,
 )
 from vtc.eval.run.memory import PeakMemory
 from vtc.method.base import Method
-from vtc.method.patches import Patches, take
+from vtc.method.patches import Patches, Picture, take
 from vtc.method.prune import Memory, Prune, Rows
 from vtc.method.reducer import Reducer
 from vtc.method.selector import Selector
@@ -144,16 +145,17 @@ def selection(selector: Selector, scene: Scene) -> Decision:
 
 def reducing(reducer: Reducer, scene: Scene) -> Decision:
     """All calls of `reduce` in one pass of the tower; rows come and go between them as in a model."""
-    if reducer.sees_pixels:
-        raise Undecided("compares pixels of a picture, and there is none here")
     parts, blocks = _on_either_tower(scene, reducer.blocks)
     prefix, rows = int(parts.has_cls), torch.arange(scene.tokens)[:, None]
     hidden = scene.tower_hidden[:, 1 - prefix :]
+    pictures: tuple[Picture, ...] = ()
+    if reducer.sees_pixels:  # in a packed tower
+        prefix, hidden, pictures = 0, scene.random(scene.tokens, TOWER_WIDTH), (scene.picture(),)
     if not TowerRun(reducer, blocks, [rows], hidden, prefix, BLOCKS).active:
         raise Undecided("keeps every token: nothing is decided")
 
     def run(meter: Meter) -> None:
-        tower = TowerRun(cast(Reducer, _Metered(reducer, meter)), blocks, [rows], hidden, prefix, BLOCKS)
+        tower = TowerRun(cast(Reducer, _Metered(reducer, meter)), blocks, [rows], hidden, prefix, BLOCKS, pictures)
         x = hidden
         for block in blocks:
             changed = tower.before_block(block, BlockCall.of(x, None))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vtc.attention.scores import Attention
 from vtc.attention.tap import Tap, probe
+from vtc.method.patches import Picture
 from vtc.method.prune import Rows
 from vtc.method.units import Unit
 from vtc.method.visual_tokens import Crops, Needs, Projection, VisualTokens
@@ -109,6 +110,11 @@ class Scene:
     def of_tokens(self, values: Tensor, prefix: int) -> Tensor:
         """Values of the tower's rows [crops, prefix + P, ...] as values of the image's tokens [1, N, ...]."""
         return values[:, prefix:].flatten(0, 1)[None, : self.tokens]
+
+    def picture(self) -> Picture:
+        """Pixels of a cell for each token, as Qwen3-VL's tower is given them."""
+        side = self.crops.side
+        return Picture(self.random(1, math.ceil(self.tokens / side), side, 4, 3, 2 * 16 * 16), (0.5,) * 3)
 
     @property
     def grids(self) -> tuple[Grid, ...]:
