@@ -157,7 +157,7 @@ def recover(visual: Tensor, text: Tensor | None, keys: Tensor, counts: Counts) -
     found = []
     for some in centres.split(max(1, min(_CHUNK, _NUMBERS // len(rest)))):
         near = (unit[some] @ unit.T + bonus).scatter_(1, some[:, None], float("-inf"))
-        found.append(top_k(near, min(NEIGHBOURS, len(rest) - 1)))
+        found.append(top_k(near, min(NEIGHBOURS, len(rest) - 1)).clone())  # a view holds all places
     nearest = torch.cat(found)
     centres, others, last, nearest = rest[centres], rest[others], rest[others[:1]], rest[nearest]
     source = torch.cat([kept, centres, nearest.flatten(), others])
