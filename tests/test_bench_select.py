@@ -122,6 +122,8 @@ def test_the_tables_show_what_the_file_holds(capsys: pytest.CaptureFixture[str])
         ("--keep 0.1,0.2", "holds 2 budgets"),
         ("--rounds 0", "'0' is not a whole number of at least 1"),
         ("--video 8,0", "'0' is not a whole number of at least 1"),
+        ("--frames 0", "'0' is not a whole number of at least 1"),
+        ("--video --frame-tokens 200", "'200' is no square number; give e.g. 196"),
         ("--video 8 --tokens 576", "not allowed with argument"),
         ("--device tpu9", "argument --device: 'tpu9'"),
         ("--json nowhere/at/all.json", "folder 'nowhere/at' does not exist"),
@@ -314,6 +316,28 @@ def test_methods_that_fail_are_named_with_the_reason() -> None:
     assert [row["rounds"] for row in rows] == [0, 0, 1]
     assert rows[0]["untimed"] is not None and "no_such_thing" in rows[0]["untimed"]
     assert rows[1]["untimed"] == "failed on the stand-in: ValueError: not like this"
+
+
+@pytest.mark.parametrize("arguments", ["--frames 3,1", "--video 1,3", "--video --frames 3,1"])
+def test_frames_may_be_of_any_square_size(arguments: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "select.json"
+    command = f"bench select {arguments} --frame-tokens 9 --methods stride --keep 0.5 --rounds 1 --json {file}"
+    assert main(command.split()) == 0
+    report = json.loads(file.read_text())
+    assert [(size["tokens"], size["crops"], size["side"]) for size in report["sizes"]] == [(9, 1, 6), (27, 3, 6)]
+    assert "over all frames of 6x6 patches, 2x2 of which make a token" in capsys.readouterr().out
+
+
+def test_memory_is_the_same_in_every_run() -> None:
+    weighed = [bench_rounds.bench_select([Seeing()], [8, 16], CPU, 1)[1] for _ in range(2)]
+    first, again = ([row["extra_bytes"] for row in rows] for rows in weighed)
+    assert first == again and all(first)
+
+
+def test_a_slow_method_is_run_at_no_larger_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_rounds._Size, "slow", lambda size: {"seeing": "took 31 s at 8 tokens"})
+    _, rows = bench_rounds.bench_select([Seeing()], [8, 16], CPU, 1)
+    assert [(row["rounds"], row["untimed"]) for row in rows] == [(1, None), (0, "took 31 s at 8 tokens")]
 
 
 def test_a_slow_method_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:

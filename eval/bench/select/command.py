@@ -5,6 +5,7 @@ Every method is shown random stand-ins (`scene`, `video`), and its own part alon
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,9 @@ from vtc.method.budget import Keep
 
 if TYPE_CHECKING:
     from vtc.method.base import Method
+
+#: Of videos, where none are given.
+FRAMES = "8,16,32,64,128,256"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,12 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shown.add_argument("--tokens", type=_sizes, default="576,2880,16384", help="visual tokens, separated by commas")
     shown.add_argument(
         "--video",
+        "--frames",
+        dest="frames",
         type=_sizes,
         nargs="?",
-        const="8,16,32,64",
-        default=argparse.SUPPRESS,
+        const=FRAMES,
         metavar="FRAMES",
-        help="decide about videos of so many frames of 196 tokens instead; without numbers 8,16,32,64",
+        help=f"decide about videos of so many frames instead; without numbers {FRAMES}",
+    )
+    parser.add_argument(
+        "--frame-tokens", type=_square, default=196, help="tokens of each frame of a video, a square number"
     )
     parser.add_argument("--keep", type=_one_keep, default="0.1", help="budget: a share (0.25) or a count (64)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
@@ -57,26 +65,24 @@ def main(args: argparse.Namespace) -> None:
     from vtc.eval.bench.select.video import VideoScene
     from vtc.eval.cli.machine import check_device
     from vtc.eval.results.folder import write_json
-    from vtc.eval.run.memory import source
 
     check_device(args.device)
-    device = torch.device(args.device)
-    frames = getattr(args, "video", None)
+    device, frames = torch.device(args.device), args.frames
     run = {
         "shown": "image" if frames is None else "video",
+        "frame_tokens": None if frames is None else args.frame_tokens,
         "keep": args.keep,
         "device": args.device,
         "dtype": "bfloat16" if device.type == "cuda" else "float32",
         "threads": torch.get_num_threads(),
         "most_rounds": args.rounds,
-        "memory": None if source(device) is None else "allocated" if device.type == "cuda" else "resident",
     }
     sizes, methods = bench_select(
         make_methods(args.methods, args.keep, None if frames is None else "selector"),
         args.tokens if frames is None else frames,
         device,
         args.rounds,
-        Scene if frames is None else VideoScene,
+        Scene if frames is None else VideoScene.of_frames(args.frame_tokens),
     )
     notes = about(run)
     print("\n".join([*notes, "", *table(sizes, methods)]))
@@ -110,6 +116,14 @@ def make_methods(wanted: Sequence[str], keep: Keep, kind: str | None = None) -> 
 def _sizes(text: str) -> list[int]:
     """Whole numbers of at least 1, separated by commas."""
     return [positive(part.strip()) for part in text.split(",")]
+
+
+def _square(text: str) -> int:
+    """A square number of at least 1."""
+    found = positive(text)
+    if math.isqrt(found) ** 2 != found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no square number; give e.g. {math.isqrt(found) ** 2}")
+    return found
 
 
 def _one_keep(text: str) -> Keep:

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 
 from vtc.calls.tower import BlockCall
+from vtc.eval.bench.select.allocated import Allocated
 from vtc.eval.bench.select.scene import (
     AFTER,
     BEFORE,
@@ -23,7 +24,6 @@ from vtc.eval.bench.select.scene import (
     Scene,
     stand_in_adapter,
 )
-from vtc.eval.run.memory import PeakMemory
 from vtc.method.base import Method
 from vtc.method.patches import Patches, Picture, take
 from vtc.method.prune import Memory, Prune, Rows
@@ -44,7 +44,7 @@ class Meter:
 
     Attributes:
         capture_s, decide_s: seconds spent on reading the model's attention, and on deciding.
-        peak_bytes: extra memory at its peak; None where it was not measured or the system does not tell.
+        peak_bytes: extra memory at its peak; None where it was not measured.
     """
 
     def __init__(self, device: torch.device, weigh: bool = False):
@@ -72,7 +72,7 @@ class Meter:
         if not self._weigh:
             yield
             return
-        with PeakMemory(self._device) as peak:
+        with Allocated(self._device) as peak:
             yield
         if peak.bytes is not None:
             self.peak_bytes = max(peak.bytes, self.peak_bytes or 0)

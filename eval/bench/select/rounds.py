@@ -6,7 +6,7 @@ round. The first round at each size is not counted: it measures memory, which di
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypedDict
@@ -53,7 +53,7 @@ class MethodResult(TypedDict):
         rounds: that were counted; 1 for a slow method, of the round that measured memory.
         capture_ms: reading the model's attention (or hidden states); decide_ms: deciding; total_ms: both.
         share: total over the decoder's prefill; tower_share: over the tower's pass.
-        extra_bytes: memory at the peak above the level before; None where the system does not tell.
+        extra_bytes: memory at the peak above the level before; None where there are no figures.
         time_exponent, memory_exponent: p of N^p from the size before; None for the first, and where memory was 0.
     """
 
@@ -109,19 +109,21 @@ def bench_select(
     say("vtc bench: warming up")
     _Size(methods, scene, yardstick).round(weigh=True)
     done = []
+    slow: dict[str, str] = {}
     for number in sorted(set(sizes)):
-        size = _Size(methods, scene_of(number, device), yardstick)
+        size = _Size(methods, scene_of(number, device), yardstick, slow)
         say(f"vtc bench: {number} {scene_of.counted}")
         size.run(rounds)
+        slow |= size.slow()
         done.append((size.held_up_to(), size.results()))
     by_method = [result for same in zip(*(results for _, results in done)) for result in _with_growth(same)]
     return [size for size, _ in done], by_method
 
 
 class _Size:
-    """All methods at one number of visual tokens."""
+    """All methods at one number of visual tokens, but those that were too `slow` at fewer: name -> what is said."""
 
-    def __init__(self, methods: list[Method], scene: Scene, yardstick: Yardstick):
+    def __init__(self, methods: list[Method], scene: Scene, yardstick: Yardstick, slow: Mapping[str, str] = {}):
         self._methods, self._scene = methods, scene
         self._layer, self._block = yardstick.decoder_layer(scene), yardstick.tower_block(scene)
         self._untimed: dict[str, str] = {}
@@ -130,7 +132,10 @@ class _Size:
         self._bytes: dict[str, int | None] = {}
         self._held_up_to: list[tuple[float, float]] = []
         for method in methods:
-            self._prepare(method)
+            if method.name in slow:
+                self._untimed[method.name] = slow[method.name]
+            else:
+                self._prepare(method)
 
     def _prepare(self, method: Method) -> None:
         try:
@@ -143,11 +148,13 @@ class _Size:
     def run(self, rounds: int) -> None:
         """The round that measures memory, then up to `rounds` that count."""
         self.round(weigh=True)
-        fast = {name for name, samples in self._samples.items() if samples and samples[0].total <= SLOW}
-        for name in fast:
-            self._samples[name].clear()
-        self._decisions = {name: run for name, run in self._decisions.items() if name in fast}
+        decoder, tower = self._held_up_to[0]
+        if decoder / LAYERS + tower / BLOCKS > SLOW:
+            return
         self._held_up_to.clear()
+        self._decisions = {name: run for name, run in self._decisions.items() if name not in self.slow()}
+        for name in self._decisions:
+            self._samples[name].clear()
         start, done = time.monotonic(), 0
         while done < rounds and (done < LEAST_ROUNDS or time.monotonic() - start < SECONDS):
             self.round(turn=done)
@@ -171,6 +178,11 @@ class _Size:
             self._samples[name].append(Sample(meter.capture_s, meter.decide_s, decoder, tower))
             if weigh:
                 self._bytes[name] = meter.peak_bytes
+
+    def slow(self) -> dict[str, str]:
+        """Methods of which one decision is enough -> how long it took."""
+        first = {name: samples[0].total for name, samples in self._samples.items() if samples}
+        return {name: f"took {s:.0f} s at {self._scene.tokens} tokens" for name, s in first.items() if s > SLOW}
 
     def _seconds(self, work: Callable[[], Any]) -> float:
         start = now(self._scene.device)

@@ -135,6 +135,11 @@ class Scene:
         """Tensor [1, N, D], the visual tokens."""
         return self.random(1, self.tokens, WIDTH)
 
+    @cached_property
+    def _features(self) -> Tensor:
+        """The same ones for every method."""
+        return self.features()
+
     def token_crops(self) -> Crops:
         """Which crop each token was seen in."""
         place, area = torch.arange(self.tokens), self.crops.side**2
@@ -144,7 +149,7 @@ class Scene:
         """All that a selector asked for but what the tower's attention gives: that is to be captured."""
         asked = needs.received or needs.cls or needs.keys or needs.hidden or needs.observe or needs.projection
         return VisualTokens(
-            features=self.features(),
+            features=self._features,
             grids=self.grids,
             separators=torch.zeros(self.tokens, dtype=torch.bool),
             kind=self.kind,

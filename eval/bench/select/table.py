@@ -7,7 +7,7 @@ from typing import Any
 
 from vtc.eval.bench.select.rounds import LEAST_ROUNDS, SECONDS, SLOW, MethodResult, SizeResult
 from vtc.eval.bench.select.scene import AFTER, BEFORE
-from vtc.eval.bench.select.video import PATCHES, SHOT, SIDE
+from vtc.eval.bench.select.video import SHOT, VideoScene
 from vtc.eval.results.table import aligned, shown
 
 
@@ -15,18 +15,14 @@ def about(run: dict[str, Any]) -> list[str]:
     """The lines above the tables.
 
     Args:
-        run: shown ("image" or "video"), keep, device, dtype, threads, most_rounds; memory: "resident", "allocated" or
-            None.
+        run: shown ("image" or "video"), frame_tokens, keep, device, dtype, threads, most_rounds.
     """
     crops, values = "crops, each with a class token", "random values"
     if run["shown"] == "video":
-        crops = f"frames of {PATCHES * SIDE}x{PATCHES * SIDE} patches, {PATCHES}x{PATCHES} of which make a token"
+        patches = VideoScene.patches
+        side = patches * math.isqrt(run["frame_tokens"])
+        crops = f"frames of {side}x{side} patches, {patches}x{patches} of which make a token"
         values = f"random values: a still picture with noise, a square that moves over it, a cut every {SHOT} frames"
-    memory = {
-        "resident": "growth of the process's resident memory at the peak",
-        "allocated": "growth of what is allocated on the device at the peak",
-        None: "not told by this system",
-    }[run["memory"]]
     return [
         f"decisions alone, one {run['shown']}, keep {run['keep']}, {values}, {run['device']}, {run['dtype']}, "
         f"{run['threads']} threads; median [quartiles] over the rounds, shares within a round",
@@ -37,10 +33,12 @@ def about(run: dict[str, Any]) -> list[str]:
         "in decoder layers, decide = score with its probe; reducer: decide = all calls of reduce in one pass",
         "not part of it: what the seam does around a decision (laying out, gathering and cutting rows), and what a "
         "method keeps from one image for the next of the same shape is warm",
-        f"extra memory: {memory}, of one decision, above what it is given",
+        "extra memory: of one decision, what torch's allocator has handed out at the peak (tensors, and what "
+        "operations hold for a while; not what libraries below take for themselves), above what it is given",
         "time, memory: growth from the size before; where crops have another size, that is in it too",
         f"rounds: at most {run['most_rounds']}, {LEAST_ROUNDS} where those take a size {SECONDS:.0f} s or more; "
-        f"a method that takes more than {SLOW:.0f} s is run once, in the round that measures memory",
+        f"a method that takes more than {SLOW:.0f} s is run once, in the round that measures memory, and at no larger "
+        f"size; so are all where decoder and tower take more than {SLOW:.0f} s",
     ]
 
 

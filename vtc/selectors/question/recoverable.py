@@ -27,8 +27,8 @@ from vtc.selectors.question.clip_text import AsksClip, check_clip, text_score
 LOF_ALL, LOF_REST = 20, 10
 #: Weight of the text score beside the keys' similarity, and tokens merged into each centre.
 TEXT_WEIGHT, NEIGHBOURS = 50.0, 32
-#: Centres whose neighbours are sought at once.
-_CHUNK = 512
+#: Centres whose neighbours are sought at once: so many, or as many as have so many similarities (of float32: 4 MiB).
+_CHUNK, _NUMBERS = 512, 2**20
 
 
 @dataclass(frozen=True)
@@ -155,9 +155,9 @@ def recover(visual: Tensor, text: Tensor | None, keys: Tensor, counts: Counts) -
     unit = normalize(as_float(keys[rest]), dim=-1)
     bonus = 0.0 if text is None else TEXT_WEIGHT * text[rest]
     found = []
-    for some in centres.split(_CHUNK):
+    for some in centres.split(max(1, min(_CHUNK, _NUMBERS // len(rest)))):
         near = (unit[some] @ unit.T + bonus).scatter_(1, some[:, None], float("-inf"))
-        found.append(top_k(near, min(NEIGHBOURS, len(rest) - 1)))
+        found.append(top_k(near, min(NEIGHBOURS, len(rest) - 1)).clone())  # a view holds all places
     nearest = torch.cat(found)
     centres, others, last, nearest = rest[centres], rest[others], rest[others[:1]], rest[nearest]
     source = torch.cat([kept, centres, nearest.flatten(), others])
