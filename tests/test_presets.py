@@ -20,6 +20,7 @@ OTHER_AVERAGE = {
     ("kcenter/llava-next-13b/720", "ToDRE, both stages (its numbers give 97.6 on average)"),
     ("todre/llava-next-13b/720", ""),
     ("fastv/llava-1.5-by-transprune/k2r50", ""),
+    ("vidcom2/llava-onevision-7b/25", ""),
     *((f"visionzip/llava-1.5/{count}", "") for count in (192, 128, 64)),
     *((f"visionzip/llava-next/{count}", "") for count in (640, 320, 160)),
 }  # fmt: skip
