@@ -38,8 +38,8 @@ NUMBERED = {"dart"}
 #: Models of which `generate` counts padding too.
 COUNTS_PADDING = {"exaone4_5"}
 
-#: Methods that leave images as they are, and act on videos alone.
-ON_VIDEOS = {"evs"}
+#: Methods that leave images as they are, and act on videos alone; of flashvid the stage in front of the decoder.
+ON_VIDEOS = {"evs", "fastvid", "flashvid"}
 #: Tokens that are generated where rows are compared.
 NEW = 3
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from contract import EVERY, METHODS, model_of, spec_of
+from contract import EVERY, METHODS, ON_VIDEOS, model_of, spec_of
 from covering import product
 from families import scenario
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,9 +13,9 @@ from vtc.eval.bench.select.scene import AFTER, BEFORE, Scene
 from vtc.method.registry import method_class
 from vtc.spec import parse
 
-SHIPPED = [name for name in METHODS if name != "none" and not name.startswith("test-")]
+SHIPPED = [name for name in METHODS if name not in ("none", *ON_VIDEOS) and not name.startswith("test-")]
 PRUNES = [name for name in SHIPPED if method_class(name).kind == "prune"]
-OUTER = [name for name in SHIPPED if method_class(name).kind != "prune" and name != "evs"]  # evs leaves images alone
+OUTER = [name for name in SHIPPED if method_class(name).kind != "prune"]
 OWN = ("todre", "holitom", "vscan")  # bring a prune of their own
 FAMILIES = ("llava", "qwen2_5_vl")
 TOGETHER = {("fastv", "holitom_inner"), ("fastv", "todre_stage2")}  # these two must not be refused

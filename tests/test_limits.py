@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("no_grad")
 #: Rules as published whose limit is not the identity; their docstrings say so.
 PUBLISHED = {"v2drop", "visionzip"}
 #: Those that have no budget in tokens, or act on videos alone.
-OTHERS = {"none", "todre_stage2", "evs", "frame_stride", "holitom", "vtw"}
+OTHERS = {"none", "todre_stage2", "evs", "fastvid", "flashvid", "frame_stride", "holitom", "vtw"}
 NAMES = sorted({*shipped()} - OTHERS)
 PICTURES = 6
 
