@@ -38,8 +38,8 @@ NUMBERED = {"dart"}
 #: Models of which `generate` counts padding too.
 COUNTS_PADDING = {"exaone4_5"}
 
-#: Methods that leave images as they are, and act on videos alone.
-ON_VIDEOS = {"dycoke", "evs", "llava_scissor", "sttm", "sttm_outer", "v_cast", "vidcom2"}
+#: Methods that leave images as they are, and act on videos alone; of flashvid the stage in front of the decoder.
+ON_VIDEOS = {"dycoke", "evs", "fastvid", "flashvid", "llava_scissor", "sttm", "sttm_outer", "v_cast", "vidcom2"}
 #: Those that leave videos as they are.
 ON_PICTURES = {"pixelprune"}
 #: Methods that see pixels, and those of the families of the matrix whose towers are given them patch by patch.

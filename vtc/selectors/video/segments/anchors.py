@@ -58,10 +58,10 @@ def deal_out(
         density: share of the budget that goes to centres.
         distance: from one anchor to the next, among `frames`; the last is one.
         capped: whether half a frame may be centres at most, at the cost of salient tokens only where a frame is full,
-            and a segment has one centre at least ("qwen").
+            and a segment has one centre at least if anything ("qwen").
     """
     total, anchors = budget * length, frames[::-distance]
-    dense = max(int(total * density), int(capped))
+    dense = min(max(int(total * density), int(capped)), total)
     centres = dict(zip(anchors, parted(dense, len(anchors)), strict=True))
     salient = dict(zip(frames, parted(total - dense, len(frames)), strict=True))
     for frame in frames:
@@ -99,7 +99,7 @@ def densest(features: Tensor, left: Tensor, counts: list[int], neighbours: int) 
         LongTensor [count], best first, of each frame.
     """
     near = left.sum(dim=1).clamp(max=neighbours)
-    most = max(neighbours, *counts)
+    most = max([neighbours, *counts])
     found = density_peaks(features, on(near.device, counts), most, near, left, ranked=True)
     return [centres[:count] for centres, count in zip(found.centres, counts, strict=True)]
 
