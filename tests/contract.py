@@ -43,6 +43,7 @@ ON_VIDEOS = {"evs", "llava_scissor", "sttm", "sttm_outer"}
 #: Methods without a keep: a setting at which something goes, and one at which nothing does.
 SETTINGS = {
     "llava_scissor": ("tau=0.0", "tau=1.0"),
+    "prunevid": ("tau=0.0,inner_keep=0.5", "tau=1.0,cluster_ratio=1.0,inner_keep=1.0"),
     "sttm": ("tau_s=0.0,tau_t=1e-6,root=0", "root=-1,tau_t=None"),
     "sttm_outer": ("tau_s=0.0,tau_t=1e-6,root=0", "root=-1,tau_t=None"),
 }

@@ -262,7 +262,8 @@ EXPECTED = {
     "check_vscan_without_cls": "tokens", "check_vscan_stage2": "keep",
     "check_recoverable": "reference_aligned_keys.out", "check_dart": "exact_r778", "check_v2drop": "keep",
     "check_v2drop_schedules": "schedule_rows", "check_fitprune": "fit_table",
-    "check_scissor": "joins", "check_sttm": "boxes",
+    "check_scissor": "joins", "check_sttm": "boxes", "check_prunevid": "tokens", "check_repair": "refined",
+    "check_prunevid_inner": "kept_index",
 }  # fmt: skip
 #: Readers whose expected values stand in the metadata, or whose case says that nothing is left.
 UNCHANGED = {"check_prune_number_of_a_batch", "check_recoverable_flat", "check_keywords"}

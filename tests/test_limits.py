@@ -13,7 +13,18 @@ pytestmark = pytest.mark.usefixtures("no_grad")
 #: Rules as published whose limit is not the identity; their docstrings say so.
 PUBLISHED = {"v2drop", "visionzip"}
 #: Those that have no budget in tokens, or act on videos alone.
-OTHERS = {"none", "todre_stage2", "evs", "frame_stride", "holitom", "vtw", "llava_scissor", "sttm", "sttm_outer"}
+OTHERS = {
+    "none",
+    "todre_stage2",
+    "evs",
+    "frame_stride",
+    "holitom",
+    "vtw",
+    "llava_scissor",
+    "sttm",
+    "sttm_outer",
+    "prunevid",
+}
 NAMES = sorted({*shipped()} - OTHERS)
 PICTURES = 6
 

@@ -57,7 +57,7 @@ PRUNES = [FastV(), TransPrune()]
 #: Selectors with tests of their own: they merge, choose how many, or look at frames or at more of the tower.
 OWN_TESTS = {
     "visionzip", "tokencorr", "recoverable", "evs", "holitom", "todre", "prumerge", "trim", "vscan", "llava_scissor",
-    "sttm_outer",
+    "sttm_outer", "prunevid",
 }  # fmt: skip
 #: Those that choose among places of the picture first.
 PLACED = [method for method in SELECTORS if not isinstance(method, Random | DivPrune)]

@@ -27,6 +27,7 @@ from vtc.prunes.attention.atp_tf import ATPTrainingFree as ATPTrainingFree
 from vtc.prunes.attention.fastv import FastV as FastV
 from vtc.prunes.attention.fitprune import FitPrune as FitPrune
 from vtc.prunes.attention.lazyllm import LazyLLM as LazyLLM
+from vtc.prunes.attention.prunevid_inner import PruneVidInner as PruneVidInner
 from vtc.prunes.attention.pyramiddrop import PyramidDrop as PyramidDrop
 from vtc.prunes.attention.sparsevlm import SparseVLM as SparseVLM
 from vtc.prunes.attention.spatten import SpAtten as SpAtten
@@ -68,6 +69,7 @@ from vtc.selectors.todre import Todre as Todre
 from vtc.selectors.video.evs import EVS as EVS
 from vtc.selectors.video.holitom import HoliTom as HoliTom
 from vtc.selectors.video.llava_scissor import LlavaScissor as LlavaScissor
+from vtc.selectors.video.prunevid import PruneVid as PruneVid
 from vtc.selectors.video.sttm_outer import STTMOuter as STTMOuter
 from vtc.spec import preset as preset
 from vtc.tracing import Trace as Trace
