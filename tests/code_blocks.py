@@ -66,6 +66,7 @@ REFUSED = {
     r"preset\(\"diffrate/": "have 12 entries",
     r"preset\(\"vtw/": "decoder layer 15 is out of range",
     r"preset\(\"holitom": "decoder layer 18 is out of range",
+    r"preset\(\"prunevid/(pllava|st-llm)/": "decoder layer 11 is out of range",
     r"preset\(\"todre_stage2/": "no layer behind layer 28",
     r"\"pixelprune|PixelPrune": "is not given them patch by patch",
 }

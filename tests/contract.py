@@ -49,6 +49,7 @@ SETTINGS = {
     "llava_scissor": ("tau=0.0", "tau=1.0"),
     # cells of random pixels are all unlike, and about this far apart
     "pixelprune": ("threshold=0.564,metric=mean,image_std=(0.5,0.5,0.5)", "threshold=0.0"),
+    "prunevid": ("tau=0.0,inner_keep=0.5", "tau=1.0,cluster_ratio=1.0,inner_keep=1.0"),
     "sttm": ("tau_s=0.0,tau_t=1e-6,root=0", "root=-1,tau_t=None"),
     "sttm_outer": ("tau_s=0.0,tau_t=1e-6,root=0", "root=-1,tau_t=None"),
 }

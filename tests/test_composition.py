@@ -13,7 +13,8 @@ from vtc.eval.bench.select.scene import AFTER, BEFORE, Scene
 from vtc.method.registry import method_class
 from vtc.spec import parse
 
-SHIPPED = [name for name in METHODS if name not in ("none", *ON_VIDEOS) and not name.startswith("test-")]
+LEAVING = {"none", "prunevid", *ON_VIDEOS}  # images, at least in front of the decoder
+SHIPPED = [name for name in METHODS if name not in LEAVING and not name.startswith("test-")]
 PRUNES = [name for name in SHIPPED if method_class(name).kind == "prune" and name not in IN_STEPS]
 OUTER = [name for name in SHIPPED if method_class(name).kind != "prune"]
 OWN = ("todre", "holitom", "vscan")  # bring a prune of their own

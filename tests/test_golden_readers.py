@@ -270,6 +270,7 @@ EXPECTED = {
     "check_dycoke_decode": "kept_visual", "check_videos": "visual", "check_video_e2e": "deepstack0",
     "check_fastvid": "tokens", "check_flashvid": "clean_tokens", "check_flashvid_counts": "table",
     "check_flashvid_inner": "keep",
+    "check_prunevid": "tokens", "check_repair": "refined", "check_prunevid_inner": "kept_index",
 }  # fmt: skip
 #: Readers whose expected values stand in the metadata, or whose case says that nothing is left.
 UNCHANGED = {"check_prune_number_of_a_batch", "check_recoverable_flat", "check_keywords"}

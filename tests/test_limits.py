@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("no_grad")
 #: Rules as published whose limit is not the identity; their docstrings say so.
 PUBLISHED = {"v2drop", "visionzip"}
 #: Those that have no budget in tokens, act on videos alone, or refuse the bundled model.
-OTHERS = {"none", "todre_stage2", "frame_stride", "holitom", "pixelprune", "vtw"} | ON_VIDEOS | IN_STEPS
+OTHERS = {"none", "todre_stage2", "frame_stride", "holitom", "pixelprune", "prunevid", "vtw"} | ON_VIDEOS | IN_STEPS
 NAMES = sorted({*shipped()} - OTHERS)
 PICTURES = 6
 

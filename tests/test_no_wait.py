@@ -21,12 +21,13 @@ from vtc.tower.prompt import Prompt
 
 #: Methods whose counts depend on what the picture shows, so that somebody has to look; that bring tokens back in decode
 #: steps; or, in a tower that packs all images into one sequence, that need to know where its parts begin afterwards.
+_BY_SHOWN = {
+    *("atp", "holitom", "lazyllm", "prunevid", "prunevid_inner", "recoverable", "sttm", "todre", "todre_stage2"),
+    "tokencorr",
+}
 LOOKING = {
-    "llava": {"atp", "holitom", "lazyllm", "recoverable", "sttm", "todre", "todre_stage2", "tokencorr"},
-    "qwen2_5_vl": {
-        *("atp", "holitom", "lazyllm", "recoverable", "sttm", "todre", "todre_stage2", "tokencorr"),
-        *("diffrate", "flowcut", "pixelprune", "token_transforming", "tome"),
-    },
+    "llava": _BY_SHOWN,
+    "qwen2_5_vl": {*_BY_SHOWN, "diffrate", "flowcut", "pixelprune", "token_transforming", "tome"},
 }
 HOOKS = (
     *("_before_composite", "_before_decoder", "_after_decoder", "_before_layer", "_after_layer", "_before_block"),

@@ -28,6 +28,7 @@ from vtc.prunes.attention.dycoke_decode import DyCokeDecode as DyCokeDecode
 from vtc.prunes.attention.fastv import FastV as FastV
 from vtc.prunes.attention.fitprune import FitPrune as FitPrune
 from vtc.prunes.attention.lazyllm import LazyLLM as LazyLLM
+from vtc.prunes.attention.prunevid_inner import PruneVidInner as PruneVidInner
 from vtc.prunes.attention.pyramiddrop import PyramidDrop as PyramidDrop
 from vtc.prunes.attention.sparsevlm import SparseVLM as SparseVLM
 from vtc.prunes.attention.spatten import SpAtten as SpAtten
@@ -74,6 +75,7 @@ from vtc.selectors.video.holitom import HoliTom as HoliTom
 from vtc.selectors.video.llava_scissor import LlavaScissor as LlavaScissor
 from vtc.selectors.video.segments.fastvid import FastVID as FastVID
 from vtc.selectors.video.segments.flashvid import FlashVID as FlashVID
+from vtc.selectors.video.prunevid import PruneVid as PruneVid
 from vtc.selectors.video.sttm_outer import STTMOuter as STTMOuter
 from vtc.selectors.video.v_cast import VCAST as VCAST
 from vtc.selectors.video.vidcom2 import VidCom2 as VidCom2

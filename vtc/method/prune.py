@@ -34,6 +34,8 @@ class Rows:
         packed: whether the survivors will be numbered anew, in the order in which they stand.
         rotary: the rotary tables (cos, sin), each [B or 1, n, d], that the layer is called with; None where there are
             none, or others.
+        groups: LongTensor [B, n]: the group of each token by what the selector said (see `Reduction.groups`), called
+            after a place as in `origin`; -1 for tokens of none. None: it said nothing.
     """
 
     layer: int
@@ -48,6 +50,7 @@ class Rows:
     origin: Tensor | None = None
     packed: bool = True
     rotary: tuple[Tensor, Tensor] | None = None
+    groups: Tensor | None = None
 
     def __post_init__(self) -> None:
         self.tail = self.tail or self.visual.shape[1]

@@ -23,6 +23,8 @@ class Reduction:
             tokens add up theirs.
         order: LongTensor [G, k]: at the place of the i-th survivor stands, in the sequence, the new token order[:, i]
             of the mixing (HoliTom's merged tokens stand in front of others); None: each at its own place.
+        groups: LongTensor [G, k]: one of the old tokens, after which the group of each new one is called: what a later
+            prune ranks together (see `Rows.groups`); -1 for tokens of none. None: nothing is said.
     """
 
     kept: Tensor
@@ -30,6 +32,7 @@ class Reduction:
     features: Tensor | None = None
     sizes: Tensor | None = None
     order: Tensor | None = None
+    groups: Tensor | None = None
 
     def ascending(self) -> "Reduction":
         """The same decision with `kept` ascending."""

@@ -25,7 +25,7 @@ from vtc.seam.conversation import Conversation, Lease, resumed
 from vtc.seam.entry.entering import Entry
 from vtc.seam.entry.evidence import check_scores
 from vtc.seam.entry.samples import bounds_left, by_samples
-from vtc.seam.entry.selection import Selection, check_reduced, merge, reduced, select
+from vtc.seam.entry.selection import Selection, check_reduced, groups_of, merge, reduced, select
 from vtc.seam.layers import Layers
 from vtc.seam.leaving.report import trace_of, trace_of_untouched
 from vtc.seam.leaving.restoring import restore_lengths
@@ -173,7 +173,7 @@ class ForwardPass:
             visual_counts=visual_counts,
             behind=behind,
         )
-        told = text_counts, answers, call.extras
+        told = text_counts, answers, call.extras, groups_of(self._selections, embeds.shape[:2])
         self.layers = Layers(composition, conversation, self._cache, first, self.layout, *told)
         call.ask_for_all()
         seen, fixed = conversation.held_valid[0], has_fixed_length(self._cache)

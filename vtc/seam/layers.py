@@ -42,6 +42,7 @@ class Layers:
         text_counts: tokens of each row that are neither visual nor padding.
         answers: of these, how many stand behind the prompt; None: none do.
         extras: the decoder's further per-token arguments, as it was entered with them.
+        groups: LongTensor [B, L]: what the selector says of each token's group (see `Rows.groups`).
 
     Attributes:
         segments: those of the layers that ran.
@@ -65,12 +66,13 @@ class Layers:
         text_counts: list[int],
         answers: list[int] | None,
         extras: dict[Key, Any],
+        groups: Tensor | None = None,
     ):
         self.composition, self.conversation, self.cache = composition, conversation, cache
         self.segments = Segments(first, conversation.shift)
         self.layout = layout
         self.text_counts = text_counts
-        self.prompts = PromptRows(composition, layout, text_counts, answers)
+        self.prompts = PromptRows(composition, layout, text_counts, answers, groups)
         self.extras = extras
         self.has_images = any(first.visual_counts)
         self.memory: dict[int, Memory] = defaultdict(dict)

@@ -184,3 +184,21 @@ def merge(embeds: Tensor, selections: list[Selection]) -> Tensor:
         if new is not None:
             embeds = embeds.index_put((selection.rows, selection.survivors), new.to(embeds.dtype))
     return embeds
+
+
+def groups_of(selections: Sequence[Selection], shape: torch.Size) -> Tensor | None:
+    """LongTensor [B, L]: the group of each survivor (see `Rows.groups`), -1 for none; None: no selector says any.
+
+    Args:
+        selections: what was decided.
+        shape: (B, L) of the sequence.
+    """
+    named = None
+    for selection in selections:
+        groups, order = selection.reduction.groups, selection.reduction.order
+        if groups is not None:
+            groups = groups if order is None else groups.gather(1, order)
+            places = torch.where(groups >= 0, selection.places.gather(1, groups.clamp(min=0)), -1)
+            named = places.new_full(shape, -1) if named is None else named
+            named[selection.rows, selection.survivors] = places
+    return named

@@ -24,10 +24,18 @@ class PromptRows:
         layout: the images of the call.
         text_counts: tokens of each row that are neither visual nor padding.
         answers: of these, how many stand behind the prompt; None: none do.
+        groups: LongTensor [B, L]: what the selector says of each token's group (see `Rows.groups`).
     """
 
-    def __init__(self, composition: Composition, layout: Layout, text_counts: list[int], answers: list[int] | None):
-        self.composition, self.layout = composition, layout
+    def __init__(
+        self,
+        composition: Composition,
+        layout: Layout,
+        text_counts: list[int],
+        answers: list[int] | None,
+        groups: Tensor | None,
+    ):
+        self.composition, self.layout, self._groups = composition, layout, groups
         self._text = text_counts if answers is None else [t - a for t, a in zip(text_counts, answers)]
         ends = {image.row: int(image.positions[-1]) for image in layout.images}  # the last of a row counts
         self._ends = [ends.get(row, -1) for row in range(layout.shape[0])]  # the instruction begins behind
@@ -78,6 +86,7 @@ class PromptRows:
             origin=origin,
             packed=prune.positions == "packed" and segment.positions is not None,
             rotary=(view.of(tables[0]), view.of(tables[1])) if plain else None,
+            groups=None if self._groups is None else self._groups.to(origin.device).gather(1, origin),
         )
 
     def cut(self, segment: Segment, decision: Decision, counts: list[int]) -> Cut:

@@ -171,6 +171,12 @@ class _Part:
         """All of them, as they are."""
         return cls(tokens, Reduction(torch.arange(len(tokens), device=tokens.device).expand(images, -1)))
 
+    def groups(self) -> Tensor:
+        """LongTensor [G, k]: the groups of what is left, called after tokens of all; -1 for none."""
+        own = self.reduction.groups
+        none = torch.full_like(self.reduction.kept, -1)
+        return none if own is None else torch.where(own < 0, none, self.tokens[own.clamp(min=0)])
+
 
 def _joined(parts: list[_Part], tokens: int, ordered: bool) -> Reduction:
     """The reductions of parts that share no token as one of all `tokens`.
@@ -188,8 +194,11 @@ def _joined(parts: list[_Part], tokens: int, ordered: bool) -> Reduction:
         first = parts[0].reduction.order
         rest = torch.arange(first.shape[1], count, device=first.device).expand(len(first), -1)
         order = by_place.argsort(dim=1).gather(1, torch.cat([first, rest], dim=1))
+    groups = None
+    if any(part.reduction.groups is not None for part in parts):
+        groups = torch.cat([part.groups() for part in parts], dim=1).gather(1, by_place)
     if all(part.reduction.mixing is None for part in parts):
-        return Reduction(kept, order=order)
+        return Reduction(kept, order=order, groups=groups)
     slot = torch.zeros(len(kept), tokens, dtype=torch.long, device=kept.device)
     slot.scatter_(1, kept, torch.arange(count, device=kept.device).expand_as(kept))
     sources, targets, weights = [], [], []
@@ -202,4 +211,5 @@ def _joined(parts: list[_Part], tokens: int, ordered: bool) -> Reduction:
         sources.append(part.tokens[mixing.source])
         targets.append(slot.gather(1, stays.gather(1, mixing.target)))
         weights.append(mixing.weight)
-    return Reduction(kept, Mixing(*(torch.cat(each, dim=1) for each in (sources, targets, weights))), order=order)
+    mixed = Mixing(*(torch.cat(each, dim=1) for each in (sources, targets, weights)))
+    return Reduction(kept, mixed, order=order, groups=groups)
