@@ -16,6 +16,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from vtc.eval import embedded
+from vtc.eval.media.pages import KINDS
 
 SCRIPTS = sorted(file.name for file in EXAMPLES.glob("*.py"))
 NOTEBOOKS = sorted(file.name for file in EXAMPLES.glob("*.ipynb"))
@@ -52,6 +53,18 @@ def _(lines):
     assert set(frames["frame_stride"]) == {0, 64}, "whole frames"
     assert frames["evs"][0] == 64, "the first frame whole"
     assert 0 < kept["holitom"] < 513 // 8, "its inner stage takes of what is left"
+
+
+@check("pixelprune_pages.py")
+def _(lines):
+    pattern = r"(\w+), threshold ([\d.]+)/255: kept (\d+) of 768 tokens \(\d+%\), made again within (\d+)/255"
+    found = [re.fullmatch(pattern, line).groups() for line in lines]
+    kept = {(kind, float(threshold)): int(count) for kind, threshold, count, _ in found}
+    kinds = {kind for kind, _ in kept}
+    assert kinds == {*KINDS} and len(found) == 2 * len(kinds)
+    assert all(int(error) <= float(threshold) for _, threshold, _, error in found)
+    assert all(kept[kind, 15.5] <= kept[kind, 0.0] < 768 for kind in kinds - {"scan", "photograph"})
+    assert kept["slide", 0.0] < 768 / 3 and kept["scan", 15.5] < 0.8 * kept["scan", 0.0] == 0.8 * 768
 
 
 @check("own_method.py")

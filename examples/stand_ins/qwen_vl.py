@@ -23,8 +23,8 @@ PATCH = 4
 TEXT = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4}
 TEXT |= {"num_key_value_heads": 2, "initializer_range": 0.3, "eos_token_id": None, "bos_token_id": None}
 TEXT |= {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]}}
-VISION = {"depth": 4, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": PATCH}
-VISION |= {"out_hidden_size": 64, "window_size": 4 * PATCH, "fullatt_block_indexes": [1, 3], "initializer_range": 0.3}
+VISION = {"depth": 4, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64}
+VISION |= {"fullatt_block_indexes": [1, 3], "initializer_range": 0.3}
 
 
 class PictureProcessor(Qwen2_5_VLProcessor):
@@ -36,17 +36,18 @@ class PictureProcessor(Qwen2_5_VLProcessor):
         return ["image_processor", "tokenizer"]
 
 
-def tiny() -> tuple[Qwen2_5_VLForConditionalGeneration, PictureProcessor]:
-    """The model and its processor; a token is 8 x 8 pixels."""
+def tiny(patch: int = PATCH, most: int = 128**2) -> tuple[Qwen2_5_VLForConditionalGeneration, PictureProcessor]:
+    """The model and its processor; a token is two patches wide and high, a picture has `most` pixels at most."""
     words = Tokenizer(models.WordLevel({name: number for number, name in enumerate(NAMES)}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="<pad>", unk_token="<unk>", extra_special_tokens=MARKS, padding_side="left"
     )
-    pictures = Qwen2VLImageProcessorPil(patch_size=PATCH, min_pixels=PATCH**2, max_pixels=128**2)
+    pictures = Qwen2VLImageProcessorPil(patch_size=patch, min_pixels=patch**2, max_pixels=most)
     ids = {f"{name}_id": NAMES.index(mark) for name, mark in MARKS.items()}
     torch.manual_seed(0)
-    config = Qwen2_5_VLConfig(text_config={**TEXT, "vocab_size": len(NAMES)}, vision_config=VISION, **ids)
+    vision = {**VISION, "patch_size": patch, "window_size": 4 * patch}
+    config = Qwen2_5_VLConfig(text_config={**TEXT, "vocab_size": len(NAMES)}, vision_config=vision, **ids)
     model = Qwen2_5_VLForConditionalGeneration(config).eval()
     model.generation_config.eos_token_id = None
     return model, PictureProcessor(pictures, tokenizer, chat_template=TEMPLATE)
