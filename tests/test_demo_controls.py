@@ -23,7 +23,7 @@ def test_every_method_has_a_control_for_each_field_and_none_else(name):
 
 def test_a_control_changes_its_own_field_of_its_own_method():
     methods = controls.parse("divprune:keep=0.5+fastv:keep=0.25", 400)
-    (_, _, _, layer, keep) = controls.controls(methods)
+    (_, _, _, _, layer, keep) = controls.controls(methods)
     assert (layer.stage, layer.name, keep.stage, keep.name) == (1, "layer", 1, "keep")
     assert controls.to_text(controls.changed(methods, layer, 3.0)) == "divprune:keep=0.5+fastv:layer=3,keep=0.25"
     assert controls.to_text(controls.changed(methods, keep, 1)) == "divprune:keep=0.5+fastv:keep=1.0"

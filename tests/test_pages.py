@@ -119,6 +119,11 @@ class Example(Selector):
     gamma: int = 0
 
 
+POSITIONS = (
+    '"packed" (survivors are numbered anew, without gaps) or "original" (each keeps the number that it had, by which a '
+    "model may tell when and where it was seen). Models with several position axes (M-RoPE) always keep the original "
+    "ones."
+)
 PER = (
     'what `keep` counts in: "input" (one image, or one video over all its frames), "frame" (each frame of a video by '
     'itself) or "row" (all images and videos of a row together, as for videos that reach the model as separate images).'
@@ -137,6 +142,7 @@ def test_a_docstring_is_taken_apart():
         ("beta", "(1, 2)", "weights."),
         ("gamma", "0", ""),
         ("per", "'input'", PER),
+        ("positions", "'packed'", POSITIONS),
     ]
 
 

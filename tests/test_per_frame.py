@@ -215,7 +215,7 @@ def test_per_in_a_spec_and_in_a_repr():
     (method,) = parse("divprune:keep=0.25,per=frame")
     assert method == vtc.DivPrune(keep=0.25, per="frame")
     assert to_string([method]) == "divprune:keep=0.25,per=frame"
-    assert repr(vtc.Stride(per="row")) == "Stride(per='row', keep=0.25)"
+    assert repr(vtc.Stride(per="row")) == "Stride(per='row', positions='packed', keep=0.25)"
     assert to_string([vtc.Stride()]) == "stride"
 
 

@@ -168,15 +168,18 @@ def _difference(samples: dict[str, Any], others: dict[str, Any]) -> tuple[float,
 
 def tables(columns: Sequence[Column], against: str) -> list[str]:
     """The comparison, and accuracy by group of questions at the fewest tokens of each run, in Markdown."""
+    from vtc.eval.results.kinds import numbered
     from vtc.eval.results.table import aligned
 
     names = sorted(
         dict.fromkeys(series for column in columns for series in column.cells),
         key=lambda series: -_mean([column.cells[series].accuracy for column in columns if series in column.cells]),
     )
-    heading = ["method", "decides by", *(column.title for column in columns)]
-    untouched = ["none", "–", *(f"{100 * column.none:.1f}" for column in columns)]
-    rows = [[f"`{name}`", decides_by(name), *(_cell(column, name, against) for column in columns)] for name in names]
+    about = [about_of(name, numbered(names)) for name in names]
+    first = ["method", "decides by", "positions"][: 2 + numbered(names)]
+    heading = [*first, *(column.title for column in columns)]
+    untouched = ["none", *["–"] * (len(first) - 1), *(f"{100 * column.none:.1f}" for column in columns)]
+    rows = [[*cells, *(_cell(column, name, against) for column in columns)] for cells, name in zip(about, names)]
     lines = [*aligned([heading, untouched, *rows]), "", LEGEND.format(against=against, rows=len(names))]
     for column in columns:
         if column.left_out:
@@ -184,13 +187,20 @@ def tables(columns: Sequence[Column], against: str) -> list[str]:
     for column in (column for column in columns if column.fewest):
         groups = list(next(iter(column.cells.values())).groups)
         rows = [
-            [f"`{name}`", decides_by(name), *(f"{100 * column.cells[name].groups[group]:.0f}" for group in groups)]
-            for name in names
+            [*cells, *(f"{100 * column.cells[name].groups[group]:.0f}" for group in groups)]
+            for cells, name in zip(about, names)
             if name in column.cells
         ]
         lines += ["", f"By group of questions, {column.title} tokens:", ""]
-        lines += aligned([["method", "decides by", *groups], *rows])
+        lines += aligned([[*first, *groups], *rows])
     return lines
+
+
+def about_of(series: str, positions: bool) -> list[str]:
+    """A method's cells in front of its figures; with how it numbers what is left where rows differ in that."""
+    from vtc.eval.results.kinds import positions_of
+
+    return [f"`{series}`", decides_by(series), *([positions_of(series) or "–"] if positions else [])]
 
 
 def decides_by(series: str) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from vtc.eval.results.kinds import numbered, positions_of
 from vtc.eval.results.results import Results, Score, SettingResult, Spread
 
 COSTS = (
@@ -60,7 +61,12 @@ def _legend(results: Results) -> str:
 
 
 def _costs(results: Results) -> list[list[str]]:
-    return [list(COSTS), *(_cost_row(row) for row in results["settings"])]
+    rows = [list(COSTS), *(_cost_row(row) for row in results["settings"])]
+    series = [row["series"] for row in results["settings"]]
+    if numbered(series):
+        for row, cell in zip(rows, ["positions", *(positions_of(each) or "–" for each in series)], strict=True):
+            row.insert(1, cell)
+    return rows
 
 
 def _cost_row(row: SettingResult) -> list[str]:

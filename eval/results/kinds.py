@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from vtc import spec
 from vtc.eval.results.settings import NONE
 from vtc.method import registry
 
@@ -39,6 +40,24 @@ def signals_of(series: str) -> tuple[str, ...]:
     except ValueError:  # of a package that is not imported
         return ()
     return tuple(dict.fromkeys(signal for cls in classes for signal in cls.signals))
+
+
+def positions_of(series: str) -> str:
+    """How the methods of a series number what is left, "packed" or "original", joined by "+" where they differ.
+
+    Nothing where no method is, or one is not known here.
+    """
+    try:
+        told = [spec.read_one(part) for part in spec.split(series) if part != NONE]
+        found = [fields.get("positions", registry.method_class(name).positions) for name, fields in told]
+    except ValueError:  # of a package that is not imported
+        return ""
+    return "+".join(dict.fromkeys(found))
+
+
+def numbered(series: Iterable[str]) -> bool:
+    """Whether any of some series says how what is left is numbered, so that a table should."""
+    return any("positions=" in each for each in series)
 
 
 def by_kind(rows: Iterable[Any]) -> dict[str, dict[str, list[Any]]]:

@@ -8,7 +8,7 @@ from typing import Any
 from vtc import spec
 from vtc.eval.cli.errors import InputError
 from vtc.method import registry
-from vtc.method.base import Method
+from vtc.method.base import Method, Positions
 from vtc.method.budget import Keep
 from vtc.method.fields import settable
 
@@ -39,8 +39,16 @@ class Setting:
         return [_reseeded(method, index) for method in self.methods]
 
 
-def make_settings(names: Sequence[str], keeps: Sequence[Keep], specs: Sequence[str] = ()) -> list[Setting]:
+def make_settings(
+    names: Sequence[str], keeps: Sequence[Keep], specs: Sequence[str] = (), positions: Sequence[Positions] = ()
+) -> list[Setting]:
     """Every name at every budget, then every spec; "none" comes first and once, since all is measured against it.
+
+    Args:
+        names: of methods.
+        keeps: budgets.
+        specs: that say their own.
+        positions: each of them under every one of these, where its methods can be told; none: as they stand.
 
     Raises:
         InputError: an unknown method, a malformed spec, a value out of range.
@@ -55,22 +63,23 @@ def make_settings(names: Sequence[str], keeps: Sequence[Keep], specs: Sequence[s
         except (TypeError, ValueError) as error:
             raise InputError(f"argument --methods: {error}") from None
         for methods in made:
-            _add(found, methods)
+            _add(found, methods, positions)
     for text in specs:
         try:
-            _add(found, spec.parse(text))
+            _add(found, spec.parse(text), positions)
         except (TypeError, ValueError) as error:
             raise InputError(f"argument --compress: {error}") from None
     return list(found.values())
 
 
-def _add(found: dict[str, Setting], methods: list[Method]) -> None:
+def _add(found: dict[str, Setting], methods: list[Method], positions: Sequence[Positions]) -> None:
     methods = [method for method in methods if method.name != NONE]
-    if methods:
-        name = "+".join(_label(method, True) for method in methods)
-        series = "+".join(_label(method, False) for method in methods)
-        keep = methods[0].keep if len(methods) == 1 else None
-        found.setdefault(name, Setting(name, series, keep, tuple(methods)))
+    for numbering in (positions or [None]) if methods else []:
+        told = [_with(method, "positions", numbering) for method in methods]
+        name = "+".join(_label(method, True) for method in told)
+        series = "+".join(_label(method, False) for method in told)
+        keep = told[0].keep if len(told) == 1 else None
+        found.setdefault(name, Setting(name, series, keep, tuple(told)))
 
 
 def label(method: Method) -> str:
@@ -88,7 +97,13 @@ def _label(method: Method, with_keep: bool) -> str:
 
 
 def _reseeded(method: Any, step: int) -> Any:
-    return dataclasses.replace(method, seed=method.seed + step) if "seed" in fields_of(method) else method
+    return _with(method, "seed", method.seed + step) if "seed" in fields_of(method) else method
+
+
+def _with(method: Any, field: str, value: Any) -> Any:
+    """The method with another value of a field; itself where it has no such field, or the value is None."""
+    known = value is not None and field in fields_of(method)
+    return dataclasses.replace(method, **{field: value}) if known else method
 
 
 def fields_of(method: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, get_args
 
 from vtc.eval.cli.arguments import (
     add_model_arguments,
@@ -35,6 +35,7 @@ from vtc.eval.cli.arguments import (
 )
 from vtc.eval.cli.errors import InputError
 from vtc.eval.cli.importing import importing
+from vtc.method.base import Positions
 
 if TYPE_CHECKING:
     from vtc.eval.results.folder import RunFolder
@@ -97,6 +98,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-pixels", type=positive, help="of a picture, likewise")
     add_setting_arguments(parser, METHODS, KEEP, tokens=True)
     parser.add_argument(
+        "--positions",
+        type=numberings,
+        default=[],
+        help="packed, original or packed,original: runs every selector with each (default: as its spec says, packed)",
+    )
+    parser.add_argument(
         "--tasks",
         type=names_or_files,
         default="images",
@@ -132,6 +139,14 @@ def names_or_files(text: str) -> list[str]:
     found = [part.strip() for part in text.split(",")]
     if not all(found) or len(set(found)) < len(found):
         raise argparse.ArgumentTypeError(f"{text!r} has an empty name or one twice; write e.g. gqa,pope")
+    return found
+
+
+def numberings(text: str) -> list[str]:
+    """Ways to number survivors, separated by commas."""
+    found = [part.strip() for part in text.split(",")]
+    if unknown := [each for each in found if each not in get_args(Positions)]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is neither packed nor original; write e.g. packed,original")
     return found
 
 

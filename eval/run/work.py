@@ -104,7 +104,7 @@ class Work:
         args, keep = self.args, budgets(self.args)
         names = method_names(args, "video" if task.kind == "video" else "images")
         specs = self._equal_tokens(task, names)["specs"] if args.tokens else []
-        return make_settings(names if keep else [], keep, [*args.compress, *specs])
+        return make_settings(names if keep else [], keep, [*args.compress, *specs], args.positions)
 
     def _equal_tokens(self, task: Task, names: list[str]) -> dict[str, Any]:
         """What --tokens asks for, and specs that meet it; those of the run in the folder, if it was asked the same."""

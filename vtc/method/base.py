@@ -1,13 +1,17 @@
 """What all methods have in common. A dataclass is config, repr and command line at once."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from vtc.method import budget, fields
 from vtc.method.budget import Keep
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+#: How survivors are numbered: anew without gaps, or as they were.
+Positions = Literal["packed", "original"]
 
 
 class Trials(Protocol):
@@ -34,7 +38,7 @@ class Method:
         name: the registry's name, set by `@register`.
         kind: "selector", "prune" or "reducer".
         positions: "packed" (survivors are renumbered without gaps) or "original" (they keep their position ids).
-            Models with several position axes (M-RoPE) always keep the original ones.
+            Models with several position axes (M-RoPE) always keep the original ones. Of selectors it is a field.
         min_tokens: the fewest tokens that a share rounds down to.
         may_adapt: whether `keep=None` lets the method decide by the picture how many tokens stay.
         signals: what decides, in one word each, for tables: "saliency" (what the vision tower attends to), "question",

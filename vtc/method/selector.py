@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vtc.method.base import Method
+from vtc.method.base import Method, Positions
 from vtc.method.reduction import Reduction
 from vtc.method.units import Per, Unit
 from vtc.method.visual_tokens import Needs, VisualTokens
@@ -17,17 +17,22 @@ from vtc.model.parts import Parts
 class Selector(Method, ABC):
     """Acts once, on the projected visual tokens, before the first decoder layer.
 
-    A score-type method implements `score`; any other implements `select`. Every selector takes `per`, by keyword; the
-    methods themselves never see it, only the tokens that share one budget.
+    A score-type method implements `score`; any other implements `select`. Every selector takes `per` and `positions`,
+    by keyword; the methods themselves never see them, only the tokens that share one budget and whether they are
+    numbered anew.
 
     Attributes:
         per: what `keep` counts in: "input" (one image, or one video over all its frames), "frame" (each frame of a
             video by itself) or "row" (all images and videos of a row together, as for videos that reach the model as
             separate images).
+        positions: "packed" (survivors are numbered anew, without gaps) or "original" (each keeps the number that it
+            had, by which a model may tell when and where it was seen). Models with several position axes (M-RoPE)
+            always keep the original ones.
     """
 
     kind = "selector"
     per: Per = field(default="input", kw_only=True)
+    positions: Positions = field(default="packed", kw_only=True)  # type: ignore[misc]
 
     def count_of(self, unit: Unit) -> int:
         """Tokens that `keep` leaves of one unit; a function of its layout alone."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vtc.method import fields
+from vtc.method.base import Positions
 from vtc.method.budget import Keep
 from vtc.method.reduction import Reduction
 from vtc.method.registry import register
@@ -71,10 +72,12 @@ class NoCompression(Selector):
     Attributes:
         keep: always 1.0; not to be given.
         per: says nothing here; not to be given.
+        positions: says nothing here; not to be given.
     """
 
     keep: Keep = field(default=1.0, init=False, repr=False)
     per: Per = field(default="input", init=False, repr=False)
+    positions: Positions = field(default="packed", init=False, repr=False)
 
 
 @register("random")
