@@ -56,7 +56,17 @@ SELECTORS = [
 ]  # fmt: skip
 PRUNES = [FastV(), TransPrune()]
 #: Selectors with tests of their own: they merge, choose how many, or look at frames or at more of the tower.
-OWN_TESTS = {"visionzip", "tokencorr", "recoverable", "holitom", "prunevid", "todre", "prumerge", "trim", "vscan"} | ON_VIDEOS
+OWN_TESTS = {
+    "visionzip",
+    "tokencorr",
+    "recoverable",
+    "holitom",
+    "prunevid",
+    "todre",
+    "prumerge",
+    "trim",
+    "vscan",
+} | ON_VIDEOS
 #: Those that choose among places of the picture first.
 PLACED = [method for method in SELECTORS if not isinstance(method, Random | DivPrune)]
 KNOWN = {method.name for method in SELECTORS} | OWN_TESTS | {"none"}

@@ -73,9 +73,9 @@ from vtc.selectors.video.dycoke import DyCoke as DyCoke
 from vtc.selectors.video.evs import EVS as EVS
 from vtc.selectors.video.holitom import HoliTom as HoliTom
 from vtc.selectors.video.llava_scissor import LlavaScissor as LlavaScissor
+from vtc.selectors.video.prunevid import PruneVid as PruneVid
 from vtc.selectors.video.segments.fastvid import FastVID as FastVID
 from vtc.selectors.video.segments.flashvid import FlashVID as FlashVID
-from vtc.selectors.video.prunevid import PruneVid as PruneVid
 from vtc.selectors.video.sttm_outer import STTMOuter as STTMOuter
 from vtc.selectors.video.v_cast import VCAST as VCAST
 from vtc.selectors.video.vidcom2 import VidCom2 as VidCom2
