@@ -11,6 +11,9 @@ from vtc.method.selector import Selector
 from vtc.selectors.baselines import NoCompression
 from vtc.serve import KEEP, SPEC
 
+#: How a method that lets the picture decide goes by counts.
+_COUNTED = {"evs": "leave threshold out", "vidcom2": "leave exact out"}
+
 
 @dataclass(frozen=True, eq=False)
 class Setting:
@@ -42,7 +45,7 @@ class Setting:
             refuse(
                 selector.name,
                 "lets the picture decide how many tokens stay, and an engine has to know before the tower runs",
-                "give it a keep" if selector.name in servable() else "",
+                _COUNTED.get(selector.name, "give it a keep") if selector.name in servable() else "",
             )
         if prunes:
             refuse(
@@ -106,7 +109,7 @@ def servable() -> list[str]:
 def _without_prunes(methods: list[Any]) -> str:
     """The way out where a prune is a part of a method, or stands beside one."""
     selectors = [method for method in methods if isinstance(method, Selector) and method.name != "none"]
-    without = {"todre": "threshold=0", "vscan": "later_keep=1.0"}
+    without = {"todre": "threshold=0", "vscan": "later_keep=1.0", "dycoke": "decode=False"}
     if selectors and (field := without.get(selectors[0].name)):
         return f"give {selectors[0].name} {field}, which leaves its second stage out"
     return f"leave it out: {specs.to_string(selectors)!r}" if selectors else ""

@@ -10,6 +10,7 @@ from vtc.method.prune import Memory
 from vtc.method.selector import Selector
 from vtc.method.units import Unit
 from vtc.model.layout import Grid, VisualInput
+from vtc.ops.similarity import unit_rows
 from vtc.selectors.video.dycoke import least_alike, thinned
 from vtc.selectors.video.evs import temporal_change
 from vtc.selectors.video.v_cast import curvature, frame_budgets, frame_directions, standing_out
@@ -137,10 +138,9 @@ def check_dycoke(case: Case) -> None:
         return
     assert kept == case.indices("kept_with_last_frame")
     assert kept[: len(kept) - lost] == case.indices("kept")
-    pairs = thinned(frames, every_group=False)
-    picks = dict(
-        zip([frame for frame, _ in pairs], least_alike(features[None], pairs, case.whole("kept_per_reduced_frame"))[0])
-    )
+    unit, picks = unit_rows(features)[None], {}
+    for back, thin in enumerate(thinned(frames, every_group=False), start=1):
+        picks |= zip(thin, least_alike(unit, thin, back, case.whole("kept_per_reduced_frame"))[0])
     order = [picks.get(frame, torch.arange(tokens)) + frame * tokens for frame in range(frames - frames % 2)]
     assert torch.cat(order).tolist() == case.indices("order")
 

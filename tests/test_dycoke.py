@@ -63,7 +63,7 @@ def test_a_budget_leaves_as_many_as_it_has_room_for(keep: float | int, every_gro
     method = DyCoke(keep=keep, every_group=every_group)
     for frames in range(1, 15):
         for tokens in (1, 4, 11):
-            cells, thin = frames * tokens, len(thinned(frames, every_group))
+            cells, thin = frames * tokens, sum(map(len, thinned(frames, every_group)))
             budget = min(keep, cells) if isinstance(keep, int) else round(keep * cells)
             possible = [(frames - thin) * tokens + thin * n for n in range(tokens + 1)]
             left = method.left_of(frames, tokens, keep)

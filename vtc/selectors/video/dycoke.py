@@ -11,39 +11,36 @@ from vtc.method.base import Method
 from vtc.method.budget import Keep
 from vtc.method.reduction import Reduction, top_k
 from vtc.method.registry import register
-from vtc.ops.host import on
 from vtc.ops.similarity import unit_rows
 from vtc.prunes.attention.dycoke_decode import DyCokeDecode
 from vtc.selectors.video.frames import places_of
 from vtc.selectors.video.videos import Video, VideoSelector
 
 
-def thinned(frames: int, every_group: bool) -> tuple[tuple[int, int], ...]:
-    """Which frames are thinned out, ascending, each with the frame that it is compared with.
+def thinned(frames: int, every_group: bool) -> tuple[range, range]:
+    """Which frames are thinned out: those compared with the frame before, and those with the one two before.
 
     Of pairs of frames it is the second, compared with the first; of each group of four also the first frame of its
     second pair, compared with the group's first. As released the last group has none, unless `every_group`.
     """
-    end = frames - frames % 2
-    seconds = [(frame, frame - 1) for frame in range(1, end, 2)]
-    thirds = [(start + 2, start) for start in range(0, end - 2 if every_group else frames - 4, 4)]
-    return tuple(sorted([*seconds, *thirds]))
+    paired = frames - frames % 2
+    return range(1, paired, 2), range(2, paired if every_group else frames - 2, 4)
 
 
-def least_alike(features: Tensor, pairs: tuple[tuple[int, int], ...], count: int) -> Tensor:
-    """Of some frames, the tokens least like those at their places in the frames that they are compared with.
+def least_alike(unit: Tensor, frames: range, back: int, count: int) -> Tensor:
+    """Of some frames, the tokens least like those at their places in frames before.
 
     Args:
-        features: [G, T, S, D].
-        pairs: F frames, each with another.
+        unit: [G, T, S, D], tokens of length 1.
+        frames: F of them, evenly spaced.
+        back: how many frames before.
         count: tokens of each.
 
     Returns:
         LongTensor [G, F, count], by rising similarity; equal: lowest index.
     """
-    frame, other = on(features.device, torch.tensor(pairs, dtype=torch.long).view(-1, 2)).unbind(dim=1)
-    unit = unit_rows(features)
-    return top_k(-(unit[:, frame] * unit[:, other]).sum(dim=-1), count)
+    here, before = (unit[:, frames.start - lag : frames.stop - lag : frames.step] for lag in (0, back))
+    return top_k(-(here * before).sum(dim=-1), count)
 
 
 @register("dycoke")
@@ -104,22 +101,24 @@ class DyCoke(VideoSelector):
         return self.left_of(present, 1, self.keep)
 
     def left_of(self, frames: int, tokens: int, keep: Keep | None) -> int:
-        thin = len(thinned(frames, self.every_group))
+        thin = sum(map(len, thinned(frames, self.every_group)))
         return (frames - thin) * tokens + thin * self._of_thinned(frames, tokens, keep)
 
     def _of_thinned(self, frames: int, tokens: int, keep: Keep | None) -> int:
         """Tokens that stay of each thinned frame."""
         if keep is None:
             return int((1 - self.drop) * tokens)
-        thin = len(thinned(frames, self.every_group))
+        thin = sum(map(len, thinned(frames, self.every_group)))
         room = budget.resolve(keep, frames * tokens) - (frames - thin) * tokens
         return max(room // thin, 0) if thin else tokens
 
     def choose(self, video: Video) -> Reduction:
         _, frames, tokens, _ = video.features.shape
-        pairs = thinned(frames, self.every_group)
-        picks = least_alike(video.features, pairs, self._of_thinned(frames, tokens, video.keep))
-        stays = torch.ones(video.features.shape[:3], dtype=torch.bool, device=picks.device)
-        for number, (frame, _) in enumerate(pairs):
-            stays[:, frame] = stays.new_zeros(len(picks), tokens).scatter_(1, picks[:, number], True)
+        unit, count = unit_rows(video.features), self._of_thinned(frames, tokens, video.keep)
+        stays = torch.ones(unit.shape[:3], dtype=torch.bool, device=unit.device)
+        for back, thin in enumerate(thinned(frames, self.every_group), start=1):
+            if thin:
+                picks = least_alike(unit, thin, back, count)
+                mask = stays.new_zeros(*picks.shape[:2], tokens).scatter_(2, picks, True)
+                stays[:, thin.start : thin.stop : thin.step] = mask
         return Reduction(places_of(stays, self.left_of(frames, tokens, video.keep)))
