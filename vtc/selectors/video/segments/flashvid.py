@@ -76,7 +76,7 @@ class FlashVID(VideoSelector):
     link: float = 0.8
     tau: float = 0.9
     segments: int | None = None
-    selection: str | None = None
+    selection: Literal["attn_div", "attn_div_v2"] | None = None
     tree_mean: Literal["size", "released"] = "size"
     inner: bool = True
     inner_keep: Keep = 0.3
