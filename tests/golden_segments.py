@@ -103,7 +103,8 @@ class Told(FastVID):
 
     def choose(self, video: Video) -> Reduction:
         assert self.variant is not None
-        return self.compress(video.features[0], self.frames, self.attention, self.variant)
+        each = int(video.features.shape[2] * self.keep)
+        return self.compress(video.features[0], self.frames, self.attention, each, self.variant)
 
 
 # ---------------------------------------------------------------- flashvid

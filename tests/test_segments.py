@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -380,7 +381,10 @@ def test_separators_go_with_what_they_stand_beside(method: Any) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)
-def test_each_video_of_a_row_is_by_itself_and_pictures_stay(method: Any) -> None:
+@pytest.mark.parametrize(("keep", "alone"), [(0.25, (0.25, 0.25)), (72, (60, 12))])
+def test_each_video_of_a_row_is_by_itself_and_pictures_stay(
+    keep: float, alone: tuple[float, float], method: Any
+) -> None:
     first, second = Grid(0, 6, 4, 5, kind="video"), Grid(126, 3, 2, 4, row_end=1, kind="video")
     picture = Grid(120, 1, 2, 3)
     x, y = video(1, 6, 20), video(2, 3, 8)
@@ -391,10 +395,10 @@ def test_each_video_of_a_row_is_by_itself_and_pictures_stay(method: Any) -> None
     separators = torch.zeros(len(features[0]), dtype=torch.bool)
     separators[second.start :] = True
     separators[second.places()] = False
-    grids = (first, picture, second)
-    kept = method.select(VisualTokens(features, grids, separators, "video", received={0: seen}), len(separators)).kept
-    one = method.select(shown(x, attention_of(1, 6, 20), first), 120).kept
-    two = method.select(shown(y, attention_of(2, 3, 8), second.moved(0)), len(second)).kept
+    visual = VisualTokens(features, (first, picture, second), separators, "video", received={0: seen})
+    kept = replace(method, keep=keep).select(visual, len(separators)).kept
+    one = replace(method, keep=alone[0]).select(shown(x, attention_of(1, 6, 20), first), 120).kept
+    two = replace(method, keep=alone[1]).select(shown(y, attention_of(2, 3, 8), second.moved(0)), len(second)).kept
     assert torch.equal(kept, torch.cat([one, 120 + torch.arange(6)[None], 126 + two], dim=1))
 
 

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from vtc.method.visual_tokens import VisualTokens
 from vtc.model.layout import Grid
 from vtc.ops.host import on
 from vtc.ops.mixing import Mixing
+
+Version = TypeVar("Version", bound=str)
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Video:
         _, frames, tokens, _ = self.features.shape
         return self.keep / (frames * tokens) if isinstance(self.keep, Integral) else self.keep
 
-    def version(self, versions: Mapping[str, str], other: str) -> str:
+    def version(self, versions: Mapping[str, Version], other: Version) -> Version:
         """Which released version of a method is the model's: that of how its family's name begins, else `other`."""
         named = (version for start, version in versions.items() if self.whole.family.startswith(start))
         return next(named, other)
@@ -109,7 +111,7 @@ class VideoSelector(Selector, ABC):
             def of(values: Tensor, inside: Tensor = inside) -> Tensor:
                 return values[:, inside]
 
-            whole = keep is not None and self.left_of(*cells.shape, keep) == cells.numel()
+            whole = keep is not None and self.left_of(grid.t, grid.h * grid.w, keep) == cells.numel()
             alone = Video(of(visual.features), grid.h, grid.w, keep, of, visual)
             made = _Part.of(inside.flatten(), images).reduction if whole else self.choose(alone)
             parts.append(_Part(inside.flatten(), made))

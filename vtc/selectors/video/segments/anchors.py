@@ -68,7 +68,8 @@ def deal_out(
         most = tokens // 2 if capped else tokens - salient[frame]
         centres[frame] = min(centres.get(frame, 0), most)
         salient[frame] = min(salient[frame], tokens - centres[frame])
-    return Deal(*([given.get(frame, 0) for frame in range(length)] for given in (salient, centres)))
+    every = range(length)
+    return Deal([salient.get(frame, 0) for frame in every], [centres.get(frame, 0) for frame in every])
 
 
 def parted(total: int, parts: int) -> list[int]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from itertools import chain
 from numbers import Integral
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,9 +21,9 @@ from vtc.selectors.video.segments.anchors import Deal, deal_equally, deal_out, d
 from vtc.selectors.video.segments.cutting import cut, frame_means, frame_similarity
 from vtc.selectors.video.videos import Video, VideoSelector
 
-VARIANTS = ("ov", "video", "qwen")
+Variant = Literal["ov", "video", "qwen"]
 #: How the names of families begin whose version is not that of LLaVA-OneVision.
-_FAMILIES = {"llava_next_video": "video", "qwen": "qwen"}
+_FAMILIES: dict[str, Variant] = {"llava_next_video": "video", "qwen": "qwen"}
 _NEIGHBOURS = 4
 
 
@@ -43,8 +43,8 @@ class FastVID(VideoSelector):
     out without loss, and an anchor's own centres are none of its members; with "qwen" moreover frames that repeat the
     next one get no tokens, and what does not fit into the others is lost (27 % asked for, 24.1 % kept). Published
     numbers are of frames' vectors and saliency from SigLIP's pooling head, which checkpoints here do not bring: a frame
-    is told by its mean token instead, and saliency by the attention received in the tower, as released for Qwen. Of
-    equally dense tokens the first counts as denser, where released code draws noise. Newlines behind rows, and CLS
+    is told by its mean token instead, and saliency by the attention received in the tower, much as released for Qwen.
+    Of equally dense tokens the first counts as denser, where released code draws noise. Newlines behind rows, and CLS
     tokens of frames, stay where tokens of theirs do, those behind the video always. A token is merged into every anchor
     of its segment, so a still video takes memory for frames / 4 weights of each token.
 
@@ -74,7 +74,7 @@ class FastVID(VideoSelector):
     distance: int = 4
     beta: float = 0.6
     ignore: float = 0.95
-    variant: str | None = None
+    variant: Variant | None = None
 
     def __post_init__(self) -> None:
         budget.check_keep(self.keep)
@@ -85,27 +85,30 @@ class FastVID(VideoSelector):
         fields.check_int("distance", self.distance, "give the published 4, or 1 to make every frame an anchor", 1)
         fields.check_share("beta", self.beta, "give a weight such as 0.6")
         fields.check_share("ignore", self.ignore, "give a cosine such as 0.95")
-        fields.check_one_of("variant", self.variant, VARIANTS, "or give None for that of the model's family")
+        fields.check_one_of("variant", self.variant, get_args(Variant), "or give None for that of the model's family")
 
     def needs(self, parts: Parts) -> Needs:
         return Needs(received=(parts.block(parts.feature_layer, self.name),))
 
     def choose(self, video: Video) -> Reduction:
         features, (attention,) = video.features[0], video.whole.received.values()
+        (length, tokens, _), keep = features.shape, video.keep
+        assert keep is not None
+        each = int(keep) // length if isinstance(keep, Integral) else int(tokens * keep)
         variant = self.variant or video.version(_FAMILIES, "ov")
-        return self.compress(features, frame_means(features), as_float(video.of(attention)[0]), variant)
+        return self.compress(features, frame_means(features), as_float(video.of(attention)[0]), each, variant)
 
-    def compress(self, features: Tensor, frames: Tensor, saliency: Tensor, variant: str) -> Reduction:
+    def compress(self, features: Tensor, frames: Tensor, saliency: Tensor, each: int, variant: Variant) -> Reduction:
         """Decide about one video.
 
         Args:
             features: [T, S, D].
             frames: [T, G], a vector that stands for each frame.
             saliency: [T, S].
-            variant: one of `VARIANTS`.
+            each: tokens that are left of a frame.
+            variant: the version.
         """
-        (length, tokens), device = saliency.shape, features.device
-        each = int(self.keep) // length if isinstance(self.keep, Integral) else int(tokens * self.keep)
+        tokens, device = saliency.shape[1], features.device
         similarity = frame_similarity(frames)
         segments = cut(similarity, self.segments, self.tau)
         deals = [self._deal(similarity[first : end - 1], tokens, each, variant) for first, end in segments]
@@ -131,7 +134,7 @@ class FastVID(VideoSelector):
         kept, slot = target.unique(return_inverse=True)
         return Reduction(kept[None], Mixing(source[None], slot[None], weight[None]))
 
-    def _deal(self, similarity: Tensor, tokens: int, each: int, variant: str) -> Deal:
+    def _deal(self, similarity: Tensor, tokens: int, each: int, variant: Variant) -> Deal:
         """What the frames of a segment get, by the similarities [L - 1] of its frames."""
         length, setting = len(similarity) + 1, (tokens, each, self.density, self.distance)
         if variant == "ov":

@@ -38,8 +38,8 @@ class FlashVID(VideoSelector):
     frame tokens are selected greedily, far from each other by distances that are weighted by the attention which they
     receive in the last vision block (attn_div), and by how much they resemble their segment (attn_div_v2). The others
     are tied to the most similar one of the frame before, and become the mean of their tree; what is then left of a
-    frame is clustered by density peaks. A merged token stands at its centre's place. Images stay as they are. Inside
-    the decoder follows `flashvid_inner`. https://arxiv.org/abs/2602.08024
+    frame is clustered by density peaks. A merged token stands at its centre's place. Inside the decoder follows
+    `flashvid_inner`. Images stay as they are until there, where they count as the video does. https://arxiv.org/abs/2602.08024
 
     Newlines behind rows, and CLS tokens of frames, stay where tokens of theirs do, those behind the video always; the
     released code runs LLaVA-Video with one newline per frame instead. In a segment of one frame the released code also
@@ -76,7 +76,7 @@ class FlashVID(VideoSelector):
     link: float = 0.8
     tau: float = 0.9
     segments: int | None = None
-    selection: str | None = None
+    selection: Literal["attn_div", "attn_div_v2"] | None = None
     tree_mean: Literal["size", "released"] = "size"
     inner: bool = True
     inner_keep: Keep = 0.3
