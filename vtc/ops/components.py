@@ -25,48 +25,25 @@ def alike(x: Tensor, tau: float) -> Tensor:
         LongTensor [G, n]: the key of the component of each token.
     """
     groups, tokens, _ = x.shape
+    if tau >= 1:  # else rounding decided
+        return torch.arange(tokens, device=x.device).repeat(groups, 1)
     if (some := max(_PAIRS // tokens**2, 1)) < groups:
         return torch.cat([alike(part, tau) for part in x.split(some)])
     unit = unit_rows(x)
-    name = torch.arange(tokens, device=x.device).repeat(groups, 1)
+    name = torch.arange(groups * tokens, device=x.device)
     edges = torch.zeros_like(name)
     rows = max(_PAIRS // (groups * tokens), 1)
     for start in range(0, tokens, rows):
-        stop = min(start + rows, tokens)
-        near = (unit[:, start:stop] @ unit[:, :stop].transpose(1, 2)).clamp(max=1) > tau
-        near = near.tril(start - 1)
-        edges[:, start:stop] += near.sum(dim=2)
-        edges[:, :stop] += near.sum(dim=1)
-        near.diagonal(start, 1, 2).fill_(True)
-        name[:, :stop] = _joined(name[:, :stop], near)
-    last = tokens - 1
-    most = edges * tokens + last - torch.arange(tokens, device=x.device)
-    return (last - most.scatter_reduce(1, name, most, "amax") % tokens).gather(1, name)
-
-
-def _joined(name: Tensor, near: Tensor) -> Tensor:
-    """The names, LongTensor [G, n], where the tokens that each row of `near` [G, r, n] is near have one, the lowest."""
-    none = name.shape[1]
-    while True:
-        lowest = torch.where(near, name[:, None], none).amin(dim=2, keepdim=True)
-        lowest = torch.where(near, lowest, none).amin(dim=1).minimum(name)
-        new = renamed(name, lowest)
-        if torch.equal(new, name):
-            return name
-        name = new
-
-
-def renamed(name: Tensor, lower: Tensor) -> Tensor:
-    """The names [G, n] once each, and all that it leads to, has given way to the lowest that a bearer of it was given.
-
-    Args:
-        name: LongTensor [G, n], in 0…n-1, not above its token.
-        lower: LongTensor [G, n], what each token was given, not above its name.
-    """
-    leads = torch.arange(name.shape[1], device=name.device).expand_as(name).scatter_reduce(1, name, lower, "amin")
-    for _ in range(name.shape[1].bit_length()):
-        leads = leads.gather(1, leads)
-    return leads.gather(1, name)
+        near = unit[:, start : start + rows] @ unit[:, : start + rows].transpose(1, 2) > tau
+        group, row, column = near.tril(start - 1).nonzero(as_tuple=True)
+        pair = group * tokens + start + row, group * tokens + column
+        for side in pair:
+            edges += torch.bincount(side, minlength=len(edges))
+        name = _joined(name, *pair)
+    place = torch.arange(groups * tokens, device=x.device)
+    most = edges * tokens + tokens - 1 - place % tokens
+    best = most.scatter_reduce(0, name, most, "amax")[name]
+    return (tokens - 1 - best % tokens).view(groups, tokens)
 
 
 @torch.no_grad()
@@ -76,11 +53,19 @@ def connected(first: Tensor, second: Tensor, tokens: int) -> Tensor:
     Returns:
         LongTensor [tokens]: the lowest member of each one's component.
     """
-    name = torch.arange(tokens, device=first.device)[None]
-    while True:
-        lowest = name[:, first].minimum(name[:, second])
-        lower = name.scatter_reduce(1, first[None], lowest, "amin").scatter_reduce(1, second[None], lowest, "amin")
-        new = renamed(name, lower)
+    return _joined(torch.arange(tokens, device=first.device), first, second)
+
+
+def _joined(name: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Names, LongTensor [n] of tokens not above their own place, where pairs have the same, the lowest of both."""
+    while len(first):
+        lowest = name[first].minimum(name[second])
+        lower = name.scatter_reduce(0, first, lowest, "amin").scatter_reduce(0, second, lowest, "amin")
+        leads = torch.arange(len(name), device=name.device).scatter_reduce(0, name, lower, "amin")
+        for _ in range(len(name).bit_length()):
+            leads = leads[leads]
+        new = leads[name]
         if torch.equal(new, name):
-            return name[0]
+            break
         name = new
+    return name
