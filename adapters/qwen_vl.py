@@ -47,15 +47,22 @@ class QwenVLAdapter(Adapter):
         Args:
             features: the call that makes the features.
             pixels: the real numbers that it was given.
+
+        Raises:
+            ValueError: none of them has a row for each patch.
         """
         grids, merge = self._thw(features), self.tower.spatial_merge_size
         assert grids is not None  # else there would be no features
         counts = grids.prod(dim=1).tolist()
-        rows = next(value for value in pixels.values() if value.dim() == 2 and len(value) == sum(counts))
+        rows = [value.flatten(0, -2) for value in pixels.values() if value.dim() > 1]
+        found = [each for each in rows if len(each) == sum(counts)]
+        if len(found) != 1:
+            told = ", ".join(f"{name} {tuple(value.shape)}" for name, value in pixels.items())
+            raise ValueError(f"{self.family}: which of {told} has a row for each of {sum(counts)} patches is not known")
         deviation = (0.5,) * 3 if self.family.startswith("qwen3") else _CLIP
         return tuple(
             Picture(part.reshape(t, h // merge, w // merge, merge**2, len(deviation), -1), deviation)
-            for part, (t, h, w) in zip(rows.split(counts), grids.tolist())
+            for part, (t, h, w) in zip(found[0].split(counts), grids.tolist())
         )
 
     def _window_index(self, features: Features) -> Tensor:

@@ -331,6 +331,24 @@ def test_videos_are_left_alone_beside_pictures_unless_they_are_one_step(family: 
 
 
 @pytest.mark.usefixtures("no_grad")
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
+def test_patches_may_stand_in_a_batch_of_one_and_beams_see_what_one_sees(family: str) -> None:
+    pages = [page(1, (8, 12)), page(2, (8, 8))]
+    model, inputs = showing(family, [Row(((8, 12),), 1), Row(((8, 8),), 2)], pages)
+    more = {"max_new_tokens": 3, "do_sample": False, "num_beams": 2}
+    with vtc.patched(model, "pixelprune:threshold=0.03"):
+        logits, left = model(**inputs).logits, kept(model)
+        assert torch.equal(model(**{**inputs, "pixel_values": inputs["pixel_values"][None]}).logits, logits)
+        tokens = model.generate(**inputs, **more)
+        assert [kept(model)[index] for index in (0, -1)] == left
+        for row, (one, alone) in enumerate(
+            zip(pages, each_alone(EVERY[family], model, [Row(((8, 12),), 1), Row(((8, 8),), 2)]))
+        ):
+            alone["pixel_values"] = patches_of([one, one], published(family))
+            assert torch.equal(model.generate(**alone, **more)[0, -3:], tokens[row, -3:])
+
+
+@pytest.mark.usefixtures("no_grad")
 def test_half_precision_pixels_are_compared_in_full() -> None:
     model, inputs = showing("qwen3_vl", [Row(((8, 12),), 1)], [page(2, (8, 12))])
     for dtype in (torch.bfloat16, torch.float16):
@@ -399,8 +417,9 @@ def test_its_threshold_can_be_calibrated() -> None:
 
 
 @pytest.mark.usefixtures("no_grad")
-def test_pixels_are_let_go_behind_the_call() -> None:
-    model, inputs = showing("qwen2_5_vl", [Row(((8, 8),), 1)], [page(1, (8, 8))])
+@pytest.mark.parametrize("size", [(8, 8), (2, 2)])
+def test_pixels_are_let_go_behind_the_call(size: tuple[int, int]) -> None:
+    model, inputs = showing("qwen2_5_vl", [Row((size,), 1)], [page(1, size)])
     with vtc.patched(model, "pixelprune"):
         model(**inputs)
         seam = model._vtc_seam

@@ -57,11 +57,10 @@ def unpredicted(
     above = torch.where(row > 0, place - wide, place - 1)
     left = torch.where(column > 0, place - 1, above)
     corner = torch.where((row > 0) & (column > 0), place - wide - 1, above)
-    order, diagonal = place, row + column
-    waves: int | list[int] = _AT_ONCE
-    if anchored and threshold > 0:  # neighbours are decided first
-        order, waves = diagonal.argsort(stable=True), diagonal.bincount().tolist()[1:]
-    order = order[1:]
+    order, waves, diagonal = place, place // _AT_ONCE, row + column
+    if in_turn := anchored and threshold > 0:  # at a threshold of 0 whatever stands for a cell equals it
+        order, waves = diagonal.argsort(stable=True), diagonal
+    order, sizes = order[1:], waves[1:].bincount().tolist()
     neighbours = on(cells.device, torch.stack([order, *(each[order] for each in (left, above, corner))]))
     stands = on(cells.device, place)
     kept = torch.ones_like(stands, dtype=torch.bool)
@@ -70,11 +69,11 @@ def unpredicted(
         difference = (pixels[one].float() - pixels[other].float()) * scale
         return _DISTANCES[metric](difference.abs().flatten(1)) <= threshold
 
-    for here, *around in neighbours.split(waves, dim=1):
+    for here, *around in neighbours.split(sizes, dim=1):
         by_left, by_above, by_corner = (stands[each] for each in around)
         predicted = torch.where(same(by_corner, by_left) & ~same(by_corner, by_above), by_above, by_left)
         kept[here] = ~same(here, predicted)
-        if anchored:
+        if in_turn:
             stands[here] = torch.where(kept[here], here, predicted)
     return kept.view(high, wide)
 
@@ -85,7 +84,7 @@ class PixelPrune(Reducer):
     """Drop patches whose pixels repeat what their neighbours predict, before the vision tower's first block.
 
     The patches of one visual token are a cell. Left, above and above-left neighbours predict it as in lossless image
-    coding, and it stays only if it is unlike its prediction; so all that is left out is blank, or continues an edge.
+    coding, and it stays only if it is unlike its prediction: all that is left out goes on as its neighbours do.
     Tower and language model never see it; the rest keeps its place. Documents and screens have many such cells,
     photographs none: their noise makes every cell its own. No text, no features, no training. For towers that take
     pictures patch by patch (Qwen-VL); a video of more than one step of its grid is left as it is. Pictures must not be
@@ -134,8 +133,9 @@ class PixelPrune(Reducer):
 
     def reduce(self, patches: Patches) -> Reduction | None:
         (picture,) = patches.pictures
-        if len(picture.cells) > 1 or patches.tokens is None:
+        if len(picture.cells) > 1:
             return None
+        assert patches.tokens is not None
         published, channels = picture.deviation, picture.cells.shape[-2]
         std = published if self.image_std is None else self.image_std
         if len(std) != channels:

@@ -52,7 +52,7 @@ class TowerRun:
         depth: int,
         pictures: tuple[Picture, ...] = (),
     ):
-        self.depth, self.pictures = depth, pictures
+        self.depth = depth
         self.reducer, self.blocks, self.maps, self.prefix = reducer, blocks, maps, prefix
         self.flat = hidden.dim() == 2
         entries, self.length = (1, hidden.shape[0]) if self.flat else (hidden.shape[0], hidden.shape[1])
@@ -65,6 +65,7 @@ class TowerRun:
             for sequence in sequences_of(image, rows, budget, entries, self.length, prefix, device)
         ]
         self.active = any(sequence.reduced for sequence in self.sequences)
+        self.pictures = pictures if self.active else ()  # until the last decision
         everything = torch.arange(self.length, device=device).expand(entries, -1)
         self.layout = Placement(everything, torch.ones_like(everything, dtype=torch.bool))
         self.moved = self.ordered = self.merged = False
