@@ -67,6 +67,14 @@ def _(lines):
     assert kept["slide", 0.0] < 768 / 3 and kept["scan", 15.5] < 0.8 * kept["scan", 0.0] == 0.8 * 768
 
 
+@check("streaming.py")
+def _(lines):
+    found = [re.fullmatch(r"kept +(\d+) of 513 tokens \((\d+)%\): .+\? \w+", line) for line in lines]
+    (first, still, second), shares = ([int(line[group]) for line in found] for group in (1, 2))
+    assert shares == [round(100 * kept / 513) for kept in (first, still, second)]
+    assert 0 < still < min(first, second), "where nothing happens less is left"
+
+
 @check("own_method.py")
 def _(lines):
     found = [re.fullmatch(r"(\w+).*: (\d+) of 18 right", line) for line in lines]
