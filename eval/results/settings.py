@@ -74,7 +74,8 @@ def make_settings(
 
 def _add(found: dict[str, Setting], methods: list[Method], positions: Sequence[Positions]) -> None:
     methods = [method for method in methods if method.name != NONE]
-    for numbering in (positions or [None]) if methods else []:
+    asked: Sequence[Positions | None] = positions or (None,)
+    for numbering in asked if methods else ():
         told = [_with(method, "positions", numbering) for method in methods]
         name = "+".join(_label(method, True) for method in told)
         series = "+".join(_label(method, False) for method in told)

@@ -77,7 +77,7 @@ class NoCompression(Selector):
 
     keep: Keep = field(default=1.0, init=False, repr=False)
     per: Per = field(default="input", init=False, repr=False)
-    positions: Positions = field(default="packed", init=False, repr=False)
+    positions: Positions = field(default="packed", init=False, repr=False)  # type: ignore[misc]
 
 
 @register("random")

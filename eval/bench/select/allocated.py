@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch.autograd.profiler import profile
@@ -41,7 +42,7 @@ class Allocated:
             return
         with _quiet():
             self._profile.__exit__(*error)
-        events = self._profile.kineto_results.events()
+        events: Any = self._profile.kineto_results.events()  # type: ignore[union-attr]
         steps = sorted((event for event in events if event.name() == "[memory]"), key=lambda event: event.start_ns())
         self.bytes = max(accumulate((event.nbytes() for event in steps), initial=0))
 

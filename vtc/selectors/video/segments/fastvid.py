@@ -1,6 +1,6 @@
 """FastVID: in segments of a video salient tokens stay, the rest is merged around density peaks (arXiv 2503.11187)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from numbers import Integral
 from typing import ClassVar, Literal, get_args
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vtc.method import budget, fields
+from vtc.method.base import Positions
 from vtc.method.budget import Keep
 from vtc.method.reduction import Reduction
 from vtc.method.registry import register
@@ -61,10 +62,10 @@ class FastVID(VideoSelector):
         beta: least weight of a centre beside the mean of its members.
         ignore: cosine from which a frame repeats the next one; "qwen" alone.
         variant: "ov", "video" or "qwen"; None: the family decides.
+        positions: as of every selector, but "original" as released.
     """
 
     signals: ClassVar[tuple[str, ...]] = ("saliency", "time", "merging")
-    positions: ClassVar[str] = "original"
     varies: ClassVar[bool] = True
     bare_rows: ClassVar[bool] = False
     keep: Keep = 0.25
@@ -75,6 +76,7 @@ class FastVID(VideoSelector):
     beta: float = 0.6
     ignore: float = 0.95
     variant: Variant | None = None
+    positions: Positions = field(default="original", kw_only=True)  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         budget.check_keep(self.keep)
