@@ -5,8 +5,9 @@ from typing import Any
 
 from vtc import spec as specs
 from vtc.method.budget import Keep, check_keep
+from vtc.method.fields import settable
 from vtc.method.kinds import split_kinds
-from vtc.method.registry import list_methods
+from vtc.method.registry import list_methods, method_class
 from vtc.method.selector import Selector
 from vtc.selectors.baselines import NoCompression
 from vtc.serve import KEEP, SPEC
@@ -99,7 +100,13 @@ def refuse(name: str, reason: str, way_out: str = "") -> None:
 def servable() -> list[str]:
     """Names of the methods that some setting of theirs makes servable on some model."""
     never = ("holitom", "recoverable", "trim", "cdpruner", "mmtok")  # the last four read the question
-    return [name for name in list_methods("selector") if name not in never]
+    return [name for name in list_methods("selector") if name not in never and _has_budget(name)]
+
+
+def _has_budget(name: str) -> bool:
+    """Whether a method's counts can be said: not where what is shown always decides."""
+    cls = method_class(name)
+    return not cls.may_adapt or any(field.name == "keep" for field in settable(cls))
 
 
 def _without_prunes(methods: list[Any]) -> str:
