@@ -253,9 +253,9 @@ def test_keeping_all_and_unpatching_are_bit_exact(family, method):
 @pytest.mark.parametrize("family", LLAVAS)
 @pytest.mark.parametrize("method", [name for name in SELECTORS if name not in (*ASKED, "random")])
 def test_two_turns_with_a_video_each_equal_one_prompt_with_both(family, method):
-    """Not so for those that ask what else is in the row: videos before (`random`), text behind (`ASKED`, `prunevid`)."""
+    """Not so for those that ask what else is in the row: videos before (`random`), text behind (`ASKED`)."""
     tiny, model = EVERY[family], model_of(family)
-    alone = {"holitom": ",inner=False", "prunevid": ",inner=False", "vscan": ",later_keep=1.0"}  # not their prunes
+    alone = {"holitom": ",inner=False", "prunevid": ",inner=False", "vscan": ",later_keep=1.0"}  # without prunes
     spec = spec_of(method, family) + alone.get(method, "")
     rows = scenario(tiny, "ragged")[:2]
     one, two = (tiny.inputs(model, [row]) for row in rows)
