@@ -5,6 +5,7 @@ from typing import Any
 
 from vtc import spec as specs
 from vtc.method.budget import Keep, check_keep
+from vtc.method.fields import settable
 from vtc.method.kinds import split_kinds
 from vtc.method.registry import list_methods, method_class
 from vtc.method.selector import Selector
@@ -102,8 +103,13 @@ def refuse(name: str, reason: str, way_out: str = "") -> None:
 def servable() -> list[str]:
     """Names of the methods that some setting of theirs makes servable on some model."""
     never = ("holitom", "recoverable", "trim", "cdpruner", "mmtok")  # the last four read the question
-    names = (name for name in list_methods("selector") if name not in never)
-    return [name for name in names if not getattr(method_class(name), "varies", False)]
+    return [name for name in list_methods("selector") if name not in never and _has_counts(method_class(name))]
+
+
+def _has_counts(cls: Any) -> bool:
+    """Whether some setting of a method says how many tokens stay: not where what is shown always decides."""
+    always = getattr(cls, "varies", False) is True  # else told by a property, from the setting
+    return not always and (not cls.may_adapt or any(field.name == "keep" for field in settable(cls)))
 
 
 def _without_prunes(methods: list[Any]) -> str:

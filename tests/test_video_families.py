@@ -256,11 +256,8 @@ def test_keeping_all_and_unpatching_are_bit_exact(family, method):
 def test_two_turns_with_a_video_each_equal_one_prompt_with_both(family, method):
     """Not so for those that ask what else is in the row: videos before (`random`), text behind (`ASKED`)."""
     tiny, model = EVERY[family], model_of(family)
-    alone = {
-        "holitom": ",inner=False",
-        "flashvid": ",inner=False",
-        "vscan": ",later_keep=1.0",
-    }  # their prunes share a budget
+    alone = dict.fromkeys(("holitom", "flashvid", "prunevid"), ",inner=False")  # their prunes share a budget
+    alone["vscan"] = ",later_keep=1.0"
     spec = spec_of(method, family) + alone.get(method, "")
     rows = scenario(tiny, "ragged")[:2]
     one, two = (tiny.inputs(model, [row]) for row in rows)
