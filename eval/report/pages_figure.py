@@ -61,8 +61,8 @@ def composed(curve: dict[str, Any]) -> "Figure":
     side = max(SIDES)
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 1.9 + HEIGHT), dpi=DPI, layout="constrained")
-        parts: Any = figure.subfigures(2, 1, height_ratios=[1.9, HEIGHT])
-        above, below = parts
+        halves: Any = figure.subfigures(2, 1, height_ratios=[1.9, HEIGHT])
+        above, below = halves
         for axes, kind in zip(above.subplots(1, len(KINDS)), KINDS):
             axes.imshow(tinted(page(kind), kept_of(page(kind), side, 0.0)))
             axes.set_title(kind, fontsize=SMALL)
