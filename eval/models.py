@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 import vtc
 from vtc.calls.attention import implementation
+from vtc.eval import clips
 from vtc.eval.cli.arguments import EMBEDDED
 from vtc.eval.cli.errors import InputError
 from vtc.eval.cli.machine import check_device
@@ -134,6 +135,7 @@ def load(
     kind: str = "image",
     device_map: str | None = None,
     pixels: Mapping[str, int] | None = None,
+    frames: int = clips.FRAMES,
 ) -> Loaded:
     """Load a model.
 
@@ -145,6 +147,7 @@ def load(
         kind: "image" or "video": which of the bundled models.
         device_map: "auto" and the like: several devices share the model, and `device` is not looked at.
         pixels: "min_pixels" and "max_pixels" of a picture, for processors that know them, as Qwen-VL's.
+        frames: of videos that the bundled model will be shown.
 
     Raises:
         InputError: the model, the device or the attention implementation is not there, or the processor knows no
@@ -157,7 +160,8 @@ def load(
     processor: Any
     try:
         if name == EMBEDDED:
-            model, processor = BUNDLED[kind].load(chosen, device, attn)
+            length = {"frames": frames} if kind == "video" else {}
+            model, processor = BUNDLED[kind].load(chosen, device, attn, **length)
         else:
             kwargs: dict[str, Any] = {"attn_implementation": attn} if attn else {}
             kwargs |= {"device_map": device_map} if device_map else {}

@@ -39,6 +39,30 @@ def test_a_question_depends_on_its_number_alone():
         clips.benchmark(3, "tset")
 
 
+@pytest.mark.parametrize("times", [2, 4])
+def test_longer_clips_are_the_same_ones_seen_more_often(times):
+    """Every so many frames one of the short clip, but for its noise of ±6; between them things move on."""
+    for short, long in zip(clips.benchmark(12), clips.benchmark(12, frames=times * FRAMES)):
+        assert short == long and len(long.frames) == times * FRAMES
+        apart = long.frames[::times].astype(int) - short.frames
+        assert np.abs(apart).max() <= 12
+    clip = next(clip for clip in many(50) if any(actor.motion for actor in clip.actors))
+    (actor, *_) = (actor for actor in clip.actors if actor.motion)
+    places = [actor.at(frame / times) for frame in range(times * FRAMES)]
+    steps = np.abs(np.diff([(thing.x, thing.y) for thing in places], axis=0)).sum(axis=1)
+    moving = times * (FRAMES - 1)
+    assert (np.abs(steps[:moving] - actor.step / times) <= 1).all() and not steps[moving:].any()
+
+
+def test_of_longer_clips_the_model_is_told_positions_in_proportion():
+    (short, _), (same, _), (long, _) = clips.load(), clips.load(frames=FRAMES // 2), clips.load(frames=4 * FRAMES)
+    turns = [model.model.language_model.rotary_emb.inv_freq for model in (short, same, long)]
+    assert torch.equal(turns[0], turns[1])
+    torch.testing.assert_close(turns[2], turns[0] / 4)
+    weights = long.state_dict()
+    assert all(torch.equal(weights[name], weight) for name, weight in short.state_dict().items())
+
+
 def test_things_never_meet_nor_leave_the_picture():
     for clip in many(150):
         assert len({actor.thing.kind for actor in clip.actors}) == len(clip.actors)

@@ -74,6 +74,18 @@ def test_questions_are_those_of_the_bundled_clips(run):
     assert [(s["id"], s["question"], s["answer"]) for s in asked] == [(c.id, c.question, c.answer) for c in there]
 
 
+def test_bundled_clips_may_be_longer(tmp_path):
+    folder = tmp_path / "run"
+    assert main([*arguments(folder), "--frames", "16"]) == 0
+    results, samples = json.loads((folder / "results.json").read_text()), lines(folder / "samples.jsonl")
+    assert results["config"]["benchmark"] == "clips/test, 16 frames" and results["blind"] is None
+    for sample in samples:
+        assert len(sample["tokens_per_frame"]) == 16 and sample["visual_tokens"] == 16 * TOKENS + 1
+    short = clips.benchmark(QUESTIONS)
+    asked = [sample for sample in samples if sample["setting"] == "none"]
+    assert [(s["id"], s["question"], s["answer"]) for s in asked] == [(c.id, c.question, c.answer) for c in short]
+
+
 @pytest.mark.parametrize("name", ["figure.png", "frames.png"])
 def test_figures_are_drawn(run, name):
     picture = Image.open(run / name)

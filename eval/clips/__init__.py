@@ -14,12 +14,13 @@ for sample in clips.benchmark(6):
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vtc.eval.embedded.sample import SPLITS, is_correct
 
-from .sample import GROUPS, ClipSample
+from .sample import FRAMES, GROUPS, ClipSample
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from .processor import ClipProcessor
 
-__all__ = ["GROUPS", "SPLITS", "ClipSample", "benchmark", "is_correct", "load", "path", "prompt"]
+__all__ = ["FRAMES", "GROUPS", "SPLITS", "ClipSample", "benchmark", "is_correct", "load", "path", "prompt"]
 
 
 def path() -> Path:
@@ -36,20 +37,29 @@ def path() -> Path:
 
 
 def load(
-    dtype: torch.dtype | str | None = None, device: str | torch.device = "cpu", attn_implementation: str | None = None
+    dtype: torch.dtype | str | None = None,
+    device: str | torch.device = "cpu",
+    attn_implementation: str | None = None,
+    frames: int = FRAMES,
 ) -> tuple[LlavaOnevisionForConditionalGeneration, ClipProcessor]:
     """Loads the packaged model, in eval mode, and its processor.
+
+    It was trained on clips of 8 frames. Of longer ones it is told positions in proportion (linear scaling of its rotary
+    embedding), so that a clip's last frame stands where the last of 8 would.
 
     Args:
         dtype: Float type of the weights (stored as float16); None is float32.
         device: Where the model goes.
         attn_implementation: As in transformers; None is transformers' own choice.
+        frames: Of the clips that it will be shown.
     """
     from vtc.eval.embedded.model import load_packaged
 
+    from .model import config_for
     from .processor import ClipProcessor
 
-    return load_packaged(path(), dtype, device, attn_implementation), ClipProcessor.from_pretrained(path())
+    model = load_packaged(path(), dtype, device, attn_implementation, config_for(path(), frames))
+    return model, ClipProcessor.from_pretrained(path())
 
 
 def prompt(processor: ClipProcessor, question: str) -> str:
@@ -58,7 +68,7 @@ def prompt(processor: ClipProcessor, question: str) -> str:
     return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
 
-def benchmark(n: int, split: str = "test", seed: int = 0) -> Sequence[ClipSample]:
+def benchmark(n: int, split: str = "test", seed: int = 0, frames: int = FRAMES) -> Sequence[ClipSample]:
     """The first `n` questions of a split; each is made when it is looked at.
 
     Question `i` depends on `(split, seed, i)` alone. The groups take turns, so every prefix is balanced.
@@ -67,6 +77,7 @@ def benchmark(n: int, split: str = "test", seed: int = 0) -> Sequence[ClipSample
         n: Number of questions, at least 0.
         split: "train", "validation" or "test"; no photograph or random stream is in two of them.
         seed: Another seed gives other questions; not negative.
+        frames: Of each clip: the same clips and questions, seen more or less often.
 
     Raises:
         ValueError: A number is negative or the split is unknown.
@@ -76,4 +87,4 @@ def benchmark(n: int, split: str = "test", seed: int = 0) -> Sequence[ClipSample
 
     from .samples import make_sample
 
-    return Benchmark(n, split, seed, make_sample)
+    return Benchmark(n, split, seed, partial(make_sample, frames=frames))

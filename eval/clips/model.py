@@ -16,6 +16,7 @@ from vtc.eval.embedded.model import build_config as picture_config
 from vtc.eval.embedded.scenes import SIZE
 
 from .processor import build_processor, build_tokenizer
+from .sample import FRAMES
 
 NEW_LAYERS = 2  # decoder layers in front of the embedded model's
 
@@ -38,6 +39,16 @@ def build_config() -> LlavaOnevisionConfig:
         image_grid_pinpoints=[[SIZE, SIZE]],
         tie_word_embeddings=True,
     )
+
+
+def config_for(folder: Path, frames: int) -> LlavaOnevisionConfig:
+    """The packaged model's config; where clips have more frames than it was trained on, positions are scaled down."""
+    config = LlavaOnevisionConfig.from_pretrained(folder)
+    if frames > FRAMES:
+        text: Any = config.text_config
+        text.rope_parameters = {**text.rope_parameters, "rope_type": "linear", "factor": frames / FRAMES}
+        text.max_position_embeddings = text.max_position_embeddings * frames // FRAMES
+    return config
 
 
 def _renamed(name: str) -> str:

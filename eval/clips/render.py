@@ -13,12 +13,12 @@ CELLS = GRID // 2  # pooled cells along each side of a frame
 STATES: tuple[str, ...] = ("background", "still", *MOTIONS)
 
 
-def render(clip: Clip) -> np.ndarray:
-    """Paints a clip, each frame with noise of its own. uint8 [FRAMES, 224, 224, 3]."""
+def render(clip: Clip, count: int = FRAMES) -> np.ndarray:
+    """Paints a clip in `count` frames, each with noise of its own. uint8 [count, 224, 224, 3]."""
     canvas, frames = background(clip.scene(0)), []
-    for frame in range(FRAMES):
+    for frame in range(count):
         picture = canvas.copy()
-        for thing in clip.scene(frame).things:
+        for thing in clip.scene(frame * FRAMES / count).things:
             paint(picture, thing, clip.split)
         noise = np.random.default_rng(clip.texture + 1 + frame)
         picture += noise.integers(-6, 7, (SIZE, SIZE, 1), dtype=np.int8)

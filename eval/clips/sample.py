@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+#: Of a clip, where no other number is asked for; what the model was trained on.
+FRAMES = 8
 GROUPS: tuple[str, ...] = ("moved", "direction", "count", "colour", "order", "when")
 
 
@@ -15,7 +17,7 @@ class ClipSample:
 
     Attributes:
         id: Stable and unique, `clips-<split>-<seed>-<index>`.
-        frames: uint8 [8, 224, 224, 3].
+        frames: uint8 [F, 224, 224, 3], 8 of them where no other number was asked for.
         question: The question as a person would type it.
         answer: The right answer, lower case.
         group: One of `GROUPS`.

@@ -8,7 +8,8 @@ import numpy as np
 
 from vtc.eval.embedded.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZE, Scene, Thing
 
-FRAMES = 8
+from .sample import FRAMES
+
 MOTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 # First and last frame of a thing that is not there all the time.
 VISITS: dict[str, tuple[tuple[int, int], ...]] = {
@@ -41,12 +42,12 @@ class Actor:
     first: int = 0
     last: int = FRAMES - 1
 
-    def at(self, frame: int) -> Thing | None:
-        """The shape in one frame, or None."""
-        if not self.first <= frame <= self.last:
+    def at(self, moment: float) -> Thing | None:
+        """The shape at a moment, counted in frames of a clip that has `FRAMES`, or None; behind the last it stays."""
+        if not self.first <= int(moment) <= self.last:
             return None
         dx, dy = MOTIONS.get(self.motion, (0, 0))
-        way = self.step * frame
+        way = self.step * min(moment, FRAMES - 1)
         return replace(self.thing, x=round(self.thing.x + dx * way), y=round(self.thing.y + dy * way))
 
     @property
@@ -67,9 +68,9 @@ class Clip:
     texture: int
     actors: tuple[Actor, ...]
 
-    def scene(self, frame: int) -> Scene:
-        """What one frame shows."""
-        things = tuple(thing for actor in self.actors if (thing := actor.at(frame)) is not None)
+    def scene(self, moment: float) -> Scene:
+        """What is seen at a moment, counted in frames of a clip that has `FRAMES`."""
+        things = tuple(thing for actor in self.actors if (thing := actor.at(moment)) is not None)
         return Scene(self.split, self.background, self.texture, things)
 
 

@@ -145,7 +145,11 @@ def build_model(seed: int = 0) -> LlavaForConditionalGeneration:
 
 
 def load_packaged(
-    folder: Path, dtype: torch.dtype | str | None, device: str | torch.device, attn_implementation: str | None
+    folder: Path,
+    dtype: torch.dtype | str | None,
+    device: str | torch.device,
+    attn_implementation: str | None,
+    config: Any = None,
 ) -> Any:
     """Loads a packaged model, in eval mode.
 
@@ -154,8 +158,10 @@ def load_packaged(
         dtype: Float type of the weights; None is float32.
         device: Where the model goes.
         attn_implementation: As in transformers; None is transformers' own choice.
+        config: Instead of the folder's own.
     """
-    chosen = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    chosen: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    chosen |= {} if config is None else {"config": config}
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype or torch.float32, **chosen)
     return model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps `to` without its types
 

@@ -130,7 +130,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--frames",
         type=positive,
         default=8,
-        help="of each video, at even distances; of shorter ones frames are repeated",
+        help="of each video, at even distances, of shorter ones frames are repeated; of the bundled clips too",
     )
 
 

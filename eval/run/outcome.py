@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vtc.eval import clips
 from vtc.eval.cli.arguments import EMBEDDED, say
 from vtc.eval.report import figure, frames_figure, short, summary, tables
 from vtc.eval.results import results
@@ -79,10 +80,11 @@ def _jsonl(entries: Any) -> str:
 
 
 def _blind(config: dict[str, Any]) -> dict[str, float] | None:
-    """Accuracy of the bundled model shown a blank picture or clip, as measured when it was trained."""
+    """Accuracy of the bundled model shown a blank picture or clip as it was trained on, as measured then."""
     bundled = {package.__name__.rpartition(".")[2]: package for package in BUNDLED.values()}
     package = bundled.get(config["benchmark"].partition("/")[0])
-    if config["model"] != EMBEDDED or package is None or not (file := package.path() / "gates.json").is_file():
+    other = config.get("frames") not in (None, clips.FRAMES)
+    if config["model"] != EMBEDDED or package is None or other or not (file := package.path() / "gates.json").is_file():
         return None
     gates = json.loads(file.read_text())
     return {"overall": gates["overall"]["blind"]} | {name: row["blind"] for name, row in gates["groups"].items()}

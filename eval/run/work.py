@@ -75,7 +75,8 @@ class Work:
         limit = limit or args.limit
         if listed is not None:
             return listed_task(listed, limit, kind, args.frames)
-        return bundled_task(kind, limit or LIMIT, split or args.split, args.seed if split is None else 0)
+        seed = args.seed if split is None else 0
+        return bundled_task(kind, limit or LIMIT, split or args.split, seed, args.frames)
 
     def _from_yaml(self, name: str) -> list[Task]:
         from vtc.eval.tasks.index import find_tasks
@@ -89,7 +90,7 @@ class Work:
     def _load(self, kind: str) -> models.Loaded:
         args = self.args
         pixels = {name: value for name in ("min_pixels", "max_pixels") if (value := getattr(args, name)) is not None}
-        return models.load(args.model, args.dtype, self.device, args.attn, kind, args.device_map, pixels)
+        return models.load(args.model, args.dtype, self.device, args.attn, kind, args.device_map, pixels, args.frames)
 
     def model_for(self, task: Task) -> models.Loaded:
         """The model that is asked: of the bundled ones that for what the task shows."""

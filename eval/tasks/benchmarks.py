@@ -26,10 +26,11 @@ def exact_match(answer: str, prediction: str) -> Scored:
     return Scored({"exact_match": right}, right, parsed=bool(prediction.strip()))
 
 
-def bundled_task(kind: str, limit: int, split: str, seed: int) -> Task:
-    """The first `limit` questions of the bundled benchmark of pictures ("image") or of clips ("video")."""
+def bundled_task(kind: str, limit: int, split: str, seed: int, frames: int = clips.FRAMES) -> Task:
+    """The first `limit` questions of the bundled benchmark of pictures ("image"), or of clips ("video") of `frames`."""
     package = BUNDLED[kind]
-    samples = package.benchmark(limit, split, seed)
+    length = {"frames": frames} if kind == "video" else {}
+    samples = package.benchmark(limit, split, seed, **length)
 
     def get(index: int) -> Question:
         sample = samples[index]
@@ -38,7 +39,9 @@ def bundled_task(kind: str, limit: int, split: str, seed: int) -> Task:
         return Question(sample.id, sample.group, sample.question, sample.answer, lambda: [shown], score)
 
     name = next(name for name, shows in TASKS.items() if shows == kind)
-    return Task(name, f"{package.__name__.rpartition('.')[2]}/{split}", limit, get, kind=kind)
+    title = f"{package.__name__.rpartition('.')[2]}/{split}"
+    title += f", {frames} frames" if kind == "video" and frames != clips.FRAMES else ""
+    return Task(name, title, limit, get, kind=kind)
 
 
 def example(name: str) -> tuple[str, Question]:
