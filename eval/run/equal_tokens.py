@@ -85,18 +85,20 @@ def specs_before(folder: Path, asked: Mapping[str, Any]) -> list[str] | None:
 
 
 def _planner(model: Any, batches: Batches) -> Planner | None:
-    """Plans of these prompts; None where they differ in their visual tokens."""
+    """Plans of these prompts; None where they differ in their visual tokens, or the frames of their videos."""
     sizes = set()
     with vtc.patched(model, NONE), torch.no_grad():
         for batch in batches:
             model(**batch)
             trace = vtc.trace(model)
             for row in range(trace.layout.shape[0]):
-                sizes.add(tuple(len(image.source) for image in trace.images if image.row == row))
+                shown = [image.source for image in trace.images if image.row == row]
+                sizes.add(tuple((len(image), image.grids[0].t if image.kind == "video" else 1) for image in shown))
     alike = sizes.pop() if len(sizes) == 1 else ()
     if len(set(alike)) != 1:
         return None
-    return Planner(model, text_tokens=0, visual_tokens=alike[0], images=len(alike))
+    tokens, frames = alike[0]
+    return Planner(model, text_tokens=0, visual_tokens=tokens, images=len(alike), frames=frames)
 
 
 def _spec_at(model: Any, planner: Planner | None, name: str, count: float, batches: Batches) -> str:
