@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run table compare share-0 share-1 finetune demo test test-all test-part test-versions survey mutants test-gpu test-lmms \
+.PHONY: run table compare compare-video share-0 share-1 finetune demo test test-all test-part test-versions survey mutants test-gpu test-lmms \
 	test-serve dist bench lint docs clean
 
 # In at most three minutes on two cores: the baselines, and of each kind the four methods that did best in
@@ -49,6 +49,19 @@ compare: $(VENV)/.done
 		--limit $(LIMIT) --output $(OUT)/images'
 	@+$(SHARED) ARGS='--tasks video --methods none,random,stride,frame_stride,pool,evs,holitom,$(SELECTORS) \
 		--keep 64 $(call at,64) --limit $(CLIPS) --output $(OUT)/video'
+	@$(BIN)/vtc compare $(OUT) --output $(OUT)/compare.md
+
+# The methods made for videos, with survivors numbered anew and as they were, on clips of 8 and of 32 frames.
+compare-video: OUT ?= runs/compare-video
+compare-video: CLIPS ?= 60
+MADE_FOR_VIDEO := none,random,frame_stride,divprune,evs,vidcom2,v_cast,fastvid
+SETTINGS_FOR_VIDEO ?= dycoke:drop=1.0 evs:threshold=0.3 flashvid:keep=0.25,inner=False holitom:keep=0.25,inner=False $\
+	prunevid:inner=False sttm_outer:tau_s=0.8,tau_t=0.5 llava_scissor:tau=0.8
+compare-video: $(VENV)/.done
+	@+$(SHARED) ARGS='--tasks video --methods $(MADE_FOR_VIDEO) --keep 0.25 $(addprefix --compress ,$(SETTINGS_FOR_VIDEO)) \
+		--positions packed,original --limit $(CLIPS) --output $(OUT)/8'
+	@+$(SHARED) ARGS='--tasks video --frames 32 --methods $(MADE_FOR_VIDEO) --keep 0.25 \
+		$(addprefix --compress ,$(SETTINGS_FOR_VIDEO)) --positions packed,original --limit $(CLIPS) --output $(OUT)/32'
 	@$(BIN)/vtc compare $(OUT) --output $(OUT)/compare.md
 
 # Two processes of one thread each share the batches out; times are compared within a batch, which one of them does.
