@@ -53,15 +53,17 @@ compare: $(VENV)/.done
 
 # The methods made for videos, with survivors numbered anew and as they were, on clips of 8 and of 32 frames.
 compare-video: OUT ?= runs/compare-video
-compare-video: CLIPS ?= 60
+compare-video: CLIPS ?= 48
 MADE_FOR_VIDEO := none,random,frame_stride,divprune,evs,vidcom2,v_cast,fastvid
-SETTINGS_FOR_VIDEO ?= dycoke:drop=1.0 evs:threshold=0.3 flashvid:keep=0.25,inner=False holitom:keep=0.25,inner=False $\
-	prunevid:inner=False sttm_outer:tau_s=0.8,tau_t=0.5 llava_scissor:tau=0.8
+# Budgets of a quarter; thresholds that leave a quarter were calibrated on other clips, for each length.
+AT_QUARTER := dycoke:drop=1.0 flashvid:keep=0.24,inner=False holitom:keep=0.25,inner=False
+AT_QUARTER_OF_8 := evs:threshold=0.0074 sttm_outer:tau_s=0.9,tau_t=0.9995 llava_scissor:tau=0.9974 prunevid:cluster_ratio=1.0,inner=False
+AT_QUARTER_OF_32 := evs:threshold=0.0024 sttm_outer:tau_s=0.9,tau_t=0.9997 llava_scissor:tau=0.9997 prunevid:tau=0.9967,inner=False
+clips = --tasks video --frames $(1) --methods $(MADE_FOR_VIDEO) --keep 0.25 --positions packed,original --limit $(CLIPS) $\
+	$(addprefix --compress ,$(AT_QUARTER) $(AT_QUARTER_OF_$(1))) --output $(OUT)/$(1)
 compare-video: $(VENV)/.done
-	@+$(SHARED) ARGS='--tasks video --methods $(MADE_FOR_VIDEO) --keep 0.25 $(addprefix --compress ,$(SETTINGS_FOR_VIDEO)) \
-		--positions packed,original --limit $(CLIPS) --output $(OUT)/8'
-	@+$(SHARED) ARGS='--tasks video --frames 32 --methods $(MADE_FOR_VIDEO) --keep 0.25 \
-		$(addprefix --compress ,$(SETTINGS_FOR_VIDEO)) --positions packed,original --limit $(CLIPS) --output $(OUT)/32'
+	@+$(SHARED) ARGS='$(call clips,8)'
+	@+$(SHARED) ARGS='$(call clips,32)'
 	@$(BIN)/vtc compare $(OUT) --output $(OUT)/compare.md
 
 # Two processes of one thread each share the batches out; times are compared within a batch, which one of them does.
