@@ -65,6 +65,7 @@ OPTIONAL = ("trl",)
 REFUSED = {
     r"preset\(\"diffrate/": "have 12 entries",
     r"preset\(\"vtw/": "decoder layer 15 is out of range",
+    r"preset\(\"flashvid": r"is out of range",
     r"preset\(\"holitom": "decoder layer 18 is out of range",
     r"preset\(\"prunevid/(pllava|st-llm)/": "decoder layer 11 is out of range",
     r"preset\(\"todre_stage2/": "no layer behind layer 28",

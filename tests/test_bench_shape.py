@@ -106,7 +106,12 @@ def test_every_method_is_timed_or_says_why_not(shape, monkeypatch):
 
 
 def expected(why: str) -> bool:
-    return "needs a vision tower with a CLS token" in why or "a reducer inside it can't follow" in why
+    reasons = (
+        "needs a vision tower with a CLS token",
+        "a reducer inside it can't follow",
+        "is not given them patch by patch",
+    )
+    return any(reason in why for reason in reasons)
 
 
 def test_where_there_are_kernels_each_setting_runs_with_them_and_without(monkeypatch):

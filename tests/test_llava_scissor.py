@@ -220,5 +220,5 @@ def test_bad_fields_are_named(fields: dict, words: tuple[str, ...]) -> None:
 
 
 def test_a_keep_is_refused_with_the_way_out() -> None:
-    with pytest.raises(ValueError, match=r"no field 'keep'; it has: tau, per; vtc.calibrate finds"):
+    with pytest.raises(ValueError, match=r"no field 'keep'; it has: tau, per, positions; vtc.calibrate finds"):
         vtc.patch(model_of("llava_onevision_video"), "llava_scissor", keep=0.25)

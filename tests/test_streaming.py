@@ -26,7 +26,7 @@ PIECES, NEW = 3, 2
 def spec_for(family: str, method: str) -> str:
     """At half of the tokens, alone; frames that reach the model as images of their own share the piece's budget."""
     alone = {
-        "holitom": ",inner=False",
+        **dict.fromkeys(("flashvid", "holitom", "prunevid"), ",inner=False"),
         "todre": ",threshold=0",
         "vscan": ",later_keep=1.0",
     }  # their prunes see all turns
