@@ -28,8 +28,8 @@ from vtc.method.visual_tokens import Needs, VisualTokens
 from vtc.model.parts import Parts
 
 CPU = torch.device("cpu")
-#: Methods that leave a video of one frame as it is.
-WHOLE_FRAMES = {"dycoke", "evs", "v_cast"}
+#: Selectors that leave pictures as they are.
+LEAVE_PICTURES = {name for name in (*ON_VIDEOS, "prunevid") if method_class(name).kind == "selector"}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_every_method_is_timed_at_every_size(report: dict[str, Any]) -> None:
     assert [(r["method"], r["tokens"]) for r in rows] == [(m, n) for m in vtc.list_methods() for n in (16, 32)]
     for row in rows:
         assert row["kind"] == method_class(row["method"]).kind
-        still = row["method"] in WHOLE_FRAMES and row["tokens"] == 16  # a single frame
+        still = row["method"] in LEAVE_PICTURES and row["tokens"] == 16  # a picture
         if row["method"] in {"none", *IN_STEPS} or still:
             assert row["untimed"].startswith("keeps every token")
             assert row["share"] is None
@@ -55,7 +55,7 @@ def test_every_method_is_timed_at_every_size(report: dict[str, Any]) -> None:
         assert row["tower_share"]["median"] > 0
         assert row["decide_ms"]["median"] > 0
         assert row["total_ms"]["median"] == pytest.approx(row["capture_ms"]["median"] + row["decide_ms"]["median"])
-        assert (row["time_exponent"] is None) == (row["tokens"] == 16 or row["method"] in WHOLE_FRAMES)
+        assert (row["time_exponent"] is None) == (row["tokens"] == 16 or row["method"] in LEAVE_PICTURES)
 
 
 def test_shares_are_of_the_decoder_and_the_tower(report: dict[str, Any]) -> None:

@@ -118,9 +118,9 @@ def decision(method: Method, scene: Scene) -> Decision:
 
 def selection(selector: Selector, scene: Scene) -> Decision:
     """A selector's capture and `select`."""
-    k = scene.tokens if selector.adaptive else selector.count_of(scene.unit)
-    if not selector.adaptive and k >= scene.tokens:
+    if not selector.shortens(scene.unit):
         raise Undecided("keeps every token: nothing is captured or decided")
+    k = scene.tokens if selector.adaptive else selector.count_of(scene.unit)
     parts, needs = _on_either_tower(scene, selector.needs)
     prefix, encoding = int(parts.has_cls), Encoding()
     attention = scene.attention(scene.crops.side**2 + prefix, 1 - prefix)
