@@ -108,6 +108,11 @@ class EVS(VideoSelector):
         """Whether a threshold may leave fewer than the budget."""
         return self.threshold is not None
 
+    @property
+    def by_content(self) -> bool:  # type: ignore[override]
+        """Whether it decides where the budget has room for all."""
+        return self.threshold is not None
+
     def left_of(self, frames: int, tokens: int, keep: Keep | None) -> int:
         cells = frames * tokens
         wanted = int(keep) if isinstance(keep, Integral) else int(cells * float(1 if keep is None else keep))

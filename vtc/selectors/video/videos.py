@@ -63,11 +63,13 @@ class VideoSelector(Selector, ABC):
         varies: whether the video decides how many tokens stay, even under a `keep`. keep=1.0 leaves all of them.
         bare_rows: whether newlines of rows, and CLS tokens of frames, stay that have no token left. What stands behind
             the whole video always stays. Separators are not counted in `keep`.
+        by_content: whether what the video shows decides even where the budget has room for all of it, keep=1.0 included.
         in_order: whether the new tokens stand as `choose` says where they are numbered anew and rows have no newlines.
     """
 
     varies: ClassVar[bool] = False
     bare_rows: ClassVar[bool] = True
+    by_content: ClassVar[bool] = False
     in_order: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -78,7 +80,8 @@ class VideoSelector(Selector, ABC):
     @property
     def adaptive(self) -> bool:
         """Whether the video decides how many tokens stay."""
-        return super().adaptive or (self.varies and not (isinstance(self.keep, float) and self.keep == 1))
+        everything = isinstance(self.keep, float) and self.keep == 1 and not self.by_content
+        return super().adaptive or (self.varies and not everything)
 
     def left_of(self, frames: int, tokens: int, keep: Keep | None) -> int:
         """Tokens left of a video of so many frames of so many tokens, by its part of the budget."""
@@ -111,7 +114,8 @@ class VideoSelector(Selector, ABC):
             def of(values: Tensor, inside: Tensor = inside) -> Tensor:
                 return values[:, inside]
 
-            whole = keep is not None and self.left_of(grid.t, grid.h * grid.w, keep) == cells.numel()
+            room = keep is not None and self.left_of(grid.t, grid.h * grid.w, keep) == cells.numel()
+            whole = room and not self.by_content
             alone = Video(of(visual.features), grid.h, grid.w, keep, of, visual)
             made = _Part.of(inside.flatten(), images).reduction if whole else self.choose(alone)
             parts.append(_Part(inside.flatten(), made))
