@@ -70,8 +70,8 @@ class EVS(VideoSelector):
 
     Budget: with the paper's pruning rate q, keep = 1 - q; T·H·W·keep is rounded down, and at least one frame is kept.
     With a `threshold` alone the video decides; with both, the threshold first, then the ranking where more than the
-    budget is left. Which threshold leaves so many tokens depends on the model: `vtc.calibrate` finds it. Separators
-    (newlines, CLS tokens of frames) stay and are not counted.
+    budget is left (keep=1.0 leaves all, as everywhere). Which threshold leaves so many tokens depends on the model:
+    `vtc.calibrate` finds it. Separators (newlines, CLS tokens of frames) stay and are not counted.
 
     Attributes:
         keep: share in (0, 1] or count of the tokens of a video, separators left out. None: 0.25, or with a `threshold`

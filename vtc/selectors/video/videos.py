@@ -63,7 +63,7 @@ class VideoSelector(Selector, ABC):
         varies: whether the video decides how many tokens stay, even under a `keep`. keep=1.0 leaves all of them.
         bare_rows: whether newlines of rows, and CLS tokens of frames, stay that have no token left. What stands behind
             the whole video always stays. Separators are not counted in `keep`.
-        by_content: whether what the video shows decides even where the budget has room for all of it, keep=1.0 included.
+        by_content: whether what the video shows decides even where a count has room for all of it.
         in_order: whether the new tokens stand as `choose` says where they are numbered anew and rows have no newlines.
     """
 
@@ -80,8 +80,7 @@ class VideoSelector(Selector, ABC):
     @property
     def adaptive(self) -> bool:
         """Whether the video decides how many tokens stay."""
-        everything = isinstance(self.keep, float) and self.keep == 1 and not self.by_content
-        return super().adaptive or (self.varies and not everything)
+        return super().adaptive or (self.varies and not (isinstance(self.keep, float) and self.keep == 1))
 
     def left_of(self, frames: int, tokens: int, keep: Keep | None) -> int:
         """Tokens left of a video of so many frames of so many tokens, by its part of the budget."""
@@ -115,7 +114,7 @@ class VideoSelector(Selector, ABC):
                 return values[:, inside]
 
             room = keep is not None and self.left_of(grid.t, grid.h * grid.w, keep) == cells.numel()
-            whole = room and not self.by_content
+            whole = room and not (self.by_content and self.adaptive)
             alone = Video(of(visual.features), grid.h, grid.w, keep, of, visual)
             made = _Part.of(inside.flatten(), images).reduction if whole else self.choose(alone)
             parts.append(_Part(inside.flatten(), made))
