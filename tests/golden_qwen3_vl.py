@@ -3,9 +3,12 @@
 from typing import Any
 
 import torch
-from golden_cases import Case
+from golden_cases import SCORE, Case
 from torch import Tensor
+from torch.testing import assert_close
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+import vtc
 
 #: Sides of a patch and of a cell of patches, and frames of a patch.
 PATCH, MERGE, FRAMES = 16, 2, 2
@@ -15,6 +18,8 @@ def model_of(case: Case) -> Qwen3VLForConditionalGeneration:
     """The model whose config and weights stand beside a case, in eval mode; its `generate` doesn't stop by itself."""
     weights = case.beside("weights")
     info = numbers(weights.info)
+    sizes = [info["vision"][name] for name in ("patch_size", "spatial_merge_size", "temporal_patch_size")]
+    assert sizes == [PATCH, MERGE, FRAMES]
     text = dict(info["text"])
     text["rope_parameters"] = {**text.pop("rope_scaling"), "rope_theta": float(text.pop("rope_theta"))}
     ids = {name: value for name, value in info.items() if name.endswith("_token_id")}
@@ -62,3 +67,37 @@ def inputs_of(ids: Tensor, kind: str, pictures: list[Tensor], config: Qwen3VLCon
         pixels: torch.cat([pixels_of(picture) for picture in pictures]),
         f"{kind}_grid_thw": torch.tensor(grids),
     }
+
+
+@torch.no_grad()
+def check_replayed(case: Case, model: Any, method: Any, inputs: dict[str, Tensor], kept: str) -> dict[str, Any]:
+    """The untouched model, and what its decoder is given and gives under a method, are as a case says.
+
+    Args:
+        case: its `kept`, places, position_ids, deepstack0, logits and logits_unpruned are compared.
+        model: of the case.
+        method: that removes visual tokens.
+        inputs: of the model, for a prompt of one row.
+        kept: the name of what is left, counted over all that is shown.
+
+    Returns:
+        The decoder's keyword arguments under the method.
+    """
+    assert_close(model(**inputs).logits[0, -1], case["logits_unpruned"], **SCORE)
+    given: dict[str, Any] = {}
+    with vtc.patched(model, method):
+        handle = model.model.language_model.register_forward_pre_hook(
+            lambda module, args, kwargs: given.update(kwargs), with_kwargs=True
+        )
+        logits = model(**inputs).logits[0, -1]
+        handle.remove()
+        images = vtc.trace(model).images
+    starts = [0, *torch.tensor([len(image.source) for image in images]).cumsum(0).tolist()]
+    left = torch.cat([image.kept() + start for image, start in zip(images, starts)])
+    alive = inputs["mm_token_type_ids"][0] == 0
+    alive[(~alive).nonzero()[left, 0]] = True
+    assert torch.equal(left, case.index(kept)) and torch.equal(alive.nonzero()[:, 0], case.index("places"))
+    assert torch.equal(given["position_ids"][-3:, 0], case.index("position_ids"))
+    assert_close(given["deepstack_visual_embeds"][0], case["deepstack0"], **SCORE)
+    assert_close(logits, case["logits"], **SCORE)
+    return given

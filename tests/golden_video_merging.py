@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from vtc import STTM, ops
 from vtc.ops.mixing import Mixing
 from vtc.prunes.attention.prunevid_inner import best_of_groups
-from vtc.prunes.sttm_tree import Merged, Rule, merge_video
+from vtc.prunes.sttm_tree import Merged, merge_video
 from vtc.selectors.video.llava_scissor import merge_alike
 from vtc.selectors.video.prunevid_segments import frame_labels, lengths_of, merge_segments, repaired
 
@@ -44,7 +44,7 @@ def check_sttm(case: Case) -> None:
     for components, (boxes, tokens) in expected.items():
         if boxes not in case:  # groups that did not stop early are the components
             boxes, tokens = expected[False]
-        merged = merge_video(case["features"].unflatten(0, grid), Rule.of(STTM(**settings, components=components)))
+        merged = merge_video(case["features"].unflatten(0, grid), STTM(**settings, components=components))
         kept, members = merged.into.unique(return_inverse=True)
         mixing = Mixing(torch.arange(len(members))[None], members[None], merged.weight[None])
         assert len(merged.node.unique()) == case.whole("spatial_nodes", default=len(merged.node.unique()))

@@ -10,9 +10,9 @@ import pytest
 import torch
 from contract import EVERY, ran
 from families import scenario
+from test_holitom import Largest
 from torch import Tensor
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import vtc
 from vtc import FastVID, FlashVID, FlashVIDInner, ops
@@ -423,19 +423,6 @@ def test_long_videos_take_no_table_of_all_pairs(method: Any) -> None:
         kept = method.select(visual, 16000).kept[0]
     assert largest.numbers <= x.numel()
     assert 0.1 * 16000 <= len(kept) < 0.4 * 16000
-
-
-class Largest(TorchDispatchMode):
-    """The most numbers that a tensor had."""
-
-    numbers = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        for value in output if isinstance(output, (tuple, list)) else (output,):
-            if isinstance(value, Tensor):
-                self.numbers = max(self.numbers, value.numel())
-        return output
 
 
 # ---------------------------------------------------------------- families, and in models

@@ -131,7 +131,7 @@ def clip(seed: int, frames: int, height: int, width: int, channels: int = 12) ->
 
 
 def rule(**settings: Any) -> Rule:
-    return Rule.of(STTM(**settings))
+    return STTM(**settings)
 
 
 # ---------------------------------------------------------------- the mathematics
@@ -219,7 +219,7 @@ def test_the_embeddings_are_merged_as_the_words_say(newline: str) -> None:
     grid = Grid(0, 4, 6, 7, row_end=int(newline == "rows"), end=int(newline == "end"))
     x = clip(2, 4, 6, 7)
     visual = shown(x.flatten(1, 2), torch.ones(4, 42), grid)
-    expected = by_the_words(x, Rule.of(STTMOuter()))
+    expected = by_the_words(x, STTMOuter())
     reduction = STTMOuter().select(visual, len(grid))
     cells = grid.tokens().flatten()
     own = torch.isin(reduction.kept[0], cells)
@@ -258,7 +258,7 @@ def test_a_layer_is_shown_what_the_words_say(family: str) -> None:
     found, after = entering(family, spec)
     whole, source = plain["hidden"][0], trace.images[0].source
     cells = source.positions[source.grids[0].tokens()]
-    expected = by_the_words(whole[cells], Rule.of(spec))
+    expected = by_the_words(whole[cells], spec)
     assert 1 < len(expected) < cells.numel()
     now = dict(enumerate(whole))
     for place in cells.flatten().tolist():

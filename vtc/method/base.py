@@ -95,3 +95,8 @@ def resolve_layers(
     for layer in published:
         scaled.append(max(round(layer * num_layers / of), scaled[-1] + 1 if scaled else 1))
     return tuple(scaled)
+
+
+def resolve_layer(layer: int | None, published: int, of: int, num_layers: int) -> tuple[int]:
+    """The same for a single layer, in a tuple as a schedule has it."""
+    return (layer if layer is not None else resolve_layers(None, (published,), of, num_layers)[0],)

@@ -4,7 +4,8 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 def settable(method: Any) -> list[dataclasses.Field]:
@@ -38,20 +39,10 @@ def check_share(name: str, value: object, way_out: str) -> None:
         raise ValueError(f"{name}={value!r} is not in [0, 1]; {way_out}")
 
 
-def check_one_of(name: str, value: object, allowed: Sequence[str], way_out: str) -> None:
-    """Check that `value` is None or one of the words `allowed`.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if value is not None and value not in allowed:
-        raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}; {way_out}")
-
-
 def choices(method: Any, name: str) -> tuple[str, ...]:
     """What the field `name` of a method, or its class, may be, where its type is a `Literal`; else nothing."""
-    declared = _types(method if isinstance(method, type) else type(method)).get(name)
-    return get_args(declared) if get_origin(declared) is Literal else ()
+    allowed = _allowed(method, name)
+    return () if None in allowed else allowed
 
 
 def takes(method: Any, name: str, kind: type) -> bool:
@@ -61,15 +52,23 @@ def takes(method: Any, name: str, kind: type) -> bool:
 
 
 def check_choices(method: Any) -> None:
-    """Check that every field with `choices` is one of them.
+    """Check that every field whose type is a `Literal`, or such a one or None, is one of these.
 
     Raises:
         ValueError: it is not.
     """
     for field in settable(method):
-        value, allowed = getattr(method, field.name), choices(method, field.name)
+        value, allowed = getattr(method, field.name), _allowed(method, field.name)
         if allowed and value not in allowed:
             raise ValueError(f"{field.name}={value!r} is not one of {', '.join(map(repr, allowed))}")
+
+
+def _allowed(method: Any, name: str) -> tuple[Any, ...]:
+    """What a field may be by its type: the words of a `Literal`, and None if it may stand beside them; else nothing."""
+    declared = _types(method if isinstance(method, type) else type(method)).get(name)
+    parts = get_args(declared) if get_origin(declared) in (Union, UnionType) else (declared,)
+    words = [word for part in parts if get_origin(part) is Literal for word in get_args(part)]
+    return (*words, None) if words and NoneType in parts else tuple(words)
 
 
 @functools.cache

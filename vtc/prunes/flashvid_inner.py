@@ -8,12 +8,13 @@ from typing import ClassVar
 from torch import Tensor
 
 from vtc.attention.scores import Attention
-from vtc.method import budget, fields
-from vtc.method.base import resolve_layers
+from vtc.method import budget
+from vtc.method.base import resolve_layer
 from vtc.method.budget import Keep
 from vtc.method.prune import Memory, Prune, Rows, Watch
 from vtc.method.registry import register
 from vtc.prunes.attention.fastv import last_query_attention
+from vtc.prunes.profile import check_layer_behind
 
 #: Published for models of 28 layers.
 _LAYER, _DEPTH = 20, 28
@@ -44,16 +45,14 @@ class FlashVIDInner(Prune):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.layer is not None:
-            way_out = "the attention of the layer before is read, so give 1 or more, or None for the published one"
-            fields.check_int("layer", self.layer, way_out, 1)
+        check_layer_behind(self.layer)
 
     def count(self, present: int) -> int:
         wanted = self.keep if isinstance(self.keep, Integral) else math.ceil(present * self.keep)
         return budget.resolve(wanted, present, self.min_tokens)
 
     def schedule(self, num_layers: int) -> tuple[int, ...]:
-        return resolve_layers(None if self.layer is None else (self.layer,), (_LAYER,), _DEPTH, num_layers)
+        return resolve_layer(self.layer, _LAYER, _DEPTH, num_layers)
 
     def watch(self, num_layers: int) -> Watch:
         return Watch(attention=(self.schedule(num_layers)[0] - 1,))

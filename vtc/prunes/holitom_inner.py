@@ -13,7 +13,7 @@ from torch import Tensor
 from vtc import ops
 from vtc.attention.scores import Attention
 from vtc.method import fields
-from vtc.method.base import resolve_layers
+from vtc.method.base import resolve_layer
 from vtc.method.budget import Keep
 from vtc.method.prune import (
     Decision,
@@ -28,6 +28,7 @@ from vtc.ops.host import on
 from vtc.ops.mixing import Mixing
 from vtc.ops.similarity import nearest, unit_rows
 from vtc.prunes.attention.fastv import last_query_attention
+from vtc.prunes.profile import check_layer_behind
 
 #: Published for LLaVA-OneVision-7B and LLaVA-Video-7B: K = 18 of 28 layers.
 _LAYER, _DEPTH = 18, 28
@@ -123,12 +124,10 @@ class HoliTomInner(Prune):
     def __post_init__(self) -> None:
         super().__post_init__()
         fields.check_bool("causal", self.causal)
-        if self.layer is not None:
-            way_out = "the attention of the layer before is read, so give 1 or more, or None for the published one"
-            fields.check_int("layer", self.layer, way_out, 1)
+        check_layer_behind(self.layer)
 
     def schedule(self, num_layers: int) -> tuple[int, ...]:
-        return resolve_layers(None if self.layer is None else (self.layer,), (_LAYER,), _DEPTH, num_layers)
+        return resolve_layer(self.layer, _LAYER, _DEPTH, num_layers)
 
     def watch(self, num_layers: int) -> Watch:
         before = (self.schedule(num_layers)[0] - 1,)

@@ -44,6 +44,18 @@ def rounded_down(keep: Keep, present: int) -> int:
     return min(int(keep) if isinstance(keep, Integral) else math.floor(present * keep), present)
 
 
+def check_layer_behind(layer: object) -> None:
+    """The field `layer` of a method that reads the attention of the layer before: None, or an int from 1 on.
+
+    Raises:
+        TypeError: neither None nor an int.
+        ValueError: below 1.
+    """
+    if layer is not None:
+        way_out = "the attention of the layer before is read, so give 1 or more, or None for the published one"
+        fields.check_int("layer", layer, way_out, 1)
+
+
 def check_layers(layers: object, example: tuple[int, ...]) -> tuple[int, ...] | None:
     """The field `layers` as a tuple, or None.
 

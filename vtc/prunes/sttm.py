@@ -5,7 +5,6 @@ arXiv 2507.07990, ICCV 2025. In front of the decoder, as for 72B models, it is a
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from vtc.prunes.sttm_tree import Rule, merge_video
 
 @register("sttm")
 @dataclass
-class STTM(Prune):
+class STTM(Rule, Prune):
     """Merge, in front of one decoder layer, what is alike in each frame of a video, and then from frame to frame.
 
     Over each frame stands a quadtree of means of the hidden states: from its root on, a node stays whole where it is
@@ -50,9 +49,6 @@ class STTM(Prune):
         components: whether all nodes that pairs over time connect become one; False: as released, which stops early.
     """
 
-    signals: ClassVar[tuple[str, ...]] = ("merging", "time")
-    may_adapt: ClassVar[bool] = True
-    keep = None
     layer: int = 2
     tau_s: float = 0.85
     tau_t: float | None = 0.55
@@ -64,23 +60,17 @@ class STTM(Prune):
 
     def __post_init__(self) -> None:
         fields.check_int("layer", self.layer, "give 1 or more; on the embeddings it is the method sttm_outer", 1)
-        Rule.of(self)
-
-    @property
-    def adaptive(self) -> bool:
-        """Whether the video decides: without a tree and merging over time all tokens stay."""
-        return Rule.of(self).merges
+        self.check()
 
     def schedule(self, num_layers: int) -> tuple[int, ...]:
         return (self.layer,)
 
     def decide(self, rows: Rows, counts: Sequence[int], memory: Memory) -> Decision:
-        rule, place = Rule.of(self), torch.arange(rows.visual.shape[1], device=rows.hidden.device)
-        place = place.expand(rows.visual.shape)
+        place = torch.arange(rows.visual.shape[1], device=rows.hidden.device).expand(rows.visual.shape)
         into, weight = place.clone(), torch.ones(place.shape, device=place.device)
         for row, cells in _videos(rows, place):
             there = cells >= 0
-            merged = merge_video(rows.hidden[row, cells.clamp(min=0)], rule, there)
+            merged = merge_video(rows.hidden[row, cells.clamp(min=0)], self, there)
             cells, there = cells.flatten(), there.flatten()
             into[row, cells[there]] = cells[merged.into[there]]
             weight[row, cells[there]] = merged.weight[there]

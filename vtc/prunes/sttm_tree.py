@@ -1,20 +1,20 @@
 """STTM's mathematics: a quadtree over each frame of a video, and nodes of neighbouring frames merged (2507.07990)."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from vtc.method import fields
+from vtc.method.budget import Keep
 from vtc.ops.components import connected
 from vtc.ops.similarity import as_float, unit_rows
 
 
-@dataclass(frozen=True)
 class Rule:
-    """How a video is merged; the fields are those of the methods.
+    """How a video is merged: what both methods are, each with fields of its own.
 
     Attributes:
         tau_s: cosine of a node with its children from which on it stays whole.
@@ -34,26 +34,28 @@ class Rule:
     corner: bool
     components: bool
 
-    @classmethod
-    def of(cls, method: Any) -> "Rule":
-        """That of a method with these fields, which are checked.
+    signals: ClassVar[tuple[str, ...]] = ("merging", "time")
+    may_adapt: ClassVar[bool] = True
+    keep: Keep | None = None
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the video decides: without a tree and merging over time all tokens stay."""
+        return self.root >= 0 or bool(self.tau_t)
+
+    def check(self) -> None:
+        """Check these fields.
 
         Raises:
             TypeError, ValueError: one is bad.
         """
-        fields.check_share("tau_s", method.tau_s, "give a cosine such as 0.85")
-        if method.tau_t is not None:
-            fields.check_share("tau_t", method.tau_t, "give a cosine such as 0.55, or None to merge each frame alone")
-        fields.check_int("root", method.root, "give a level such as the published 1, or -1 for no tree", -1)
-        fields.check_int("parts", method.parts, "give how many parts of the channels are compared by themselves", 1)
+        fields.check_share("tau_s", self.tau_s, "give a cosine such as 0.85")
+        if self.tau_t is not None:
+            fields.check_share("tau_t", self.tau_t, "give a cosine such as 0.55, or None to merge each frame alone")
+        fields.check_int("root", self.root, "give a level such as the published 1, or -1 for no tree", -1)
+        fields.check_int("parts", self.parts, "give how many parts of the channels are compared by themselves", 1)
         for name in ("weighted", "corner", "components"):
-            fields.check_bool(name, getattr(method, name))
-        return cls(**{name: getattr(method, name) for name in cls.__dataclass_fields__})
-
-    @property
-    def merges(self) -> bool:
-        """Whether anything is ever merged."""
-        return self.root >= 0 or bool(self.tau_t)
+            fields.check_bool(name, getattr(self, name))
 
 
 @dataclass(frozen=True)

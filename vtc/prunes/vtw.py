@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vtc.method import fields
-from vtc.method.base import Trials, resolve_layers
+from vtc.method.base import Trials, resolve_layer
 from vtc.method.prune import Decision, Memory, Prune, Rows
 from vtc.method.registry import register
 
@@ -57,7 +57,7 @@ class VTW(Prune):
             fields.check_int("layer", self.layer, "give 1 or more, or None for 15/32 of the depth", 1)
 
     def schedule(self, num_layers: int) -> tuple[int, ...]:
-        return resolve_layers(None if self.layer is None else (self.layer,), (_LAYER,), _DEPTH, num_layers)
+        return resolve_layer(self.layer, _LAYER, _DEPTH, num_layers)
 
     def count(self, present: int) -> int:
         return 0
@@ -72,5 +72,5 @@ class VTW(Prune):
 
 def candidates(num_layers: int) -> range:
     """The layers that the search for K tries: from the published 5 of 32 on, scaled to the depth."""
-    (first,) = resolve_layers(None, (_FIRST,), _DEPTH, num_layers)
+    (first,) = resolve_layer(None, _FIRST, _DEPTH, num_layers)
     return range(first, num_layers)

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from vtc.attention.scores import Attention
-from vtc.method import budget, fields
-from vtc.method.base import resolve_layers
+from vtc.method import budget
+from vtc.method.base import resolve_layer
 from vtc.method.budget import Keep
 from vtc.method.prune import Decision, Memory, Prune, Rows, Watch
 from vtc.method.registry import register
 from vtc.ops.host import on
+from vtc.prunes.profile import check_layer_behind
 
 #: Published: behind layer 10 of 32, from 0.
 _LAYER, _DEPTH = 11, 32
@@ -53,9 +54,7 @@ class PruneVidInner(Prune):
 
     def __post_init__(self) -> None:
         budget.check_keep(self.keep)
-        if self.layer is not None:
-            way_out = "the attention of the layer before is read, so give 1 or more, or None for the published one"
-            fields.check_int("layer", self.layer, way_out, 1)
+        check_layer_behind(self.layer)
 
     @property
     def adaptive(self) -> bool:
@@ -63,7 +62,7 @@ class PruneVidInner(Prune):
         return not (isinstance(self.keep, float) and self.keep == 1)
 
     def schedule(self, num_layers: int) -> tuple[int, ...]:
-        return resolve_layers(None if self.layer is None else (self.layer,), (_LAYER,), _DEPTH, num_layers)
+        return resolve_layer(self.layer, _LAYER, _DEPTH, num_layers)
 
     def watch(self, num_layers: int) -> Watch:
         return Watch(attention=(self.schedule(num_layers)[0] - 1,))

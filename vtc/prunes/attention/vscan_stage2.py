@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from vtc.method import fields
-from vtc.method.base import resolve_layers
+from vtc.method.base import resolve_layer
 from vtc.method.budget import Keep
 from vtc.method.prune import Memory, Prune, Rows, Watch
 from vtc.method.registry import register
@@ -45,7 +45,7 @@ class VScanStage2(Prune):
             fields.check_int("layer", self.layer, "give a decoder layer from 1 on, or None for half of the depth", 1)
 
     def schedule(self, num_layers: int) -> tuple[int, ...]:
-        return resolve_layers(None if self.layer is None else (self.layer,), (_LAYER,), _DEPTH, num_layers)
+        return resolve_layer(self.layer, _LAYER, _DEPTH, num_layers)
 
     def watch(self, num_layers: int) -> Watch:
         return Watch(probe=True)

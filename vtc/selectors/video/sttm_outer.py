@@ -1,7 +1,6 @@
 """STTM on the embeddings: a quadtree over each frame of a video, then merging over time (arXiv 2507.07990)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
@@ -15,7 +14,7 @@ from vtc.selectors.video.videos import Video, VideoSelector
 
 @register("sttm_outer")
 @dataclass
-class STTMOuter(VideoSelector):
+class STTMOuter(Rule, VideoSelector):
     """Merge, in front of the decoder, what is alike in each frame of a video, and then from frame to frame.
 
     The K = 0 of the paper: what `sttm` does with the hidden states of a later layer, done with the embeddings, as for
@@ -34,9 +33,6 @@ class STTMOuter(VideoSelector):
         components: whether all nodes that pairs over time connect become one; False: as released, which stops early.
     """
 
-    signals: ClassVar[tuple[str, ...]] = ("merging", "time")
-    may_adapt: ClassVar[bool] = True
-    keep = None
     tau_s: float = 0.94
     tau_t: float | None = 0.82
     root: int = 1
@@ -47,16 +43,11 @@ class STTMOuter(VideoSelector):
 
     def __post_init__(self) -> None:
         fields.check_choices(self)
-        Rule.of(self)
-
-    @property
-    def adaptive(self) -> bool:
-        """Whether the video decides: without a tree and merging over time all tokens stay."""
-        return Rule.of(self).merges
+        self.check()
 
     def choose(self, video: Video) -> Reduction:
         grids = video.features[0].unflatten(1, (video.height, video.width))
-        merged = merge_video(grids, Rule.of(self))
+        merged = merge_video(grids, self)
         cells = torch.arange(len(merged.into), device=merged.into.device)
         stays = merged.into == cells
         target = (stays.cumsum(0) - 1)[merged.into]

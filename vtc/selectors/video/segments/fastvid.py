@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 from itertools import chain
 from numbers import Integral
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from vtc.method import budget, fields
+from vtc.method import fields
 from vtc.method.base import Positions
 from vtc.method.budget import Keep
 from vtc.method.reduction import Reduction
@@ -79,7 +79,6 @@ class FastVID(VideoSelector):
     positions: Positions = field(default="original", kw_only=True)  # type: ignore[misc]
 
     def __post_init__(self) -> None:
-        budget.check_keep(self.keep)
         super().__post_init__()
         fields.check_int("segments", self.segments, "give the published 8, or 1 to cut by tau alone", 1)
         fields.check_share("tau", self.tau, "give a cosine such as 0.9")
@@ -87,7 +86,6 @@ class FastVID(VideoSelector):
         fields.check_int("distance", self.distance, "give the published 4, or 1 to make every frame an anchor", 1)
         fields.check_share("beta", self.beta, "give a weight such as 0.6")
         fields.check_share("ignore", self.ignore, "give a cosine such as 0.95")
-        fields.check_one_of("variant", self.variant, get_args(Variant), "or give None for that of the model's family")
 
     def needs(self, parts: Parts) -> Needs:
         return Needs(received=(parts.block(parts.feature_layer, self.name),))

@@ -83,7 +83,6 @@ class FlashVID(VideoSelector):
     layer: int | None = None
 
     def __post_init__(self) -> None:
-        budget.check_keep(self.keep)
         super().__post_init__()
         if self.expansion is not None:
             way_out = "give how many times keep the outer stage leaves, such as 1.25, or None"
@@ -96,7 +95,6 @@ class FlashVID(VideoSelector):
         fields.check_share("tau", self.tau, "give a cosine such as 0.9")
         if self.segments is not None:
             fields.check_int("segments", self.segments, "give the least number of segments, such as 8, or None", 1)
-        fields.check_one_of("selection", self.selection, [*VERSIONS], "or give None for that of the model's family")
         fields.check_bool("inner", self.inner)
         budget.check_keep(self.inner_keep, "inner_keep")
         self._second()
